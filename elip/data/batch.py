@@ -1,0 +1,104 @@
+"""What flows from the data to the model: one batch, and what a task asks of it.
+
+Shape legend: B batch, I images an example, F false images or texts, L text length, S image size
+in pixels, A answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["caption", "question", "pair", "entailment", "statement"]
+"""What an example is: an image with captions; a question with soft answers about an image; a
+true-or-false sentence about two images; premise and hypothesis about an image in three classes; a
+true-or-false sentence about one image."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task asks of the data.
+
+    Attributes:
+        kind: The kind of example.
+        masked: Whether a copy of the text with masked words is wanted.
+        false_images: F, how many images drawn from other examples go with each example.
+        false_texts: F, how many texts drawn from other examples go with each example.
+        every_text: One example per text (True), or one per image with a text drawn for it.
+    """
+
+    kind: Kind
+    masked: bool = False
+    false_images: int = 0
+    false_texts: int = 0
+    every_text: bool = True
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Tokenized text.
+
+    Attributes:
+        ids: [..., L] int64.
+        mask: [..., L] bool, True where there is a real token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, as the loader makes it and every task reads it.
+
+    Attributes:
+        images: [B,I,3,S,S] uint8, resized and cropped, not yet normalised.
+        text: [B,L] ids and mask.
+        strings: The B texts as they were read.
+        example: [B] int64, position in the dataset; joins predictions with examples.
+        image_id: [B] int64, which image (row) an example shows.
+        masked: The text with masked words, when asked for: [B,L].
+        masked_labels: [B,L] int64, the true id at masked places and -100 elsewhere.
+        false_images: [B,F,3,S,S] uint8.
+        false_text: [B,F,L].
+        target: [B] int64 class, or [B,A] float32 soft answers; None where there is no truth.
+        keys: B identifiers of the examples as the dataset calls them (question ids, for instance).
+    """
+
+    images: Tensor
+    text: TextBatch
+    strings: tuple[str, ...]
+    example: Tensor
+    image_id: Tensor
+    masked: TextBatch | None = None
+    masked_labels: Tensor | None = None
+    false_images: Tensor | None = None
+    false_text: TextBatch | None = None
+    target: Tensor | None = None
+    keys: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.example)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch with every tensor on ``device``."""
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in pinned memory (the data loader calls this)."""
+        return _map(self, Tensor.pin_memory)
+
+
+def _map(part: Any, function: Any) -> Any:
+    changed = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = function(value)
+        elif isinstance(value, TextBatch):
+            changed[field.name] = _map(value, function)
+    return replace(part, **changed)

@@ -1,0 +1,1 @@
+"""METER: image encoder with reduction, text encoder, co-attention fusion, heads."""

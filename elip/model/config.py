@@ -1,0 +1,179 @@
+"""The sizes of a METER model, and the named presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Literal
+
+Preset = Literal["tiny", "clip16_roberta"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Everything that fixes the shape of a METER model.
+
+    Attributes:
+        image_encoder: ``vit`` for a ViT of the sizes below in CLIP's layout (pre-norm, quick-GELU,
+            bias-free patch convolution), or the name of any timm `VisionTransformer`.
+        image_size: Pixels a side; a multiple of the patch size.
+        patch_size: Pixels a side of a patch (``vit`` only; otherwise the named model's).
+        image_width: Width of the image tokens (``vit`` only).
+        image_blocks: Blocks that run. None with a named model runs all but the last, as METER does.
+        image_heads: Attention heads (``vit`` only).
+        pixels: Mean and standard deviation that pixels are normalised by.
+        text_encoder: ``roberta`` or ``bert`` for an encoder of the sizes below; or
+            ``roberta-base``, ``roberta-large``, ``bert-base-uncased`` for theirs; or a folder with
+            a transformers configuration.
+        vocab_size: Number of word pieces; None takes the tokenizer's.
+        max_text_len: L, tokens a text is cut or padded to, special tokens included.
+        text_width, text_layers, text_heads: Sizes of ``roberta`` and ``bert``.
+        fusion_width, fusion_layers, fusion_heads: Sizes of the co-attention fusion, a side.
+        dropout: Dropout of text encoder and fusion, in [0, 1).
+    """
+
+    image_encoder: str
+    image_size: int
+    patch_size: int
+    image_width: int
+    image_blocks: int | None
+    image_heads: int
+    pixels: Literal["clip", "imagenet"]
+    text_encoder: str
+    vocab_size: int | None
+    max_text_len: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    fusion_width: int
+    fusion_layers: int
+    fusion_heads: int
+    dropout: float
+
+
+PRESETS: dict[str, Sizes] = {
+    "tiny": Sizes(
+        image_encoder="vit",
+        image_size=64,
+        patch_size=8,
+        image_width=128,
+        image_blocks=6,
+        image_heads=4,
+        pixels="clip",
+        text_encoder="roberta",
+        vocab_size=None,
+        max_text_len=20,
+        text_width=128,
+        text_layers=2,
+        text_heads=4,
+        fusion_width=128,
+        fusion_layers=2,
+        fusion_heads=4,
+        dropout=0.0,
+    ),
+    # Dou et al., An Empirical Study of Training End-to-End Vision-and-Language Transformers, 2022,
+    # arXiv:2111.02387: CLIP ViT-B/16 and RoBERTa-base, six co-attention layers a side.
+    "clip16_roberta": Sizes(
+        image_encoder="vit_base_patch16_clip_quickgelu_224.openai",
+        image_size=288,
+        patch_size=16,
+        image_width=768,
+        image_blocks=11,
+        image_heads=12,
+        pixels="clip",
+        text_encoder="roberta-base",
+        vocab_size=None,
+        max_text_len=50,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+        fusion_width=768,
+        fusion_layers=6,
+        fusion_heads=12,
+        dropout=0.1,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MeterConfig:
+    """A preset and what differs from it. None means: as the preset has it.
+
+    Args:
+        preset: ``tiny`` trains on a laptop's CPU; ``clip16_roberta`` is the published model.
+        image_encoder: ``vit`` or the name of a timm `VisionTransformer`.
+        image_size: Pixels a side.
+        patch_size: Pixels a side of a patch (``vit`` only).
+        image_width: Width of the image tokens (``vit`` only).
+        image_blocks: Blocks of the image encoder that run.
+        image_heads: Attention heads of the image encoder (``vit`` only).
+        pixels: Normalisation of pixels, ``clip`` or ``imagenet``.
+        text_encoder: ``roberta``, ``bert``, ``roberta-base``, ``roberta-large``,
+            ``bert-base-uncased`` or a folder.
+        vocab_size: Number of word pieces.
+        max_text_len: Tokens a text is cut or padded to.
+        text_width: Width of the text encoder (``roberta`` and ``bert`` only).
+        text_layers: Layers of the text encoder (``roberta`` and ``bert`` only).
+        text_heads: Attention heads of the text encoder (``roberta`` and ``bert`` only).
+        fusion_width: Width of the fusion.
+        fusion_layers: Co-attention layers a side.
+        fusion_heads: Attention heads of the fusion.
+        dropout: Dropout of text encoder and fusion.
+    """
+
+    preset: Preset = "tiny"
+    image_encoder: str | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    image_width: int | None = None
+    image_blocks: int | None = None
+    image_heads: int | None = None
+    pixels: Literal["clip", "imagenet"] | None = None
+    text_encoder: str | None = None
+    vocab_size: int | None = None
+    max_text_len: int | None = None
+    text_width: int | None = None
+    text_layers: int | None = None
+    text_heads: int | None = None
+    fusion_width: int | None = None
+    fusion_layers: int | None = None
+    fusion_heads: int | None = None
+    dropout: float | None = None
+
+    def resolve(self) -> Sizes:
+        """Return the preset with the differences applied.
+
+        Raises:
+            ValueError: The preset is unknown, or sizes do not fit each other.
+        """
+        if self.preset not in PRESETS:
+            near = get_close_matches(self.preset, PRESETS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"No preset {self.preset!r}; there are {sorted(PRESETS)}.{hint}")
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        del given["preset"]
+        base = PRESETS[self.preset]
+        if given.get("image_encoder", base.image_encoder) != base.image_encoder:
+            base = replace(base, image_blocks=None)
+        sizes = replace(base, **given)
+        _check(sizes)
+        return sizes
+
+
+def _check(sizes: Sizes) -> None:
+    for field in fields(sizes):
+        value = getattr(sizes, field.name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{field.name} is {value}; it must be at least 1.")
+    if not 0 <= sizes.dropout < 1:
+        raise ValueError(f"dropout is {sizes.dropout}; it must be at least 0 and below 1.")
+    if sizes.image_encoder == "vit" and sizes.image_size % sizes.patch_size:
+        raise ValueError(
+            f"image_size {sizes.image_size} is not a multiple of patch_size {sizes.patch_size}."
+        )
+    if sizes.image_encoder == "vit" and sizes.image_blocks is None:
+        raise ValueError("image_encoder 'vit' needs image_blocks, the number of blocks to run.")
+    for part in ("image", "text", "fusion"):
+        width, heads = getattr(sizes, f"{part}_width"), getattr(sizes, f"{part}_heads")
+        if width % heads:
+            raise ValueError(f"{part}_width {width} is not a multiple of {part}_heads {heads}.")

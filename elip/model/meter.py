@@ -1,0 +1,193 @@
+"""METER: image encoder with reduction, text encoder, co-attention fusion, poolers.
+
+Source: Dou et al., An Empirical Study of Training End-to-End Vision-and-Language Transformers,
+CVPR 2022, arXiv:2111.02387. Shape legend: B batch, L text length, N image tokens, D image width,
+W fusion width, S image size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from elip.data.batch import TextBatch
+from elip.model.config import Sizes
+from elip.model.fusion import Fusion, Pooler, Read
+from elip.model.image_encoder import EncodedImage, ImageEncoder
+from elip.model.text_encoder import TextEncoder, text_config
+from elip.schedule import Schedule
+from reducers.contract import Reducer, Text
+
+# Pixel statistics in [0, 1]: CLIP (Radford et al., 2021, arXiv:2103.00020) and ImageNet.
+_PIXELS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What the fusion gives to a head.
+
+    Attributes:
+        text: [B,L,W] (or [B,1,W] when only CLS was read).
+        image: [B,1+N,W] (or [B,1,W]); None when it was not read.
+        pooled: [B,2W], pooled text CLS then pooled image CLS; None when only text was read.
+    """
+
+    text: Tensor
+    image: Tensor | None
+    pooled: Tensor | None
+
+
+class Meter(nn.Module):
+    """The one fixed model.
+
+    Args:
+        sizes: All sizes.
+        reducer: The token reducer, or None for no reduction.
+        schedule: When it acts and how many tokens it leaves.
+        vocab_size: The tokenizer's number of word pieces; ``sizes.vocab_size`` takes precedence.
+
+    Raises:
+        ValueError: Sizes, schedule and reducer do not fit each other; the message says which.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        reducer: Reducer | None = None,
+        schedule: Schedule | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.width = width = sizes.fusion_width
+        self.text = TextEncoder(text_config(sizes, vocab_size))
+        vit = build_vit(sizes)
+        self.image = ImageEncoder(vit, reducer, schedule or Schedule(), self.text.width)
+        self.text_projection = nn.Linear(self.text.width, width)
+        self.image_projection = nn.Linear(self.image.width, width)
+        # Row 0 text, row 1 the image, row 2 the second image of a pair.
+        self.token_types = nn.Embedding(3, width)
+        self.fusion = Fusion(width, sizes.fusion_layers, sizes.fusion_heads, sizes.dropout)
+        self.text_pooler = Pooler(width)
+        self.image_pooler = Pooler(width)
+        mean, std = _PIXELS[sizes.pixels]
+        self.pixel_mean = nn.Buffer(torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.pixel_std = nn.Buffer(torch.tensor(std).view(3, 1, 1), persistent=False)
+        for module in (
+            self.text_projection, self.image_projection, self.token_types, self.fusion,
+            self.text_pooler, self.image_pooler,
+        ):  # fmt: skip
+            module.apply(initialise)
+
+    def encode_text(self, text: TextBatch) -> Text:
+        """Encode [B,L] token ids to [B,L,Dt] tokens, before the projection."""
+        encoded: Text = self.text(text)
+        return encoded
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 pixels [B,3,S,S] into normalised floats; floats pass as they are."""
+        if images.is_floating_point():
+            return images
+        dtype = self.pixel_mean.dtype
+        return (images.to(dtype) / 255 - self.pixel_mean) / self.pixel_std
+
+    def encode_image(
+        self, images: Tensor, text: Text | None = None, seeds: Tensor | None = None
+    ) -> EncodedImage:
+        """Encode images [B,3,S,S] (uint8, or normalised float), reducing tokens on the way.
+
+        Args:
+            images: The images.
+            text: Their encoded texts, for reducers that look at them.
+            seeds: [B] int64, one seed an example, for reducers that draw at random.
+        """
+        encoded: EncodedImage = self.image(self.normalise(images), text, seeds)
+        return encoded
+
+    def fuse(self, text: Text, image: EncodedImage, read: Read, image_type: int = 1) -> Fused:
+        """Fuse an encoded text and an encoded image.
+
+        Args:
+            text: [B,L,Dt].
+            image: [B,1+N,D].
+            read: What the head reads.
+            image_type: Token type of the image: 1, or 2 for the second image of a pair.
+        """
+        texts = self.text_projection(text.tokens) + self.token_types.weight[0]
+        images = self.image_projection(image.tokens) + self.token_types.weight[image_type]
+        texts, fused = self.fusion(texts, images, text.mask, image.mask, read)
+        pooled = None
+        if fused is not None:
+            pooled = torch.cat([self.text_pooler(texts), self.image_pooler(fused)], dim=-1)
+        return Fused(texts, fused, pooled)
+
+    def forward(
+        self,
+        images: Tensor,
+        text: TextBatch,
+        read: Read = "pooled",
+        seeds: Tensor | None = None,
+    ) -> Fused:
+        """Encode and fuse one batch of image-text pairs: text first, as it may steer the reducer."""
+        encoded = self.encode_text(text)
+        return self.fuse(encoded, self.encode_image(images, encoded, seeds), read)
+
+
+def build_vit(sizes: Sizes) -> VisionTransformer:
+    """Build the vision transformer with random weights.
+
+    Raises:
+        ValueError: The named timm model is unknown or not a `VisionTransformer` with CLS.
+    """
+    if sizes.image_encoder == "vit":
+        return VisionTransformer(
+            img_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            embed_dim=sizes.image_width,
+            depth=sizes.image_blocks or 0,
+            num_heads=sizes.image_heads,
+            num_classes=0,
+            global_pool="",
+            pre_norm=True,
+            act_layer="quick_gelu",
+            norm_layer=partial(nn.LayerNorm, eps=1e-5),
+        )
+    name = sizes.image_encoder
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        hint = f" Near it: {near}." if near else ""
+        raise ValueError(f"image_encoder {name!r} is neither 'vit' nor a timm model.{hint}")
+    depth = sizes.image_blocks
+    if depth is None:
+        with torch.device("meta"):
+            depth = len(timm.create_model(name, pretrained=False).blocks) - 1
+    vit = timm.create_model(
+        name,
+        pretrained=False,
+        img_size=sizes.image_size,
+        num_classes=0,
+        depth=depth,
+        global_pool="",
+    )
+    if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1:
+        raise ValueError(
+            f"image_encoder {name!r} is a {type(vit).__name__}; METER needs a timm "
+            "VisionTransformer with one CLS token and no register tokens."
+        )
+    return vit
+
+
+def initialise(module: nn.Module) -> None:
+    """Start linear and embedding weights at N(0, 0.02), biases at 0 (as BERT and METER do)."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,33 @@
+"""The shelf: vision-token reducers, one file each, found by themselves.
+
+A new file in this folder that defines a `Reducer` joins the command line, the grids, the contract
+tests, the tables and the plots. A reducer in another package is named by its import path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+from reducers.contract import Host, Probe, Reduced, Reducer, Signal, Signals, Text
+
+__all__ = ["Host", "Probe", "Reduced", "Reducer", "Signal", "Signals", "Text", "shelf"]
+
+
+def shelf() -> dict[str, type[Reducer]]:
+    """Return every reducer of this package by class name, in alphabetical order."""
+    found: dict[str, type[Reducer]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("_"):
+            continue
+        members = vars(importlib.import_module(f"{__name__}.{module.name}"))
+        for name, member in members.items():
+            if (
+                inspect.isclass(member)
+                and issubclass(member, Reducer)
+                and not inspect.isabstract(member)
+                and member.__module__ == f"{__name__}.{module.name}"
+            ):
+                found[name] = member
+    return dict(sorted(found.items()))

@@ -1,0 +1,24 @@
+"""No reduction: the upper end of the scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducers.contract import Acts, Reduced, Reducer, Signals
+
+
+class Identity(Reducer):
+    """Keep every patch token.
+
+    Source: METER itself (Dou et al., 2022, arXiv:2111.02387).
+    Differs: not at all.
+    """
+
+    acts: Acts = "never"
+    family = "baseline"
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Return the tokens as they are; the encoder never asks for it."""
+        batch, count, _ = patches.shape
+        return Reduced(patches, torch.arange(count, device=patches.device).expand(batch, count))

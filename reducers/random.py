@@ -1,0 +1,54 @@
+"""Random choice: the lower end of the scale, which every method must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducers.contract import Reduced, Reducer, Signals
+from reducers.tokens import assignment_of_kept, gather_tokens, top_indices
+
+
+class Random(Reducer):
+    """Keep a uniformly random subset of the patch tokens, in their original order.
+
+    Each token gets the score ``frac(sin(a * seed + b * (layer + 1) + c * index) * 43758.5453)``
+    in float64, a cheap hash with no state: the same example under the same seed keeps the same
+    tokens in whatever batch it comes.
+
+    Source: the usual control of the field, for instance Rao et al., 2021, arXiv:2106.02034,
+    figure 5.
+    Differs: not at all.
+
+    Args:
+        seed: Another seed draws another subset.
+    """
+
+    family = "baseline"
+    equivariant = False
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Keep ``num_keep`` random patches."""
+        count = patches.shape[1]
+        index = torch.arange(count, device=patches.device, dtype=torch.int64)
+        state = (signals.seeds + 1_000_003 * self.seed)[:, None] * 64 + signals.layer
+        scores = hash_uniform(state * 8191 + index)
+        kept = top_indices(scores, num_keep).sort(dim=1).values
+        return Reduced(gather_tokens(patches, kept), assignment_of_kept(kept, count))
+
+
+def hash_uniform(state: Tensor) -> Tensor:
+    """Map int64 states to numbers in [0, 1) that look independent and uniform.
+
+    The mixing function is SplitMix64's (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195),
+    with the arithmetic shifts masked to act as logical ones.
+    """
+    state = state * -7046029254386353131
+    state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    state = state ^ ((state >> 31) & 0x1FFFFFFFF)
+    return (state & 0xFFFFFF).to(torch.float32) / 2**24
