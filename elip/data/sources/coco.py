@@ -1,0 +1,22 @@
+"""COCO captions (Lin et al., 2014, arXiv:1405.0312) in Karpathy and Fei-Fei's splits (2015)."""
+
+from __future__ import annotations
+
+from elip.data.sources.base import Source, View
+
+_TRAIN = ("coco_caption_karpathy_train.arrow", "coco_caption_karpathy_restval.arrow")
+_VAL = ("coco_caption_karpathy_val.arrow",)
+_TEST = ("coco_caption_karpathy_test.arrow",)
+
+
+class Coco(Source):
+    """COCO captions: five per image, 113k training images."""
+
+    name = "coco"
+    views = {
+        "caption": View(
+            splits={"train": {"train": _TRAIN}, "val": {"val": _VAL}, "test": {"test": _TEST}},
+            official={"train": {"train": _TRAIN}, "val": {"test": _TEST}, "test": {"test": _TEST}},
+            distinct=True,
+        )
+    }

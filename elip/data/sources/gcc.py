@@ -1,0 +1,23 @@
+"""Conceptual Captions, 3 million (Sharma et al., 2018, ACL)."""
+
+from __future__ import annotations
+
+from elip.data.sources.base import Source, View
+
+_TRAIN = ("conceptual_caption_train_*.arrow",)
+
+
+class ConceptualCaptions(Source):
+    """Conceptual Captions: one web caption per image."""
+
+    name = "gcc"
+    views = {
+        "caption": View(
+            splits={
+                "train": {"train": _TRAIN},
+                "val": {"val": ("conceptual_caption_val_*.arrow",)},
+            },
+            official={"train": {"train": _TRAIN}},
+            distinct=True,
+        )
+    }

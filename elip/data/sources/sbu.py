@@ -1,0 +1,12 @@
+"""SBU captions (Ordonez et al., 2011, NeurIPS)."""
+
+from __future__ import annotations
+
+from elip.data.sources.base import Source, View
+
+
+class Sbu(Source):
+    """SBU captions: one caption per image, for training only."""
+
+    name = "sbu"
+    views = {"caption": View(splits={"train": {"train": ("sbu_*.arrow",)}}, distinct=True)}
