@@ -43,6 +43,7 @@ class EncodedImage:
         block: The block that comes next.
         sizes: [B,N] float, how many original patches each token stands for.
         origin: [B,P] int64, the token that stands for each original patch, or -1.
+        seeds: [B] int64, one seed an example, for reducers that draw at random.
         mask: [B,1+N] bool, True at tokens; None when all are.
         stages: The reductions so far.
         entering: Patch tokens that entered each block so far.
@@ -53,10 +54,26 @@ class EncodedImage:
     block: int
     sizes: Tensor
     origin: Tensor
+    seeds: Tensor
     mask: Tensor | None = None
     stages: tuple[Stage, ...] = ()
     entering: tuple[int, ...] = ()
     loss: Tensor | None = None
+
+    def rows(self, index: Tensor | slice) -> EncodedImage:
+        """Return the images at ``index``, which may repeat: one image then meets several texts."""
+        return replace(
+            self,
+            tokens=self.tokens[index],
+            sizes=self.sizes[index],
+            origin=self.origin[index],
+            seeds=self.seeds[index],
+            mask=None if self.mask is None else self.mask[index],
+            stages=tuple(
+                Stage(stage.layer, stage.assignment[index], stage.origin[index])
+                for stage in self.stages
+            ),
+        )
 
 
 class Probe(nn.Module):
@@ -162,51 +179,59 @@ class ImageEncoder(nn.Module):
             text: The encoded text, for reducers that look at it.
             seeds: [B] int64, one seed an example, for reducers that draw at random.
         """
-        return self.finish(self.begin(pixels), text, seeds)
+        return self.finish(self.begin(pixels, seeds), text)
 
-    def begin(self, pixels: Tensor) -> EncodedImage:
-        """Run what does not depend on the text: all blocks before the first reduction layer."""
+    def begin(self, pixels: Tensor, seeds: Tensor | None = None) -> EncodedImage:
+        """Run what does not depend on the text, so that it can be shared between texts.
+
+        That is all blocks before the first reduction layer where the reducer looks at the text,
+        and everything where it does not.
+        """
         tokens = self.vit.patch_embed(pixels)
         tokens = self.vit.norm_pre(self.vit._pos_embed(tokens))
         batch, patches = tokens.shape[0], self.num_patches
+        if seeds is None:
+            seeds = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
         image = EncodedImage(
             tokens=tokens,
             block=0,
             sizes=tokens.new_ones(batch, patches),
             origin=torch.arange(patches, device=tokens.device).expand(batch, patches),
+            seeds=seeds,
         )
-        first = self.layers[0] if self.layers else self.num_blocks
-        for _ in range(first):
-            image = self._block(image, None, None)
-        return image
+        return self._run(image, None, self.layers[0] if self.reads_text else self.num_blocks)
 
-    def finish(
-        self, image: EncodedImage, text: Text | None = None, seeds: Tensor | None = None
-    ) -> EncodedImage:
-        """Run the remaining blocks and the final norm.
+    def finish(self, image: EncodedImage, text: Text | None = None) -> EncodedImage:
+        """Run what `begin` left.
 
         Raises:
             ValueError: The reducer looks at the text and none was given.
         """
         if self.reads_text and text is None:
             raise ValueError(f"{type(self.reducer).__name__} looks at the text; none was given.")
-        while image.block < self.num_blocks:
-            image = self._block(image, text, seeds)
-        return replace(image, tokens=self.vit.norm(image.tokens))
+        return self._run(image, text, self.num_blocks)
 
-    def _block(self, image: EncodedImage, text: Text | None, seeds: Tensor | None) -> EncodedImage:
+    def _run(self, image: EncodedImage, text: Text | None, end: int) -> EncodedImage:
+        """Run the blocks up to ``end``, and the final norm behind the last."""
+        for _ in range(image.block, end):
+            image = self._block(image, text)
+            if image.block == self.num_blocks:
+                image = replace(image, tokens=self.vit.norm(image.tokens))
+        return image
+
+    def _block(self, image: EncodedImage, text: Text | None) -> EncodedImage:
         block, layer = self.vit.blocks[image.block], image.block
         reducing = self.plan.keep.get(layer, image.sizes.shape[1]) < image.sizes.shape[1]
         before = reducing and self.reducer is not None and self.reducer.acts == "before_block"
         if before:
-            image = self._reduce(image, text, seeds, None)
+            image = self._reduce(image, text, None)
         entering = (*image.entering, image.sizes.shape[1])
         if before or not reducing:
             tokens = block(image.tokens, attn_mask=self._bias(image))
             return replace(image, tokens=tokens, block=layer + 1, entering=entering)
         attended, heads = self._attend(block, image)
         image = replace(image, tokens=image.tokens + block.drop_path1(block.ls1(attended)))
-        image = self._reduce(image, text, seeds, heads)
+        image = self._reduce(image, text, heads)
         tokens = image.tokens
         tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
         return replace(image, tokens=tokens, block=layer + 1, entering=entering)
@@ -242,13 +267,12 @@ class ImageEncoder(nn.Module):
         self,
         image: EncodedImage,
         text: Text | None,
-        seeds: Tensor | None,
         heads: tuple[Tensor, Tensor, Tensor] | None,
     ) -> EncodedImage:
         assert self.reducer is not None
         num_keep = self.plan.keep[image.block]
         patches = image.tokens[:, 1:]
-        signals = self._signals(image, text, seeds, heads)
+        signals = self._signals(image, text, heads)
         reduced = self.reducer(patches, num_keep, signals)
         self._check(reduced, patches, num_keep)
         went = reduced.assignment.clamp(min=0)
@@ -276,7 +300,6 @@ class ImageEncoder(nn.Module):
         self,
         image: EncodedImage,
         text: Text | None,
-        seeds: Tensor | None,
         heads: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Signals:
         assert self.reducer is not None
@@ -296,14 +319,12 @@ class ImageEncoder(nn.Module):
                 attention = _cls_row(query[:, :, :1], key, block.attn.scale, bias)
         elif "cls_attention" in needs:
             attention = probe(cls, image.tokens[:, 1:], 1)
-        if seeds is None:
-            seeds = torch.zeros(len(cls), dtype=torch.int64, device=cls.device)
         return Signals(
             cls=cls,
             stage=len(image.stages),
             layer=layer,
             grid=self.grid,
-            seeds=seeds,
+            seeds=image.seeds,
             cls_attention=attention,
             keys=keys if "keys" in needs else None,
             values=values if "values" in needs else None,
