@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.data.batch import Batch, Needs
+from elip.model.image_encoder import EncodedImage
 from elip.model.meter import Meter
+from reducers.contract import Text
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,15 @@ class Evaluator(ABC):
     @abstractmethod
     def compute(self, meter: Meter) -> dict[str, float]:
         """Return the scores over everything taken, over all processes. Names carry no split."""
+
+    @abstractmethod
+    def chance(self, meter: Meter) -> dict[str, float]:
+        """Return the scores of guessing on everything taken, over all processes.
+
+        Guessing means: at random where the classes are balanced by construction, otherwise the one
+        answer that scores best on this very data. The names are those of `compute`; a score for
+        which guessing is not defined is left out.
+        """
 
 
 class Task(nn.Module, ABC):
@@ -65,10 +79,63 @@ class Task(nn.Module, ABC):
         """Return a fresh evaluator for one split."""
 
     @abstractmethod
-    def chance(self, targets: Tensor | None, num_examples: int) -> dict[str, float]:
-        """Return the scores of guessing, under the names that the evaluator uses.
+    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
+        """Return one row of plain values an example; runs in eval mode without gradient.
 
-        Args:
-            targets: The split's targets as in `Batch.target`, where it has any.
-            num_examples: Number of examples in the split.
+        Each row has ``example``, ``key``, ``image_id`` and ``text``, then what the task predicts.
         """
+
+
+def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
+    """Encode images [B,3,S,S] as far as no text can change them, under seeds of their own.
+
+    Finish with `finish_images`, for as many texts an image as a task has.
+
+    Args:
+        meter: The model.
+        images: uint8, or normalised float.
+        training: Whether random reducers draw anew at every step; otherwise what they draw is a
+            function of the pixels alone, in whatever batch, order or process an image comes.
+    """
+    seeds = _checksums(images)
+    if training:
+        seeds = seeds + torch.randint(2**62, (1,), device=images.device)
+    return meter.image.begin(meter.normalise(images), seeds)
+
+
+def finish_images(
+    meter: Meter, begun: EncodedImage, rows: Tensor | slice, text: Text
+) -> EncodedImage:
+    """Finish the images at ``rows``, each beside its text: one row of ``text`` for each of them."""
+    return meter.image.finish(begun.rows(rows), text)
+
+
+def with_reducer_loss(loss: Loss, *images: EncodedImage) -> Loss:
+    """Add the auxiliary loss of the reducer, for reducers that have one."""
+    # Where the reducer is blind to the text, several passes share one encoding and one loss.
+    own = {id(image.loss): image.loss for image in images if image.loss is not None}
+    if not own:
+        return loss
+    extra = torch.stack(list(own.values())).sum()
+    return Loss(loss.total + extra, {**loss.parts, "reducer": extra.detach()})
+
+
+def prediction_rows(batch: Batch, **columns: Tensor) -> list[dict[str, Any]]:
+    """Return one row an example: what names it, and its entry of each column [B]."""
+    named: dict[str, list[Any]] = {
+        "example": batch.example.tolist(),
+        "key": list(batch.keys) or [""] * len(batch),
+        "image_id": batch.image_id.tolist(),
+        "text": list(batch.strings),
+    }
+    named |= {name: column.tolist() for name, column in columns.items()}
+    rows = zip(*named.values(), strict=True)
+    return [dict(zip(named, values, strict=True)) for values in rows]
+
+
+def _checksums(images: Tensor) -> Tensor:
+    """Return one int64 an image, a checksum of its pixels: sum of 8-byte words by odd weights."""
+    flat = images.detach().flatten(1).contiguous().view(torch.uint8)
+    words = F.pad(flat, (0, -flat.shape[1] % 8)).contiguous().view(torch.int64)
+    place = torch.arange(words.shape[1], device=images.device) * 2 + 1
+    return (words * (place * -7046029254386353131 | 1)).sum(dim=1)
