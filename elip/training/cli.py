@@ -1,0 +1,156 @@
+"""The command line: ``fit``, ``validate``, ``test``, ``predict`` on a typed configuration."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from elip.data.module import DataModule
+from elip.data.sources import sources
+from elip.tasks import tasks
+from elip.training.directory import resolve_checkpoint, run_directory
+from elip.training.module import Experiment
+from elip.training.trainer import build_callbacks, build_loggers
+from reducers import shelf
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are one message, with the nearest valid names."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and what would be right, and end with status 2."""
+        lines = [_first_cause(message)]
+        for word in dict.fromkeys(_words(message)):
+            near = get_close_matches(word, self._known(), n=3, cutoff=0.6)
+            if near and word not in near:
+                lines.append(f"{word!r} is not known here; near it: {', '.join(near)}.")
+        if re.search(r"reducer", message) and "import path" in message:
+            lines.append(f"Reducers: {', '.join(shelf())}; or the import path of a class.")
+        elif re.search(r"\btask\b", message) and "import path" in message:
+            lines.append(f"Tasks: {', '.join(tasks())}; or the import path of a class.")
+        lines.append(f"See: python {Path(sys.argv[0]).name} fit --help")
+        sys.stderr.write("error: " + "\n  ".join(lines) + "\n")
+        raise SystemExit(2)
+
+    def _known(self) -> list[str]:
+        names = [*shelf(), *tasks(), *sources()]
+        parsers: list[Any] = [self, *(getattr(self, "_subparsers_by_name", {}) or {}).values()]
+        for parser in parsers:
+            for action in parser._actions:
+                names += [option.removeprefix("--") for option in action.option_strings]
+                names.append(action.dest)
+                names += list(action.choices or ()) if action.dest == "subcommand" else []
+        return sorted({name for name in names if name})
+
+
+def _first_cause(message: str) -> str:
+    """Return the message without jsonargparse's nested listings of every alternative tried."""
+    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
+    return "\n  ".join(lines[:12])
+
+
+def _words(message: str) -> Iterable[str]:
+    for quoted in re.findall(r"'([\w.\-]+)'|\"([\w.\-]+)\"|: ([\w.\-]+)$|path string: (\S+)", message):
+        for word in quoted:
+            if word:
+                yield word.removeprefix("--")
+    for option in re.findall(r"--([\w.]+)", message):
+        yield option
+
+
+class ExperimentCLI(LightningCLI):
+    """LightningCLI for METER with a reducer."""
+
+    run_dir: Path
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        shelf()  # importing the methods and tasks makes them choosable by class name
+        tasks()
+        super().__init__(
+            Experiment,
+            DataModule,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=Parser,
+            args=args,
+            run=run,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Tie together what the model, the data and the seed must agree on."""
+        parser.link_arguments(
+            "model.meter", "data.image_size", compute_fn=lambda meter: _sizes(meter).image_size
+        )
+        parser.link_arguments(
+            "model.meter", "data.max_text_len", compute_fn=lambda meter: _sizes(meter).max_text_len
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.num_answers", "model.num_answers", apply_on="instantiate")
+        parser.set_defaults({"trainer.use_distributed_sampler": False})
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was asked for.
+
+        LightningCLI would here overwrite it with the checkpoint's, so that a checkpoint tested
+        under another reducer would silently run its own.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run directory and the checkpoint before anything is built."""
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = str(Path("runs") / _config_name(config))
+        root = Path(config.trainer.default_root_dir)
+        asked = config.get("ckpt_path")
+        if asked is not None:
+            config.ckpt_path = resolve_checkpoint(asked, root)
+        self.run_dir = run_directory(root, self.subcommand, resumes=asked is not None)
+        config.trainer.default_root_dir = str(self.run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build the trainer with the run directory's loggers and the callbacks of every run."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = build_loggers(self.run_dir, self.subcommand)
+        self.trainer_defaults["callbacks"] = build_callbacks(
+            self.run_dir, self.subcommand, self._plain_config(), config.get("ckpt_path")
+        )
+        return super().instantiate_trainer(**kwargs)
+
+    def _plain_config(self) -> dict[str, Any]:
+        """Return the resolved configuration as plain values."""
+        self._dump_config()
+        plain: dict[str, Any] = self.config_dump
+        return plain
+
+
+def _sizes(meter: Any) -> Any:
+    from elip.model.config import MeterConfig
+
+    if isinstance(meter, Namespace):
+        meter = MeterConfig(**meter.as_dict())
+    return meter.resolve()
+
+
+def _config_name(config: Namespace) -> str:
+    files = [str(file) for file in config.get("config") or []]
+    return Path(files[-1]).stem if files else "run"
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line."""
+    ExperimentCLI(args)

@@ -1,0 +1,148 @@
+"""The Lightning module: one METER, one task, one reducer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from elip.data.batch import Batch
+from elip.model.config import MeterConfig
+from elip.model.meter import Meter
+from elip.schedule import Schedule
+from elip.tasks.base import Evaluator, Task
+from elip.training.optimization import Optimization, build_optimizer, build_schedule
+from elip.weights import load_image_weights, load_text_weights, load_weights
+from reducers.contract import Reducer
+
+log = logging.getLogger(__name__)
+
+
+class Experiment(LightningModule):
+    """METER with a reducer, trained and scored on a task.
+
+    Args:
+        task: What is learnt and measured.
+        reducer: The token reducer, by class name or import path. None is no reduction.
+        schedule: When tokens are dropped and how many are left.
+        meter: Sizes of the model.
+        optimization: Optimiser and learning rate.
+        weights: Start from these: a run directory, a checkpoint of ours, or a METER checkpoint.
+        image_weights: Image encoder to start from: an OpenAI CLIP archive, or a timm model name.
+        text_weights: Text encoder to start from: a transformers folder or hub name.
+        compile: Compile image encoder and fusion (about a minute a shape before it pays).
+        vocab_size: The tokenizer's number of word pieces; comes from the data.
+        num_answers: The number of answers that the data knows; comes from the data.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        reducer: Reducer | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008  (frozen)
+        meter: MeterConfig = MeterConfig(),  # noqa: B008  (frozen)
+        optimization: Optimization = Optimization(),  # noqa: B008  (frozen)
+        weights: str | None = None,
+        image_weights: str | None = None,
+        text_weights: str | None = None,
+        compile: bool = False,
+        vocab_size: int | None = None,
+        num_answers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.optimization = optimization
+        self.weights = weights
+        self.meter = Meter(meter.resolve(), reducer, schedule, vocab_size)
+        self.task = task
+        task.build(self.meter, num_answers)
+        self._load(weights, image_weights, text_weights)
+        if compile:
+            self.meter.image.compile()
+            self.meter.fusion.compile()
+        self._evaluators: list[Evaluator] = []
+        self.scores: dict[str, dict[str, float]] = {}
+
+    def _load(self, weights: str | None, image: str | None, text: str | None) -> None:
+        if image is not None:
+            log.info("%s", load_image_weights(self.meter, image))
+        if text is not None:
+            log.info("%s", load_text_weights(self.meter, text))
+        if weights is not None:
+            log.info("%s", load_weights(self, weights))
+
+    def configure_optimizers(self) -> Any:
+        """Make AdamW in METER's groups and its schedule, stepped every optimiser step."""
+        optimizer = build_optimizer(self, self.optimization)
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, num_steps, self.optimization)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch, without waiting where it is pinned."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        loss = self.task.loss(self.meter, batch)
+        self.log("train/loss", loss.total.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": part for name, part in loss.parts.items()})
+        return loss.total
+
+    def on_validation_epoch_start(self) -> None:
+        """Start one evaluator a split."""
+        self._start("validate")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Give a batch to its split's evaluator."""
+        self._evaluators[dataloader_idx].update(self.meter, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log each split's scores, and the mean main metric as ``val/main``."""
+        self._finish("validate", "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start one evaluator a split."""
+        self._start("test")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Give a batch to its split's evaluator."""
+        self._evaluators[dataloader_idx].update(self.meter, batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log each split's scores, and the mean main metric as ``test/main``."""
+        self._finish("test", "test")
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
+        """Return one plain row an example."""
+        return self.task.predict(self.meter, batch)
+
+    def _splits(self, stage: str) -> list[str]:
+        names: list[str] = self.trainer.datamodule.eval_names(stage)  # type: ignore[attr-defined]
+        return names
+
+    def _start(self, stage: str) -> None:
+        self._evaluators = [self.task.evaluator() for _ in self._splits(stage)]
+
+    def _finish(self, stage: str, prefix: str) -> None:
+        names = self._splits(stage)
+        self.scores = {
+            name: evaluator.compute(self.meter)
+            for name, evaluator in zip(names, self._evaluators, strict=True)
+        }
+        self._evaluators = []
+        for name, scores in self.scores.items():
+            middle = "" if len(names) == 1 else f"{name}/"
+            self.log_dict({f"{prefix}/{middle}{key}": value for key, value in scores.items()})
+        main = [scores[self.task.main_metric] for scores in self.scores.values()]
+        self.log(f"{prefix}/main", sum(main) / len(main), prog_bar=True)

@@ -1,0 +1,163 @@
+"""The optimiser of METER: AdamW, groups by ownership, warm-up and decay of the learning rate.
+
+Source: Dou et al., 2022, arXiv:2111.02387, section 4.1 and the official code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+Owner = Literal["backbone", "cross_modal", "head"]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the model is optimised.
+
+    Args:
+        learning_rate: Peak learning rate of the backbone (image and text encoder).
+        weight_decay: Decay of all parameters but biases and norms.
+        head_multiplier: Learning rate of the task's heads over that of the backbone.
+        cross_modal_multiplier: Learning rate of projections, token types, fusion and poolers over
+            that of the backbone.
+        warmup: Steps of linear warm-up; below 1 a share of all steps.
+        end_learning_rate: Learning rate of the backbone at the last step.
+        decay_power: Power of the polynomial decay, or ``cosine``.
+        betas: Of AdamW.
+        eps: Of AdamW.
+        grouping: ``ownership`` gives each parameter to the module that owns it; ``reference``
+            repeats the official code, where CLIP's norms and the classifiers' norms decay, and the
+            rank head and the token types train at the backbone's rate.
+    """
+
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    head_multiplier: float = 5.0
+    cross_modal_multiplier: float = 5.0
+    warmup: float = 0.1
+    end_learning_rate: float = 0.0
+    decay_power: float | Literal["cosine"] = 1.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    grouping: Literal["ownership", "reference"] = "ownership"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ValueError: A value is out of its range.
+        """
+        for name in ("learning_rate", "head_multiplier", "cross_modal_multiplier", "eps"):
+            if not (value := getattr(self, name)) > 0 or not math.isfinite(value):
+                raise ValueError(f"optimization.{name} is {value}; it must be a number above 0.")
+        for name in ("weight_decay", "warmup", "end_learning_rate"):
+            if not (value := getattr(self, name)) >= 0 or not math.isfinite(value):
+                raise ValueError(f"optimization.{name} is {value}; it must be at least 0.")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a parameter belongs: who owns it, and whether it decays."""
+
+    owner: Owner
+    decays: bool
+
+
+def placements(
+    module: nn.Module, grouping: Literal["ownership", "reference"]
+) -> dict[str, Placement]:
+    """Place every parameter of a module that has ``meter`` and ``task`` submodules.
+
+    Returns:
+        Parameter name -> placement. Frozen parameters are placed too.
+    """
+    places: dict[str, Placement] = {}
+    for module_name, owner_module in module.named_modules():
+        for parameter_name, _ in owner_module.named_parameters(recurse=False):
+            name = f"{module_name}.{parameter_name}" if module_name else parameter_name
+            is_norm = isinstance(owner_module, _NORMS)
+            is_bias = parameter_name.endswith("bias")
+            owner = _owner(name)
+            decays = not (is_norm or is_bias)
+            if grouping == "reference":
+                kept_norm = name.startswith(("meter.image.", "task.classifier."))
+                decays = not is_bias and (not is_norm or kept_norm)
+                if name.startswith(("task.rank.", "meter.token_types.")):
+                    owner = "backbone"
+            places[name] = Placement(owner, decays)
+    return places
+
+
+def _owner(name: str) -> Owner:
+    if name.startswith("task."):
+        return "head"
+    if name.startswith(("meter.image.", "meter.text.")):
+        return "backbone"
+    return "cross_modal"
+
+
+def build_optimizer(module: nn.Module, options: Optimization) -> AdamW:
+    """Make AdamW over the trainable parameters, in up to six groups."""
+    rates: dict[Owner, float] = {
+        "backbone": options.learning_rate,
+        "head": options.learning_rate * options.head_multiplier,
+        "cross_modal": options.learning_rate * options.cross_modal_multiplier,
+    }
+    places = placements(module, options.grouping)
+    members: dict[Placement, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            members.setdefault(places[name], []).append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "lr": rates[place.owner],
+            "weight_decay": options.weight_decay if place.decays else 0.0,
+            "name": f"{place.owner}{'' if place.decays else ' without decay'}",
+        }
+        for place, parameters in members.items()
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for ps in members.values() for p in ps)
+    return AdamW(
+        groups, lr=options.learning_rate, betas=options.betas, eps=options.eps, fused=fused
+    )
+
+
+def learning_rate_factor(step: int, num_steps: int, options: Optimization) -> float:
+    """Return the learning rate at an optimiser step as a share of its peak.
+
+    Linear from 0 over the warm-up; then ``(1 - e) r^p + e`` with r the share of steps that remain
+    and e the end rate over the peak rate; or half a cosine wave to 0.
+
+    Args:
+        step: 0-based.
+        num_steps: All steps of the run.
+        options: See `Optimization`.
+    """
+    warmup = options.warmup
+    warm = int(num_steps * warmup) if warmup < 1 else int(warmup)
+    if step < warm:
+        return step / max(1, warm)
+    rest = max(1, num_steps - warm)
+    if options.decay_power == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warm) / rest)))
+    end = options.end_learning_rate / options.learning_rate
+    remaining = max(0.0, 1 - (step - warm) / rest)
+    return (1 - end) * remaining ** float(options.decay_power) + end
+
+
+def build_schedule(optimizer: AdamW, num_steps: int, options: Optimization) -> LambdaLR:
+    """Make the learning-rate schedule, stepped after each optimiser step."""
+    if isinstance(options.decay_power, str) and options.decay_power != "cosine":
+        raise ValueError(f"decay_power is {options.decay_power!r}; give a number or 'cosine'.")
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, options))
+
+

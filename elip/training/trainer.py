@@ -1,0 +1,123 @@
+"""What every run's trainer carries: loggers, checkpoints, progress, a clean stop, the record."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from elip.training.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+METRICS_NAME = "metrics.csv"
+
+
+def build_loggers(run_dir: Path, command: str) -> list[Logger]:
+    """Return the CSV log, and for training the TensorBoard log, both inside the run directory."""
+    _set_aside(run_dir / METRICS_NAME)
+    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
+    if command == "fit":
+        loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
+    return loggers
+
+
+def _set_aside(path: Path) -> None:
+    """Give an earlier log a number: the CSV logger would delete it when a run goes on."""
+    if path.exists():
+        taken = len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
+        path.rename(path.with_stem(f"{path.stem}-{taken + 1}"))
+
+
+def build_callbacks(
+    run_dir: Path, command: str, config: dict[str, Any], ckpt_path: str | None
+) -> list[Callback]:
+    """Return the callbacks of every run.
+
+    Args:
+        run_dir: The run directory.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        config: The resolved configuration, plain.
+        ckpt_path: The checkpoint that is resumed or scored.
+    """
+    callbacks: list[Callback] = [
+        RichProgressBar(leave=False),
+        Recorder(run_dir, command, config, ckpt_path),
+    ]
+    if command == "fit":
+        folder = run_dir / "checkpoints"
+        callbacks += [
+            LearningRateMonitor(logging_interval="step"),
+            StopCleanly(folder / "last.ckpt"),
+            ModelCheckpoint(
+                dirpath=folder,
+                filename="best",
+                monitor="val/main",
+                mode="max",
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
+            ModelCheckpoint(
+                dirpath=folder,
+                filename="last",
+                train_time_interval=timedelta(minutes=2),
+                enable_version_counter=False,
+            ),
+        ]
+    return callbacks
+
+
+class StopCleanly(Callback):
+    """End training between two steps on Ctrl-C or SIGTERM, with a checkpoint to go on from.
+
+    The first signal lets the step finish; a second one stops at once. When training ends by
+    itself, the last state is saved in the same place.
+
+    Args:
+        path: Where the checkpoint goes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = number
+        log.warning("Stopping after this step; once more to stop at once.")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and stop where a signal has come in."""
+        if self.asked is not None:
+            trainer.save_checkpoint(self.path)
+            log.warning(
+                "Stopped at step %d. Go on with: --ckpt_path last (same command, same directory).",
+                trainer.global_step,
+            )
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last state."""
+        trainer.save_checkpoint(self.path)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
