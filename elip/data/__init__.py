@@ -1,0 +1,1 @@
+"""From Arrow files on disk to batches: sources, readers, transforms, tokens, samplers."""
