@@ -1,0 +1,150 @@
+"""From an encoded image file to uint8 pixels of a fixed size, by named transforms.
+
+Normalisation is not done here: pixels travel as uint8 and are normalised on the device with the
+mean and standard deviation of the transform.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import random
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from elip.data.augment import rand_augment
+from elip.data.sources.base import DataError
+
+Pixels = NDArray[np.uint8]
+
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+# What Pillow raises on files that are cut short, garbled or absurdly large.
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class ImageError(DataError):
+    """An image cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How images become pixels: resize the short side, crop the centre, and (some) augment first.
+
+    Attributes:
+        name: Name on the command line.
+        mean: Per channel, of pixels in [0, 1]; for the normalisation on the device.
+        std: Likewise.
+        resizes_alpha: Whether transparency takes part in the resizing; otherwise it is dropped
+            before. It is always dropped in the end.
+        augments: Whether two random operations are done on the original image first.
+    """
+
+    name: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resizes_alpha: bool = False
+    augments: bool = False
+
+    def __call__(
+        self,
+        data: bytes | memoryview,
+        size: int,
+        rng: random.Random | None = None,
+        fast: bool = False,
+    ) -> Pixels:
+        """Decode one image.
+
+        Args:
+            data: Bytes of an image file that Pillow reads (JPEG, PNG, GIF, WebP, ...). Of
+                several frames the first counts.
+            size: S, pixels of each side of the result.
+            rng: Source of the augmentation's random choices; needed where ``augments``.
+            fast: Whether JPEGs are decoded at a reduced scale; other pixels, less time.
+
+        Returns:
+            [3,S,S] uint8, red, green and blue.
+
+        Raises:
+            ImageError: If the bytes are not a whole image.
+        """
+        try:
+            image = Image.open(io.BytesIO(data))
+            if fast:
+                image.draft("RGB", _scaled(image.size, size))
+            image.load()
+            return self._pixels(image, size, rng, fast)
+        except _UNREADABLE as error:
+            raise ImageError(f"not a readable image ({type(error).__name__}: {error})") from error
+
+    def _pixels(
+        self, image: Image.Image, size: int, rng: random.Random | None, fast: bool
+    ) -> Pixels:
+        if self.augments:
+            if rng is None:
+                raise TypeError(f"transform {self.name} needs a source of randomness")
+            image = rand_augment(image.convert("RGB"), rng)
+        elif self.resizes_alpha and image.has_transparency_data:
+            image = image.convert("RGBA")
+        elif image.mode != "RGB":
+            image = image.convert("RGB")
+        image = _centre(image, size, fast)
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+TRANSFORMS = {
+    transform.name: transform
+    for transform in (
+        Transform("clip", *_CLIP, resizes_alpha=True),
+        Transform("clip_randaug", *_CLIP, augments=True),
+        Transform("imagenet", *_IMAGENET),
+        Transform("imagenet_randaug", *_IMAGENET, augments=True),
+    )
+}
+
+
+def find_transform(name: str) -> Transform:
+    """Return the transform with that name.
+
+    Raises:
+        DataError: If there is none; the message gives the nearest name.
+    """
+    if name in TRANSFORMS:
+        return TRANSFORMS[name]
+    near = difflib.get_close_matches(name.lower(), TRANSFORMS, n=1, cutoff=0.3)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise DataError(f"There is no transform {name!r}.{hint} Known: {', '.join(TRANSFORMS)}.")
+
+
+def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """Return width and height with the short side at ``short``; the long side is cut to whole."""
+    width, height = size
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
+
+
+def _centre(image: Image.Image, size: int, fast: bool) -> Image.Image:
+    """Resize the short side to ``size`` (bicubic) and cut the middle square out."""
+    width, height = _scaled(image.size, size)
+    if (width, height) != image.size:
+        gap = 2.0 if fast else None
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=gap)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))

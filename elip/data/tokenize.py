@@ -1,0 +1,122 @@
+"""From strings to token ids of a fixed length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
+
+from elip.data.sources.base import DataError
+
+_SPECIAL = ("pad_token", "cls_token", "sep_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Several encoded texts.
+
+    Attributes:
+        ids: [B,L] int64, padded at the end.
+        mask: [B,L] bool, True where there is a real token.
+        words: [B,L] int64, number of the word that a token belongs to; -1 for special tokens and
+            padding.
+    """
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    words: NDArray[np.int64]
+
+
+class TextEncoder:
+    """A tokenizer with a fixed length: longer texts are cut, shorter ones padded.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers, with pad, cls, sep and mask tokens.
+        length: L, the number of tokens including the special ones.
+
+    Attributes:
+        vocab_size: Number of token ids, added tokens included.
+        whole_words: Whether the vocabulary is WordPiece, whose words are masked as a whole.
+
+    Raises:
+        DataError: If the tokenizer lacks a special token or is not a fast one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
+        missing = [name for name in _SPECIAL if getattr(tokenizer, name, None) is None]
+        if missing:
+            raise DataError(f"The tokenizer has no {', '.join(missing)}; all of them are needed.")
+        if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+            raise DataError("The tokenizer has no fast version; give one with a tokenizer.json.")
+        if length < 3:
+            raise DataError(f"max_text_len is {length}; it must be at least 3.")
+        self.length = length
+        self.vocab_size = len(tokenizer)
+        self.pad_id, self.cls_id, self.sep_id, self.mask_id = (
+            int(tokenizer.convert_tokens_to_ids(getattr(tokenizer, name))) for name in _SPECIAL
+        )
+        # A copy of its own: transformers changes cutting and padding of its object at every call.
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.enable_truncation(length)
+        self._backend.enable_padding(
+            length=length, pad_id=self.pad_id, pad_token=str(tokenizer.pad_token)
+        )
+        self.whole_words = isinstance(self._backend.model, models.WordPiece)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Encode texts."""
+        encoded = self._backend.encode_batch_fast(list(texts))
+        words = [[-1 if word is None else word for word in one.word_ids] for one in encoded]
+        shape = (len(encoded), self.length)
+        return Tokens(
+            np.array([one.ids for one in encoded], np.int64).reshape(shape),
+            np.array([one.attention_mask for one in encoded], np.bool_).reshape(shape),
+            np.array(words, np.int64).reshape(shape),
+        )
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
+    """Return a tokenizer by local folder or hub name.
+
+    Args:
+        name: A folder with `tokenizer.json`, or with `vocab.txt` (BERT) or `vocab.json` and
+            `merges.txt` (RoBERTa); or the name of a model of the Hugging Face hub.
+
+    Raises:
+        DataError: If neither gives a tokenizer.
+    """
+    try:
+        return _load(name, Path(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"No tokenizer in {str(name)!r}: {error} Give a folder with tokenizer.json, or a hub "
+            "name such as bert-base-uncased or roberta-base."
+        ) from error
+
+
+def _load(name: str | Path, folder: Path) -> Any:
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return AutoTokenizer.from_pretrained(str(name))
+    if (folder / "tokenizer_config.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    if (folder / "tokenizer.json").is_file():
+        return wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    if (folder / "vocab.txt").is_file():
+        return BertTokenizer.from_pretrained(str(folder))
+    return RobertaTokenizer.from_pretrained(str(folder))
+
+
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return a bare tokenizer as one of transformers, with BERT's or RoBERTa's special tokens."""
+    found = [
+        dict(zip(_SPECIAL, names, strict=True))
+        for names in (("[PAD]", "[CLS]", "[SEP]", "[MASK]"), ("<pad>", "<s>", "</s>", "<mask>"))
+        if all(tokenizer.token_to_id(name) is not None for name in names)
+    ]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(found[0] if found else {}))
