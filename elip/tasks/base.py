@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +45,9 @@ class Evaluator(ABC):
     def chance(self, meter: Meter) -> dict[str, float]:
         """Return the scores of guessing on everything taken, over all processes.
 
-        Guessing means: at random where the classes are balanced by construction, otherwise the one
-        answer that scores best on this very data. The names are those of `compute`; a score for
-        which guessing is not defined is left out.
+        Guessing means at random where the task balances its own classes, and otherwise the one
+        answer that scores best on this very data (the majority class). The names are those of
+        `compute`; a score for which guessing is not defined is left out.
         """
 
 
@@ -84,6 +85,15 @@ class Task(nn.Module, ABC):
 
         Each row has ``example``, ``key``, ``image_id`` and ``text``, then what the task predicts.
         """
+
+    def submission(self, rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> Any | None:
+        """Return what the task's public evaluation server takes as JSON; None where it has none.
+
+        Args:
+            rows: What `predict` gave, from all processes.
+            answers: The dataset's answers by label.
+        """
+        return None
 
 
 def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:

@@ -1,0 +1,136 @@
+"""What the tasks that choose one answer have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elip.data.batch import Batch
+from elip.model.heads import Classifier
+from elip.model.image_encoder import EncodedImage
+from elip.model.meter import Meter, initialise
+from elip.tasks.base import (
+    Evaluator,
+    Loss,
+    Task,
+    begin_images,
+    finish_images,
+    prediction_rows,
+    with_reducer_loss,
+)
+from elip.tasks.scores import Mean, Tally
+
+
+class Classification(Task):
+    """Choose one of A answers from the pooled CLS tokens of text and image(s).
+
+    Attributes:
+        images: I, images an example. They share all weights but their token type.
+        classes: A, known once the heads are built.
+    """
+
+    main_metric = "accuracy"
+    images: int = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = 0
+        self.classifier: Classifier | None = None
+
+    @abstractmethod
+    def num_classes(self, num_answers: int) -> int:
+        """Return A.
+
+        Args:
+            num_answers: The number of answers that the dataset knows.
+        """
+
+    def build(self, meter: Meter, num_answers: int) -> None:
+        """Make the classifier: 2W an image, then 2W, then the answers."""
+        self.classes = self.num_classes(num_answers)
+        width = 2 * meter.width
+        self.classifier = Classifier(self.images * width, width, self.classes)
+        self.classifier.apply(initialise)
+
+    def truth(self, target: Tensor) -> Tensor:
+        """Return what each answer would score: `Batch.target` -> [B,A] float in [0, 1]."""
+        return F.one_hot(target, self.classes).float()
+
+    def logits_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross entropy of logits [B,A]."""
+        return F.cross_entropy(logits, target)
+
+    def loss(self, meter: Meter, batch: Batch) -> Loss:
+        """Return the training loss of one batch.
+
+        Raises:
+            ValueError: The batch has no targets.
+        """
+        if batch.target is None:
+            raise ValueError(f"{type(self).__name__} cannot train: this split has no answers.")
+        logits, images = self.logits(meter, batch)
+        return with_reducer_loss(Loss(self.logits_loss(logits, batch.target)), *images)
+
+    def logits(self, meter: Meter, batch: Batch) -> tuple[Tensor, list[EncodedImage]]:
+        """Return float32 logits [B,A], and the encoded images.
+
+        Raises:
+            ValueError: The batch has another number of images an example.
+        """
+        count, images = batch.images.shape[:2]
+        if images != self.images:
+            raise ValueError(
+                f"{type(self).__name__} looks at {self.images} image(s) an example; the data has "
+                f"{images}."
+            )
+        assert self.classifier is not None
+        begun = begin_images(meter, batch.images.transpose(0, 1).flatten(0, 1), self.training)
+        text = meter.encode_text(batch.text)
+        encoded, pooled = [], []
+        for which in range(images):
+            rows = slice(which * count, (which + 1) * count)
+            encoded.append(finish_images(meter, begun, rows, text))
+            fused = meter.fuse(text, encoded[-1], "pooled", image_type=which + 1)
+            assert fused.pooled is not None
+            pooled.append(fused.pooled)
+        return self.classifier(torch.cat(pooled, dim=-1)).float(), encoded
+
+    def evaluator(self) -> Evaluator:
+        """Return the mean score of the chosen answers."""
+        return _Evaluator(self)
+
+    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
+        """Return the ``label`` of the best answer, and its ``probability``."""
+        logits, _ = self.logits(meter, batch)
+        best = logits.softmax(dim=-1).max(dim=-1)
+        return prediction_rows(batch, label=best.indices, probability=best.values)
+
+
+class _Evaluator(Evaluator):
+    def __init__(self, task: Classification) -> None:
+        self.task = task
+        self.score = Mean()
+        self.constant = Tally(task.classes + 1)
+
+    def update(self, meter: Meter, batch: Batch) -> None:
+        """Take one batch; a split without truth gives no score."""
+        if batch.target is None:
+            return
+        logits, _ = self.task.logits(meter, batch)
+        truth = self.task.truth(batch.target)
+        self.score.update(truth.gather(1, logits.argmax(dim=-1, keepdim=True)))
+        # The last column counts the examples.
+        self.constant.update(F.pad(truth, (0, 1), value=1.0))
+
+    def compute(self, meter: Meter) -> dict[str, float]:
+        return {self.task.main_metric: self.score.over_processes(meter)}
+
+    def chance(self, meter: Meter) -> dict[str, float]:
+        sums = self.constant.over_processes(meter)
+        if not sums[-1]:
+            return {}
+        return {self.task.main_metric: (sums[:-1].max() / sums[-1]).item()}

@@ -1,0 +1,19 @@
+"""Visual entailment."""
+
+from __future__ import annotations
+
+from elip.data.batch import Needs
+from elip.tasks.classification import Classification
+
+
+class SNLIVE(Classification):
+    """Say whether an image contradicts a sentence, leaves it open, or entails it.
+
+    Source: Xie et al., 2019, arXiv:1901.06706; Dou et al., 2022, arXiv:2111.02387, section 4.1.
+    """
+
+    needs = Needs(kind="entailment")
+
+    def num_classes(self, num_answers: int) -> int:
+        """Return 3: contradiction, neutral, entailment."""
+        return 3

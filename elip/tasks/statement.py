@@ -1,0 +1,19 @@
+"""True or false sentences about one image."""
+
+from __future__ import annotations
+
+from elip.data.batch import Needs
+from elip.tasks.classification import Classification
+
+
+class Statement(Classification):
+    """Say whether a sentence is true of an image (the NLVR corpus, and the built-in shapes).
+
+    Source: Suhr et al., A Corpus of Natural Language for Visual Reasoning, ACL 2017.
+    """
+
+    needs = Needs(kind="statement")
+
+    def num_classes(self, num_answers: int) -> int:
+        """Return 2: false, true."""
+        return 2

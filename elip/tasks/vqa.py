@@ -1,0 +1,79 @@
+"""Visual question answering with soft answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from elip.data.batch import Batch, Needs
+from elip.model.meter import Meter
+from elip.tasks.base import prediction_rows
+from elip.tasks.classification import Classification
+
+
+class VQA(Classification):
+    """Answer a question about an image with one of A known answers (VQAv2: 3129).
+
+    Loss: binary cross entropy of all answers against their soft scores, mean over everything,
+    times A. Score: the mean soft score of the best answer, ``min(votes / 3, 1)`` in VQAv2's own
+    rounding as the data has it.
+
+    Source: Goyal et al., 2017, arXiv:1612.00837; Dou et al., 2022, arXiv:2111.02387, section 4.1.
+    """
+
+    needs = Needs(kind="question")
+    main_metric = "vqa_score"
+
+    def num_classes(self, num_answers: int) -> int:
+        """Return the number of answers that the data knows.
+
+        Raises:
+            ValueError: It knows none.
+        """
+        if num_answers < 1:
+            raise ValueError(
+                "VQA needs data that knows its answers; this data knows none. Choose a dataset of "
+                "questions, or convert it again so that its list of answers is written beside it."
+            )
+        return num_answers
+
+    def truth(self, target: Tensor) -> Tensor:
+        """Return the soft scores [B,A] as they are."""
+        return target
+
+    def logits_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean binary cross entropy times the number of answers."""
+        return F.binary_cross_entropy_with_logits(logits, target) * target.shape[1]
+
+    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
+        """Return the ``label`` of the best answer, and its ``probability`` by itself."""
+        logits, _ = self.logits(meter, batch)
+        best = logits.sigmoid().max(dim=-1)
+        return prediction_rows(batch, label=best.indices, probability=best.values)
+
+    def submission(
+        self, rows: Sequence[dict[str, Any]], answers: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Return what VQAv2's evaluation server takes: ``question_id`` and ``answer``.
+
+        A question that several processes answered stands once.
+
+        Raises:
+            ValueError: A question has no number, or there are fewer answers than classes.
+        """
+        if len(answers) < self.classes:
+            raise ValueError(
+                f"The model knows {self.classes} answers and the data only {len(answers)}."
+            )
+        chosen: dict[int, str] = {}
+        for row in rows:
+            if not str(row["key"]).isdigit():
+                raise ValueError(
+                    f"Example {row['example']} has the key {row['key']!r}; the server wants a "
+                    "question number."
+                )
+            chosen[int(row["key"])] = answers[row["label"]]
+        return [{"question_id": number, "answer": chosen[number]} for number in sorted(chosen)]
