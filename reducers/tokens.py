@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from reducers.contract import Reduced
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -24,6 +27,12 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def keep_tokens(patches: Tensor, index: Tensor) -> Reduced:
+    """Keep the tokens at ``index`` [B,K], in that order, and drop the others."""
+    assignment = assignment_of_kept(index, patches.shape[1])
+    return Reduced(gather_tokens(patches, index), assignment)
+
+
 def assignment_of_kept(index: Tensor, num_tokens: int, rest: int = -1) -> Tensor:
     """Say where each old token went when the tokens at ``index`` were kept, in that order.
 
@@ -39,3 +48,79 @@ def assignment_of_kept(index: Tensor, num_tokens: int, rest: int = -1) -> Tensor
     batch, kept = index.shape
     new = torch.arange(kept, device=index.device).expand(batch, kept)
     return index.new_full((batch, num_tokens), rest).scatter(1, index, new)
+
+
+def merge_tokens(tokens: Tensor, assignment: Tensor, count: int, weights: Tensor) -> Tensor:
+    """Average the tokens that go into the same new token: ``sum w_i x_i / sum w_i``.
+
+    Args:
+        tokens: [B,N,D] float.
+        assignment: [B,N] int64, the new token of each old one, or -1 to drop it.
+        count: K, number of new tokens.
+        weights: [B,N] float, at least 0.
+
+    Returns:
+        [B,K,D].
+    """
+    weights = weights * (assignment >= 0)
+    total = scatter_sum(weights, assignment, count)
+    share = weights / total.clamp(min=1e-12).gather(1, assignment.clamp(min=0))
+    return scatter_sum(tokens * share.unsqueeze(-1).to(tokens.dtype), assignment, count)
+
+
+def scatter_sum(values: Tensor, assignment: Tensor, count: int) -> Tensor:
+    """Add up what goes into the same new token: [B,N] or [B,N,D] -> [B,K] or [B,K,D].
+
+    Args:
+        values: [B,N] or [B,N,D]; must be 0 where ``assignment`` is -1.
+        assignment: [B,N] int64.
+        count: K.
+    """
+    index = assignment.clamp(min=0)
+    if values.dim() == 3:
+        index = index.unsqueeze(-1).expand_as(values)
+    shape = (values.shape[0], count, *values.shape[2:])
+    return torch.zeros(shape, dtype=values.dtype, device=values.device).scatter_add(
+        1, index, values
+    )
+
+
+def cosine_similarity(tokens: Tensor) -> Tensor:
+    """Cosine of the angle between every two tokens: [B,N,C] -> [B,N,N], in float32."""
+    unit = F.normalize(tokens.float(), dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
+def distances(tokens: Tensor) -> Tensor:
+    """Euclidean distance between every two tokens: [B,N,C] -> [B,N,N], in float32.
+
+    By ``|x|^2 + |y|^2 - 2 x y`` on centred tokens; a token's distance to itself is exactly 0.
+    """
+    tokens = tokens.float()
+    tokens = tokens - tokens.mean(dim=1, keepdim=True)
+    square = tokens.square().sum(dim=-1)
+    squared = square.unsqueeze(1) + square.unsqueeze(2) - 2 * tokens @ tokens.transpose(1, 2)
+    itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    return squared.clamp(min=0).masked_fill(itself, 0).sqrt()
+
+
+@torch.no_grad()
+def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
+    """Choose tokens one by one, each the farthest from all chosen before.
+
+    Args:
+        distance: [B,N,N] float.
+        first: [B] int64, the token to begin with.
+        count: K.
+
+    Returns:
+        [B,K] int64, in the order of choice.
+    """
+    batch = torch.arange(len(first), device=first.device)
+    taken = torch.zeros_like(distance[:, 0], dtype=torch.bool)
+    chosen, nearest = [first], distance[batch, first]
+    for _ in range(count - 1):
+        taken = taken.scatter(1, chosen[-1].unsqueeze(1), True)
+        chosen.append(nearest.masked_fill(taken, -torch.inf).argmax(dim=1))
+        nearest = torch.minimum(nearest, distance[batch, chosen[-1]])
+    return torch.stack(chosen, dim=1)
