@@ -61,7 +61,9 @@ class ELIP(Reducer):
         self.depths = (
             reach
             if given is None
-            else (given,) * len(host.layers) if isinstance(given, int) else tuple(given)
+            else (given,) * len(host.layers)
+            if isinstance(given, int)
+            else tuple(given)
         )
         fits = len(self.depths) == len(host.layers) and all(
             1 <= depth <= host.num_blocks - layer

@@ -1,0 +1,110 @@
+"""ATS: as many tokens as the image needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.tokens import assignment_of_kept, gather_tokens, top_indices
+
+
+class ATS(Reducer):
+    """Sample patches from the distribution of their scores; whoever is hit stays.
+
+    Score: ``s_j = sum over heads of attention(CLS, j) * |v_j|``, normalised to sum 1. The
+    cumulative sum of the scores over the patches is cut by K points that are spread evenly over
+    [0, 1]; each point takes the patch with the nearest value. A patch of high score is hit many
+    times, so at most ``num_keep`` different patches stay and a mask says which are real. The kept
+    patches stay in their order.
+
+    Source: Fayyaz et al., Adaptive Token Sampling for Efficient Vision Transformers, 2022,
+    arXiv:2111.15667; its code, and that of Haurum et al., 2023, arXiv:2308.04657.
+    Differs: ``num_keep`` bounds the count instead of the constant number of patches; tensors stay
+    as wide as the bound, with a mask, instead of being cut to the longest sample of a batch.
+
+    Args:
+        points: Sampling points K; None takes ``num_keep``. Where more points than ``num_keep`` hit
+            more than ``num_keep`` patches, those of the highest score stay.
+        rule: ``paper`` as above; ``haurum``: points at 1/(2K), 3/(2K), ... with an end that
+            rounding sometimes drops, as in the code of Haurum et al.; ``official``: scores from the
+            head-mean attention times the norm over all heads, summed up in the order of the scores,
+            points spread from the first value above 0, as in the paper's own code.
+    """
+
+    acts: Acts = "after_attention"
+    family = "attention"
+    equivariant = False
+    fixed_count = False
+
+    def __init__(
+        self, points: int | None = None, rule: Literal["paper", "haurum", "official"] = "paper"
+    ) -> None:
+        super().__init__()
+        if points is not None and points < 2:
+            raise ValueError(f"ATS: points is {points}; it must be at least 2, or null.")
+        self.points = points
+        self.rule = rule
+        attention: Signal = "cls_attention" if rule == "official" else "head_attention"
+        self.needs = frozenset({attention, "values"})
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Keep at most ``num_keep`` patches."""
+        with torch.no_grad():
+            scores = self._scores(signals)
+            points = self.points or num_keep
+            kept, mask = self._sample(scores, points, num_keep)
+        # Padding goes nowhere: it is written to a place that is cut off again.
+        count = patches.shape[1]
+        places = torch.where(mask, kept, count + torch.arange(num_keep, device=kept.device))
+        assignment = assignment_of_kept(places, count + num_keep)[:, :count]
+        tokens = gather_tokens(patches, kept) * mask.unsqueeze(-1)
+        return Reduced(tokens, assignment, mask)
+
+    def _scores(self, signals: Signals) -> Tensor:
+        assert signals.values is not None
+        if self.rule == "official":
+            assert signals.cls_attention is not None
+            norm = signals.values.float().square().sum(dim=(1, 3)).sqrt()
+            scores = signals.cls_attention.float() * norm
+        else:
+            assert signals.head_attention is not None
+            norm = signals.values.float().norm(dim=-1)
+            scores = (signals.head_attention.float() * norm).sum(dim=1)
+        if signals.mask is not None:
+            scores = scores * signals.mask
+        return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+    def _sample(self, scores: Tensor, points: int, num_keep: int) -> tuple[Tensor, Tensor]:
+        """Return the kept patches [B,num_keep] and which of them are real."""
+        count = scores.shape[1]
+        order = torch.arange(count, device=scores.device).expand_as(scores)
+        if self.rule == "official":
+            order = scores.argsort(dim=1, stable=True)
+        cumulative = scores.gather(1, order).cumsum(dim=1)
+        marks = self._marks(cumulative, points)
+        if self.rule == "official":
+            low, high = cumulative[:, :1], cumulative[:, -1:]
+            cumulative = (cumulative - low) / (high - low).clamp(min=1e-12)
+            start = torch.where(cumulative > 0, cumulative, torch.inf).amin(dim=1, keepdim=True)
+            marks = start + (1 - start) * marks
+        nearest = (marks.unsqueeze(2) - cumulative.unsqueeze(1)).abs().argmin(dim=2)
+        hit = torch.zeros_like(scores, dtype=torch.bool).scatter(1, nearest, True)
+        # Patches that were hit come first, in order; where too many were, the best stay.
+        ranked = torch.where(hit, scores.gather(1, order), -1.0)
+        best = top_indices(ranked, num_keep)
+        mask = hit.gather(1, best)
+        place = torch.where(mask, best, count).argsort(dim=1, stable=True)
+        return order.gather(1, best.gather(1, place)), mask.gather(1, place)
+
+    def _marks(self, cumulative: Tensor, points: int) -> Tensor:
+        """Return the sampling points [1,K] in [0, 1]."""
+        device = cumulative.device
+        if self.rule == "official":
+            return torch.linspace(0, 1, points, device=device).unsqueeze(0)
+        if self.rule == "haurum":
+            step = 1 / points
+            return torch.arange(step / 2, 1 - step / 2, step, device=device).unsqueeze(0)
+        return ((torch.arange(points, device=device) + 0.5) / points).unsqueeze(0)

@@ -1,0 +1,94 @@
+"""CDPruner: diverse patches, weighted by how relevant the text makes them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reducers.contract import Reduced, Reducer, Signal, Signals
+from reducers.tokens import cosine_similarity, keep_tokens
+
+
+class CDPruner(Reducer):
+    """Choose patches by a determinantal point process that the text conditions.
+
+    Relevance r_j is the mean cosine between patch j and the text in their shared space, scaled to
+    [0, 1] over the patches of one image; L is the cosine similarity of the patches; the kernel is
+    ``r_i L_ij r_j``, and patches are added greedily, each time the one that raises the kernel's
+    determinant most. The kept patches stay in their original order.
+
+    Source: Zhang et al., Beyond Attention or Similarity: Maximizing Conditional Diversity for Token
+    Pruning in MLLMs, 2025, arXiv:2506.10967, and its code.
+    Differs: relevance is scaled within each image, so that batch mates do not matter; the shared
+    space is METER's fusion width (both projections; nothing aligns them before training, and no
+    contrastive loss does later); relevance is not negated; it acts inside the image encoder.
+
+    Args:
+        negate: Take the negative cosine, as the official code does for CLIP's patches.
+        over_batch: Scale relevance over the whole batch, as the official code does.
+    """
+
+    needs: frozenset[Signal] = frozenset({"text", "shared"})
+    family = "text"
+
+    def __init__(self, negate: bool = False, over_batch: bool = False) -> None:
+        super().__init__()
+        self.negate = negate
+        self.over_batch = over_batch
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Keep ``num_keep`` patches."""
+        assert signals.shared is not None
+        with torch.no_grad():
+            relevance = self._relevance(*signals.shared)
+            kernel = cosine_similarity(patches)
+            kernel = relevance.unsqueeze(2) * kernel * relevance.unsqueeze(1)
+            kept = greedy_determinant(kernel, num_keep)
+        return keep_tokens(patches, kept.sort(dim=1).values)
+
+    def _relevance(self, image: Tensor, text: Tensor) -> Tensor:
+        image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        cosine = (image @ text.transpose(1, 2)).mean(dim=-1)
+        cosine = -cosine if self.negate else cosine
+        over = (0, 1) if self.over_batch else (1,)
+        low, high = cosine.amin(dim=over, keepdim=True), cosine.amax(dim=over, keepdim=True)
+        return (cosine - low + 1e-6) / (high - low).clamp(min=1e-12)
+
+
+def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
+    """Choose items greedily so that the determinant of their kernel is as large as possible.
+
+    Each step adds one row of the Cholesky factor, so that a step costs what the rows before cost.
+
+    Source: Chen, Zhang and Zhou, Fast Greedy MAP Inference for Determinantal Point Process, 2018,
+    arXiv:1709.05135, algorithm 1.
+
+    Args:
+        kernel: [B,N,N] float, positive semi-definite.
+        count: K.
+
+    Returns:
+        [B,K] int64, in the order of choice.
+    """
+    size, items, _ = kernel.shape
+    batch = torch.arange(size, device=kernel.device)
+    rows = kernel.new_zeros(size, count, items)
+    gain = kernel.diagonal(dim1=1, dim2=2).clone()
+    chosen: list[Tensor] = []
+    for step in range(count):
+        best = gain.argmax(dim=1)
+        chosen.append(best)
+        if step == count - 1:
+            break
+        here = best.unsqueeze(1)
+        before = rows[:, :step]
+        column = before.gather(2, here.unsqueeze(1).expand(-1, step, -1))
+        known = (column.transpose(1, 2) @ before).squeeze(1)
+        # Behind the kernel's rank all gains are rounding noise around 0: nothing is left to learn.
+        left = gain.gather(1, here)
+        row = (kernel[batch, best] - known) / left.clamp(min=1e-12).sqrt()
+        row = torch.where(left > 1e-12, row, 0.0)
+        rows[:, step] = row
+        gain = (gain - row.square()).scatter(1, here, -torch.inf)
+    return torch.stack(chosen, dim=1)

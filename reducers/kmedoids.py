@@ -1,0 +1,87 @@
+"""K-Medoids: clusters that are represented by one of their members."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.tokens import distances, farthest_first, gather_tokens, top_indices
+
+
+class KMedoids(Reducer):
+    """Cluster the patches around members of theirs and keep these members' own features.
+
+    The start is the ``num_keep`` patches that receive the most attention. Each round assigns every
+    patch to its nearest medoid and moves a cluster's medoid to the member i that minimises
+    ``sum_j w_j d(i, j)`` over the members j, w being the attention received.
+
+    Source: Marin et al., Token Pooling in Vision Transformers, 2021, arXiv:2110.03860, and the
+    code of Haurum et al., Which Tokens to Use?, 2023, arXiv:2308.04657.
+    Differs: the attention is this block's instead of the previous one's, and it acts behind the
+    attention; a medoid always belongs to its own cluster; of equal candidates the lower index
+    wins.
+
+    Args:
+        rounds: Rounds of assigning and moving.
+        weighted: Weigh by the attention received. False weighs all alike and starts from the
+            patches that are farthest from each other.
+        first: Patch that the unweighted start begins with.
+        official: Move the medoids as the code of Haurum et al. does, to the member that minimises
+            ``w_i sum_j d(i, j)`` over all patches j, of whatever cluster. That penalises the very
+            patches that receive attention and looks beyond the cluster.
+    """
+
+    acts: Acts = "after_attention"
+    family = "clustering"
+
+    def __init__(
+        self, rounds: int = 3, weighted: bool = True, first: int = 0, official: bool = False
+    ) -> None:
+        super().__init__()
+        if rounds < 0:
+            raise ValueError(f"KMedoids: rounds is {rounds}; it must be at least 0.")
+        self.rounds = rounds
+        self.weighted = weighted
+        self.first = first
+        self.official = official
+        needs: set[Signal] = {"received"} if weighted else set()
+        self.needs = frozenset(needs)
+        # Without weights the start depends on which patch comes first.
+        self.equivariant = weighted
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Keep ``num_keep`` medoids."""
+        with torch.no_grad():
+            distance = distances(patches)
+            weights, medoids = self._start(distance, num_keep, signals.received)
+            cluster = _nearest(distance, medoids)
+            for _ in range(self.rounds):
+                medoids = self._move(distance, weights, cluster, num_keep)
+                cluster = _nearest(distance, medoids)
+        return Reduced(gather_tokens(patches, medoids), cluster)
+
+    def _start(
+        self, distance: Tensor, num_keep: int, received: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.weighted:
+            assert received is not None
+            return received, top_indices(received, num_keep)
+        first = torch.full_like(distance[:, 0, 0], self.first, dtype=torch.int64)
+        return torch.ones_like(distance[:, 0]), farthest_first(distance, first, num_keep)
+
+    def _move(self, distance: Tensor, weights: Tensor, cluster: Tensor, num_keep: int) -> Tensor:
+        if self.official:
+            cost = weights * distance.sum(dim=-1)
+        else:
+            together = cluster.unsqueeze(1) == cluster.unsqueeze(2)
+            cost = (distance * together * weights.unsqueeze(1)).sum(dim=-1)
+        index = torch.arange(num_keep, device=cluster.device).view(1, -1, 1)
+        return torch.where(cluster.unsqueeze(1) == index, cost.unsqueeze(1), torch.inf).argmin(-1)
+
+
+def _nearest(distance: Tensor, medoids: Tensor) -> Tensor:
+    """Return the cluster [B,N] of each token; a medoid belongs to its own."""
+    nearest = gather_tokens(distance, medoids).argmin(dim=1)
+    own = torch.arange(medoids.shape[1], device=medoids.device).expand_as(medoids)
+    return nearest.scatter(1, medoids, own)

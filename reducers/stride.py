@@ -1,0 +1,32 @@
+"""Stride: a coarser grid of patches, whatever they show."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from reducers.contract import Reduced, Reducer, Signal, Signals
+from reducers.grid import spread_order
+from reducers.tokens import keep_tokens
+
+
+class Stride(Reducer):
+    """Keep patches that are spread evenly over the image.
+
+    A quarter of the patches is every second row and column, half is a chessboard; counts between
+    fill in evenly. What a later reduction keeps is part of what an earlier one kept. The kept
+    patches stay in their original order.
+
+    Source: the strided grid is a usual control of the field; the order in which places fill is
+    Bayer's (1973).
+    Differs: not at all.
+    """
+
+    needs: frozenset[Signal] = frozenset({"positions"})
+    family = "position"
+    equivariant = False
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Keep ``num_keep`` evenly spread patches."""
+        assert signals.positions is not None
+        order = spread_order(signals.positions, signals.grid).argsort(dim=1, stable=True)
+        return keep_tokens(patches, order[:, :num_keep].sort(dim=1).values)

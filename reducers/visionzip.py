@@ -1,0 +1,76 @@
+"""VisionZip: dominant patches by attention, contextual ones by merging."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.tokens import assignment_of_kept, gather_tokens, merge_tokens
+
+
+class VisionZip(Reducer):
+    """Keep the patches that CLS attends to most; merge the rest into a few contextual tokens.
+
+    The dominant patches stay in their original order. Of the R others, every (R // C)-th is a
+    target, C in all; each other patch joins the target with the most similar head-mean key, and
+    target and joined patches become one token: their mean.
+
+    Source: Yang et al., VisionZip: Longer is Better but Not Necessary in Vision Language Models,
+    2024, arXiv:2412.04467, and its code.
+    Differs: it acts inside the image encoder at the reduction layers instead of behind it; equal
+    scores go to the lower index.
+
+    Args:
+        contextual: Share of ``num_keep`` that goes to contextual tokens, in [0, 1); the paper's
+            64 tokens hold 10.
+        official: Make a contextual token as the code does, the target plus the mean of what joins
+            it, which about doubles its length.
+    """
+
+    needs: frozenset[Signal] = frozenset({"cls_attention", "keys"})
+    acts: Acts = "after_attention"
+    family = "attention"
+    equivariant = False
+
+    def __init__(self, contextual: float = 10 / 64, official: bool = False) -> None:
+        super().__init__()
+        if not 0 <= contextual < 1:
+            raise ValueError(f"VisionZip: contextual is {contextual}; it must be in [0, 1).")
+        self.contextual = contextual
+        self.official = official
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Keep dominant patches and merge the others."""
+        assert signals.cls_attention is not None
+        assert signals.keys is not None
+        contextual = min(round(self.contextual * num_keep), num_keep - 1)
+        dominant = num_keep - contextual
+        order = signals.cls_attention.argsort(dim=1, descending=True, stable=True)
+        kept = order[:, :dominant].sort(dim=1).values
+        if contextual == 0:
+            assignment = assignment_of_kept(kept, patches.shape[1])
+            return Reduced(gather_tokens(patches, kept), assignment)
+        rest = order[:, dominant:].sort(dim=1).values
+        joins = self._join(gather_tokens(signals.keys.mean(dim=1), rest), contextual)
+        assignment = assignment_of_kept(kept, patches.shape[1]).scatter(1, rest, dominant + joins)
+        ones = torch.ones_like(signals.cls_attention)
+        if not self.official:
+            return Reduced(merge_tokens(patches, assignment, num_keep, ones), assignment)
+        stride = rest.shape[1] // contextual
+        targets = rest[:, : stride * contextual : stride]
+        joined = assignment.scatter(1, torch.cat([kept, targets], dim=1), -1)
+        alone = torch.cat([gather_tokens(patches, kept), gather_tokens(patches, targets)], dim=1)
+        return Reduced(alone + merge_tokens(patches, joined, num_keep, ones), assignment)
+
+    @staticmethod
+    @torch.no_grad()
+    def _join(metric: Tensor, contextual: int) -> Tensor:
+        """Return for each of the [B,R,C] remaining tokens the contextual token it goes into."""
+        stride = metric.shape[1] // contextual
+        places = torch.arange(contextual, device=metric.device)
+        unit = F.normalize(metric.float(), dim=-1)
+        nearest = (unit @ unit[:, : stride * contextual : stride].transpose(1, 2)).argmax(dim=-1)
+        own = places.expand(len(metric), -1)
+        return nearest.scatter(1, (places * stride).expand(len(metric), -1), own)
