@@ -1,0 +1,8 @@
+"""The built-in dataset: procedurally drawn pictures of a few small things, with their truth."""
+
+from __future__ import annotations
+
+from elip.data.shapes.scene import Scene, Thing, random_scene
+from elip.data.shapes.write import Options, write_shapes
+
+__all__ = ["Options", "Scene", "Thing", "random_scene", "write_shapes"]

@@ -1,0 +1,204 @@
+"""What can be said of a scene: captions, questions, statements, hypotheses; and the words for it.
+
+Everything said follows from scenes and a random generator alone. A thing is "left of" another if
+its box ends where the other's begins or before; likewise right of, above, below.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import permutations, product
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
+from elip.data.words import word_tokenizer
+
+ANSWERS = (*COLORS, *SHAPES, *SIZES, "0", "1", "2", "3", "4", "yes", "no")
+"""All answers to the questions, by number."""
+
+CONTRADICTION, NEUTRAL, ENTAILMENT = 0, 1, 2
+"""SNLI-VE's class numbers."""
+
+_OPPOSITE = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+}
+_WORDS = (
+    "a above and are below both color has have how image images in is left many of one only "
+    "right shape size the there thing things what . ?"
+)
+
+Item = TypeVar("Item")
+
+
+class Look(NamedTuple):
+    """What a thing looks like: one of `COLORS`, one of `SHAPES`."""
+
+    color: str
+    shape: str
+
+    def __str__(self) -> str:
+        """Return the phrase, for instance "a red circle"."""
+        return f"a {self.color} {self.shape}"
+
+
+def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Return five different true captions, each about one or two things.
+
+    Two are about one thing, with its size; two say how two things lie to each other; one says
+    that two things are there. Color and shape are always named, so that few other pictures
+    satisfy a caption.
+    """
+    ones = [f"a {t.size} {t.color} {t.shape}" for t in _shuffled(scene.things, rng)[:2]]
+    pairs = _shuffled(permutations(scene.things, 2), rng)
+    related = [f"{_look(a)} {_relation(a, b, rng)} {_look(b)}" for a, b in pairs[:2]]
+    first, second = pairs[-1]
+    return [*ones, *related, f"{_look(first)} and {_look(second)}"]
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Return one to seven questions with their answers, from `ANSWERS`.
+
+    Asked are: the color or shape of a thing that the question singles out (three at most), a
+    size, how many things there are (all, or of one color), and whether there is a certain thing.
+    The kinds are mixed so that no answer is much more frequent than the others.
+    """
+    colors = Counter(thing.color for thing in scene.things)
+    shapes = Counter(thing.shape for thing in scene.things)
+    looks, sizes = [], []
+    for thing in scene.things:
+        if shapes[thing.shape] == 1:
+            looks.append((f"what color is the {thing.shape} ?", thing.color))
+            sizes.append((f"what size is the {thing.shape} ?", thing.size))
+        if colors[thing.color] == 1:
+            looks.append((f"what shape is the {thing.color} thing ?", thing.shape))
+    asked = _shuffled(looks, rng)[:3]
+    if rng.random() < 0.6:
+        asked += _shuffled(sizes, rng)[:1]
+    if rng.random() < 0.5:
+        asked.append(("how many things are there ?", str(len(scene.things))))
+    else:
+        color = _pick(COLORS, rng)
+        asked.append((f"how many {color} things are there ?", str(colors[color])))
+    if rng.random() < 0.3:
+        asked.append((f"is there {_present(scene, rng)} ?", "yes"))
+    if rng.random() < 0.3:
+        asked.append((f"is there {_absent(scene, rng)} ?", "no"))
+    return asked
+
+
+def statements(scene: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]:
+    """Return four statements, half of them true: two that a thing is there, two how things lie.
+
+    A false relation is the opposite of a true one.
+    """
+    pairs = list(permutations(scene.things, 2))
+    (a, b), (c, d) = _pick(pairs, rng), _pick(pairs, rng)
+    return [
+        (f"there is {_present(scene, rng)} .", True),
+        (f"there is {_absent(scene, rng)} .", False),
+        (f"{_look(a)} is {_relation(a, b, rng)} {_look(b)} .", True),
+        (f"{_look(c)} is {_OPPOSITE[_relation(c, d, rng)]} {_look(d)} .", False),
+    ]
+
+
+def pair_statements(left: Scene, right: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]:
+    """Return two or four statements about two pictures, half of them true.
+
+    Two say that a thing is in the left or in the right image; the false one half the time names
+    a thing of the other image. Two say that a color is in both images, or in only one.
+    """
+    said = []
+    for truth in (True, False):
+        side, here, there = _pick([("left", left, right), ("right", right, left)], rng)
+        if truth:
+            look = _present(here, rng)
+        elif rng.random() < 0.5:
+            look = _absent(here, rng, among=_looks(there))
+        else:
+            look = _absent(here, rng)
+        said.append((f"there is {look} in the {side} image .", truth))
+    colors, others = ({thing.color for thing in scene.things} for scene in (left, right))
+    sentence, fits = _pick(
+        [
+            ("both images have {} things .", colors & others),
+            ("only one image has {} things .", colors ^ others),
+        ],
+        rng,
+    )
+    true = [color for color in COLORS if color in fits]
+    false = [color for color in COLORS if color not in fits]
+    if true and false:
+        said.append((sentence.format(_pick(true, rng)), True))
+        said.append((sentence.format(_pick(false, rng)), False))
+    return said
+
+
+def hypotheses(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int]]:
+    """Return three hypotheses that a thing is there, with their classes.
+
+    One names a thing to be seen (entailment). Two name things not to be seen: with a card in the
+    picture they may be under it (neutral), without one they are not there (contradiction). So
+    the sentence alone says nothing about the class.
+    """
+    unseen = NEUTRAL if scene.card else CONTRADICTION
+    missing = _shuffled(_absent_looks(scene), rng)[:2]
+    looks = [_present(scene, rng), *missing]
+    classes = [ENTAILMENT, unseen, unseen]
+    return [(f"there is {look} .", c) for look, c in zip(looks, classes, strict=True)]
+
+
+def tokenizer() -> Tokenizer:
+    """Return the tokenizer of all that can be said."""
+    return word_tokenizer([*_WORDS.split(), *COLORS, *SHAPES, *SIZES])
+
+
+def _look(thing: Thing) -> Look:
+    return Look(thing.color, thing.shape)
+
+
+def _looks(scene: Scene) -> list[Look]:
+    return [_look(thing) for thing in scene.things]
+
+
+def _present(scene: Scene, rng: np.random.Generator) -> Look:
+    return _pick(_looks(scene), rng)
+
+
+def _absent(scene: Scene, rng: np.random.Generator, among: Iterable[Look] = ()) -> Look:
+    """Return a look that no thing has: one of ``among`` if there is one, else any."""
+    there = set(_looks(scene))
+    return _pick([look for look in among if look not in there] or _absent_looks(scene), rng)
+
+
+def _absent_looks(scene: Scene) -> list[Look]:
+    there = set(_looks(scene))
+    every = (Look(color, shape) for color, shape in product(COLORS, SHAPES))
+    return [look for look in every if look not in there]
+
+
+def _relation(a: Thing, b: Thing, rng: np.random.Generator) -> str:
+    """Return one of the relations in which ``a`` stands to ``b``; there is always one."""
+    holds = {
+        "left of": a.box[2] <= b.box[0],
+        "right of": b.box[2] <= a.box[0],
+        "above": a.box[3] <= b.box[1],
+        "below": b.box[3] <= a.box[1],
+    }
+    return _pick([relation for relation, true in holds.items() if true], rng)
+
+
+def _pick(items: Iterable[Item], rng: np.random.Generator) -> Item:
+    choices = list(items)
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _shuffled(items: Iterable[Item], rng: np.random.Generator) -> list[Item]:
+    choices = list(items)
+    return [choices[int(i)] for i in rng.permutation(len(choices))]

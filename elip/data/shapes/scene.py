@@ -1,0 +1,113 @@
+"""What a picture of the built-in data shows: a few small things on a grid, drawn from a seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
+COLORS = {
+    "red": (225, 25, 25),
+    "green": (20, 165, 40),
+    "blue": (35, 55, 235),
+    "yellow": (250, 225, 20),
+    "purple": (190, 30, 205),
+    "cyan": (30, 215, 225),
+}
+SIZES = {"small": 0.155, "large": 0.225}
+"""Edge of a thing's box as a share of the image's edge."""
+
+CELLS = 3
+"""The picture is a grid of CELLS x CELLS cells; each holds at most one thing."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom are the first pixels outside."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object.
+
+    Attributes:
+        shape: One of `SHAPES`.
+        color: One of `COLORS`.
+        size: One of `SIZES`.
+        box: Where it is.
+    """
+
+    shape: str
+    color: str
+    size: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The whole truth about one picture.
+
+    Attributes:
+        seed: The numbers that everything about the picture follows from.
+        pixels: Edge of the square image.
+        things: Two to four things, no two of the same shape and color, none overlapping.
+        card: A white card that hides this part of the picture; nobody knows what is under it.
+    """
+
+    seed: tuple[int, ...]
+    pixels: int
+    things: tuple[Thing, ...]
+    card: Box | None = None
+
+    def to_json(self) -> str:
+        """Return the scene as a JSON object."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Scene:
+        """Return the scene that `to_json` wrote."""
+        fields = json.loads(text)
+        things = tuple(Thing(**thing | {"box": tuple(thing["box"])}) for thing in fields["things"])
+        card = tuple(fields["card"]) if fields["card"] else None
+        return cls(tuple(fields["seed"]), fields["pixels"], things, card)
+
+
+def random_scene(seed: Sequence[int], pixels: int = 64, card: bool = False) -> Scene:
+    """Return the scene that belongs to a seed.
+
+    Args:
+        seed: Non-negative integers, for instance (seed, split, index).
+        pixels: Edge of the image, at least 48.
+        card: Whether a card hides one cell.
+
+    Raises:
+        ValueError: If the image is too small for the shapes to be told apart.
+    """
+    if pixels < 48:
+        raise ValueError(f"Images of {pixels} pixels are too small for shapes; use 48 or more.")
+    rng = np.random.default_rng([*seed, 0])
+    number = int(rng.integers(2, 5))
+    cells = rng.choice(CELLS * CELLS, size=number + card, replace=False)
+    looks = rng.choice(len(SHAPES) * len(COLORS), size=number, replace=False)
+    sizes = rng.integers(len(SIZES), size=number)
+    things = tuple(
+        _thing(int(cell), int(look), int(size), pixels, rng)
+        for cell, look, size in zip(cells[:number], looks, sizes, strict=True)
+    )
+    hidden = _place(int(cells[number]), round(0.3 * pixels), pixels, rng) if card else None
+    return Scene(tuple(seed), pixels, things, hidden)
+
+
+def _thing(cell: int, look: int, size: int, pixels: int, rng: np.random.Generator) -> Thing:
+    name, share = list(SIZES.items())[size]
+    color, shape = list(COLORS)[look // len(SHAPES)], SHAPES[look % len(SHAPES)]
+    return Thing(shape, color, name, _place(cell, round(share * pixels), pixels, rng))
+
+
+def _place(cell: int, edge: int, pixels: int, rng: np.random.Generator) -> Box:
+    """Put a box somewhere inside a cell."""
+    pitch = pixels // CELLS
+    left = cell % CELLS * pitch + int(rng.integers(pitch - edge + 1))
+    top = cell // CELLS * pitch + int(rng.integers(pitch - edge + 1))
+    return left, top, left + edge, top + edge

@@ -1,0 +1,194 @@
+"""Making the built-in dataset: every scene of a seed, drawn, described and written to Arrow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from elip.data import arrow
+from elip.data.shapes import language
+from elip.data.shapes.draw import draw, png
+from elip.data.shapes.scene import Scene, random_scene
+from elip.data.words import save_tokenizer
+
+SPLITS = ("train", "val", "test")
+KINDS = ("caption", "question", "pair", "entailment", "statement")
+ANSWER_FILE = "shapes_answers.json"
+_MARKER = "shapes.json"
+_VERSION = 1
+"""Raise it when the same options give other files."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is made, and of what size.
+
+    Attributes:
+        pixels: Edge of the images.
+        train: Number of training scenes.
+        val: Number of scenes for model selection.
+        test: Number of scenes for scores.
+        seed: What everything follows from; other seeds give other scenes.
+    """
+
+    pixels: int = 64
+    train: int = 4000
+    val: int = 500
+    test: int = 500
+    seed: int = 0
+
+
+def write_shapes(folder: Path, options: Options | None = None, progress: bool = True) -> None:
+    """Make the dataset in a folder; does nothing if it is there already.
+
+    Writes ``shapes_{kind}_{split}.arrow`` in the layouts of COCO captions, VQAv2, NLVR2, SNLI-VE
+    and NLVR, each row with its scene's description as JSON (``scene``, or ``scene_0`` and
+    ``scene_1``), further `ANSWER_FILE` and the tokenizer. A scene follows from (seed, split,
+    number): no scene is in two splits. Of several processes one writes and the others wait.
+
+    Args:
+        folder: Where the files go.
+        options: What to make; None keeps what is there, or makes the default.
+        progress: Whether a progress bar is shown.
+    """
+    if _is_made(folder, options):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if _is_made(folder, options):
+            return
+        options = options or Options()
+        (folder / _MARKER).unlink(missing_ok=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, disable=not progress) as bar:
+            total = options.train + options.val + options.test
+            task = bar.add_task("Drawing the built-in shapes data", total=total)
+            for split in SPLITS:
+                _write_split(folder, split, options, lambda: bar.advance(task))
+        save_tokenizer(language.tokenizer(), folder)
+        _write_json(folder / ANSWER_FILE, list(language.ANSWERS))
+        _write_json(folder / _MARKER, _card(options))
+
+
+def _card(options: Options) -> dict[str, int]:
+    return {"version": _VERSION, **asdict(options)}
+
+
+def _is_made(folder: Path, options: Options | None) -> bool:
+    try:
+        card: dict[str, int] = json.loads((folder / _MARKER).read_text())
+    except FileNotFoundError:
+        return False
+    return card == _card(options) if options else card.get("version") == _VERSION
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _write_split(folder: Path, split: str, options: Options, advance: Callable[[], None]) -> None:
+    count = getattr(options, split)
+    with ExitStack() as stack:
+        files = {
+            kind: stack.enter_context(
+                arrow.ArrowWriter(folder / f"shapes_{kind}_{split}.arrow", _schema(kind))
+            )
+            for kind in KINDS
+        }
+        before: tuple[Scene, bytes] | None = None
+        for index in range(count):
+            scene, image = _drawn(options, split, index, card=False)
+            rng = np.random.default_rng([*scene.seed, 2])
+            for kind, row in _rows(scene, image, split, index, rng).items():
+                files[kind].write(row)
+            hidden, covered = _drawn(options, split, index, card=bool(index % 2))
+            files["entailment"].write(_entailment(hidden, covered, rng))
+            if index % 2 and before:
+                files["pair"].write(_pair(before, (scene, image), f"{split}-{index // 2}", rng))
+            before = scene, image
+            advance()
+
+
+def _drawn(options: Options, split: str, index: int, card: bool) -> tuple[Scene, bytes]:
+    scene = random_scene((options.seed, SPLITS.index(split), index), options.pixels, card)
+    return scene, png(draw(scene))
+
+
+def _schema(kind: str) -> pa.Schema:
+    layout: pa.Schema = getattr(arrow, kind.upper())
+    names = ("scene_0", "scene_1") if kind == "pair" else ("scene",)
+    return pa.schema([*layout, *(pa.field(name, pa.string()) for name in names)])
+
+
+def _rows(
+    scene: Scene, image: bytes, split: str, index: int, rng: np.random.Generator
+) -> dict[str, Mapping[str, Any]]:
+    """Return the rows about one picture, by kind."""
+    identifier, number = f"{split}-{index}", SPLITS.index(split) * 10_000_000 + index
+    seen = {"image": image, "scene": scene.to_json()}
+    asked = language.questions(scene, rng)
+    said = language.statements(scene, rng)
+    return {
+        "caption": seen
+        | {"caption": language.captions(scene, rng), "image_id": identifier, "split": split},
+        "question": seen
+        | {
+            "questions": [question for question, _ in asked],
+            "answers": [[answer] for _, answer in asked],
+            "answer_labels": [[language.ANSWERS.index(answer)] for _, answer in asked],
+            "answer_scores": [[1.0] for _ in asked],
+            "image_id": number,
+            "question_id": [number * 10 + place for place in range(len(asked))],
+            "split": split,
+        },
+        "statement": seen
+        | _truths(said)
+        | {"identifier": identifier, "directory": split, "permutation": 0},
+    }
+
+
+def _truths(said: list[tuple[str, bool]]) -> dict[str, list[str]]:
+    return {
+        "questions": [sentence for sentence, _ in said],
+        "answers": [str(truth) for _, truth in said],
+    }
+
+
+def _pair(
+    left: tuple[Scene, bytes], right: tuple[Scene, bytes], identifier: str, rng: np.random.Generator
+) -> Mapping[str, Any]:
+    return _truths(language.pair_statements(left[0], right[0], rng)) | {
+        "image_0": left[1],
+        "image_1": right[1],
+        "identifier": identifier,
+        "scene_0": left[0].to_json(),
+        "scene_1": right[0].to_json(),
+    }
+
+
+def _entailment(scene: Scene, image: bytes, rng: np.random.Generator) -> Mapping[str, Any]:
+    premise = language.captions(scene, rng)[0]
+    rows = language.hypotheses(scene, rng)
+    return {
+        "image": image,
+        "sentences": [[premise, hypothesis] for hypothesis, _ in rows],
+        "labels": [label for _, label in rows],
+        "scene": scene.to_json(),
+    }

@@ -1,0 +1,50 @@
+"""The built-in data: drawn scenes with captions, questions, statements and hypotheses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from elip.data.batch import Kind
+from elip.data.shapes.language import ANSWERS
+from elip.data.shapes.write import ANSWER_FILE, SPLITS, Options, write_shapes
+from elip.data.sources.base import Source, View
+
+
+def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> View:
+    train, val, test = ({split: (f"shapes_{kind}_{split}.arrow",)} for split in SPLITS)
+    return View(
+        splits={"train": train, "val": val, "test": test},
+        num_answers=num_answers,
+        answer_file=answer_file,
+    )
+
+
+class Shapes(Source):
+    """Two to four small colored shapes on a cluttered background, made on first use.
+
+    Most patches of a picture have nothing to do with a given sentence. All kinds of examples come
+    from the same scenes; entailment has its own drawings of them, half of which have a white card
+    that hides a part. Made once, in about ten seconds.
+    """
+
+    name = "shapes"
+    views = {
+        "caption": _view("caption"),
+        "question": _view("question", len(ANSWERS), ANSWER_FILE),
+        "pair": _view("pair", 2),
+        "entailment": _view("entailment", 3),
+        "statement": _view("statement", 2),
+    }
+
+    def prepare(self, root: Path) -> None:
+        """Make the default dataset in ``root / "shapes"`` unless one is there."""
+        write_shapes(root / self.name)
+
+    def convert(
+        self, raw: Path, out: Path, workers: int = 1, show_progress: bool = True
+    ) -> Mapping[str, int]:
+        """Make the default dataset in ``out / "shapes"``; there is no download to convert."""
+        options = Options()
+        write_shapes(out / self.name, options, show_progress)
+        return {f"{split} scenes": getattr(options, split) for split in SPLITS}
