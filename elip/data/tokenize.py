@@ -71,7 +71,7 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Encode texts."""
-        encoded = self._backend.encode_batch_fast(list(texts))
+        encoded = self._backend.encode_batch(list(texts))
         words = [[-1 if word is None else word for word in one.word_ids] for one in encoded]
         shape = (len(encoded), self.length)
         return Tokens(

@@ -17,11 +17,11 @@ __all__ = [
     "Source",
     "View",
     "find_source",
-    "shelf",
+    "sources",
 ]
 
 
-def shelf() -> dict[str, type[Source]]:
+def sources() -> dict[str, type[Source]]:
     """Return every source of this package by its name, in alphabetical order."""
     found: dict[str, type[Source]] = {}
     for module in pkgutil.iter_modules(__path__):
@@ -38,14 +38,14 @@ def find_source(name: str) -> Source:
     Raises:
         DataError: If there is none; the message gives the nearest names.
     """
-    sources = shelf()
-    if name in sources:
-        return sources[name]()
+    known = sources()
+    if name in known:
+        return known[name]()
     if "." in name:
         return _imported(name)
-    near = difflib.get_close_matches(name.lower(), sources, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise DataError(f"There is no dataset {name!r}.{hint} Known: {', '.join(sources)}.")
+    raise DataError(f"There is no dataset {name!r}.{hint} Known: {', '.join(known)}.")
 
 
 def _imported(path: str) -> Source:
