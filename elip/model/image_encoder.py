@@ -15,6 +15,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from elip.model.signals import BlockSignals, Heads, Probe, SharedSpace
 from elip.schedule import Plan, Schedule
 from reducers.contract import Host, Reduced, Reducer, Signals, Text
 
@@ -75,62 +76,43 @@ class EncodedImage:
             ),
         )
 
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Return the mean row and column [B,N,2] of the patches that each token stands for."""
+        dtype = self.sizes.dtype
+        index = torch.arange(grid[0] * grid[1], device=self.tokens.device)
+        places = torch.stack([index // grid[1], index % grid[1]], dim=1).to(dtype)
+        alive = (self.origin >= 0).to(dtype).unsqueeze(-1)
+        went = self.origin.clamp(min=0).unsqueeze(-1).expand(-1, -1, 2)
+        total = torch.zeros(*self.sizes.shape, 2, device=index.device, dtype=dtype)
+        return total.scatter_add(1, went, places * alive) / self.sizes.clamp(min=1).unsqueeze(-1)
 
-class Probe(nn.Module):
-    """Look ahead through the encoder's own blocks, without gradient, to score patch tokens.
-
-    A module of its own so that its cost is counted as the probe's. The blocks are borrowed, not
-    registered: their parameters belong to the encoder.
-    """
-
-    def __init__(self, blocks: nn.ModuleList) -> None:
-        super().__init__()
-        self._blocks = tuple(blocks)
-
-    @torch.no_grad()
-    def forward(
-        self, cls: Tensor, patches: Tensor, bias: Tensor | None, start: int, depth: int
-    ) -> Tensor:
-        """Return the CLS attention [B,N] of block ``start + depth - 1``.
+    def reduce(self, layer: int, cls: Tensor, reduced: Reduced) -> EncodedImage:
+        """Return the image behind a reduction: tokens, sizes, origins, mask and record.
 
         Args:
-            cls: [B,1,D], the CLS to look with.
-            patches: [B,N,D].
-            bias: [B,1,1,1+N] added to the attention logits, or None.
-            start: The first block to run.
-            depth: How many blocks to run, at least 1; of the last only the CLS row is computed.
+            layer: The block (or fusion layer) at which it happened.
+            cls: [B,1,D], the CLS token.
+            reduced: What the reducer returned.
         """
-        tokens = torch.cat([cls, patches], dim=1)
-        for block in self._blocks[start : start + depth - 1]:
-            tokens = block(tokens, attn_mask=bias)
-        last = self._blocks[start + depth - 1]
-        return cls_attention_of(last, tokens, bias)
-
-
-def cls_attention_of(block: Block, tokens: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the head-mean attention [B,N] of CLS to the patches that ``block`` would compute.
-
-    Only the query of CLS and the keys are computed: ``mean_h softmax(q_cls k^T / sqrt(d))``.
-    """
-    attention: Attention = block.attn
-    batch, count, _ = tokens.shape
-    width, heads = attention.attn_dim, attention.num_heads
-    hidden = block.norm1(tokens)
-    weight, offset = attention.qkv.weight, attention.qkv.bias
-    query = F.linear(hidden[:, :1], weight[:width], None if offset is None else offset[:width])
-    key = F.linear(
-        hidden, weight[width : 2 * width], None if offset is None else offset[width : 2 * width]
-    )
-    query = attention.q_norm(query.view(batch, 1, heads, -1).transpose(1, 2))
-    key = attention.k_norm(key.view(batch, count, heads, -1).transpose(1, 2))
-    return _cls_row(query, key, attention.scale, bias)
-
-
-def _cls_row(query: Tensor, key: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    logits = (query * scale) @ key.transpose(-2, -1)
-    if bias is not None:
-        logits = logits + bias
-    return logits.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+        went = reduced.assignment.clamp(min=0)
+        alive = (reduced.assignment >= 0).to(self.sizes.dtype)
+        sizes = torch.zeros_like(self.sizes[:, : reduced.tokens.shape[1]])
+        sizes = sizes.scatter_add(1, went, self.sizes * alive)
+        origin = reduced.assignment.gather(1, self.origin.clamp(min=0))
+        origin = torch.where(self.origin >= 0, origin, self.origin)
+        real = reduced.mask
+        if real is None and self.mask is not None:
+            real = sizes > 0
+        losses = [loss for loss in (self.loss, reduced.loss) if loss is not None]
+        return replace(
+            self,
+            tokens=torch.cat([cls, reduced.tokens], dim=1),
+            sizes=sizes,
+            origin=origin,
+            mask=None if real is None else F.pad(real, (1, 0), value=True),
+            stages=(*self.stages, Stage(layer, reduced.assignment, origin)),
+            loss=sum(losses[1:], losses[0]) if losses else None,
+        )
 
 
 class ImageEncoder(nn.Module):
@@ -153,6 +135,8 @@ class ImageEncoder(nn.Module):
         self.vit = vit
         self.reducer = reducer
         self.probe = Probe(vit.blocks)
+        self.signals = BlockSignals(vit)
+        self.shared: SharedSpace | None = None
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.num_patches = self.grid[0] * self.grid[1]
         self.num_blocks = len(vit.blocks)
@@ -195,7 +179,7 @@ class ImageEncoder(nn.Module):
         image = EncodedImage(
             tokens=tokens,
             block=0,
-            sizes=tokens.new_ones(batch, patches),
+            sizes=torch.ones(batch, patches, device=tokens.device),
             origin=torch.arange(patches, device=tokens.device).expand(batch, patches),
             seeds=seeds,
         )
@@ -249,9 +233,7 @@ class ImageEncoder(nn.Module):
             bias = hidden if bias is None else bias + hidden
         return None if bias is None else bias.to(image.tokens.dtype)
 
-    def _attend(
-        self, block: Block, image: EncodedImage
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _attend(self, block: Block, image: EncodedImage) -> tuple[Tensor, Heads]:
         """Run a block's attention and keep its queries, keys and values [B,H,1+N,D/H]."""
         attention: Attention = block.attn
         batch, count, _ = image.tokens.shape
@@ -263,98 +245,60 @@ class ImageEncoder(nn.Module):
         context = attention.norm(context.transpose(1, 2).reshape(batch, count, -1))
         return attention.proj(context), (query, key, value)
 
-    def _reduce(
-        self,
-        image: EncodedImage,
-        text: Text | None,
-        heads: tuple[Tensor, Tensor, Tensor] | None,
-    ) -> EncodedImage:
+    def _reduce(self, image: EncodedImage, text: Text | None, heads: Heads | None) -> EncodedImage:
         assert self.reducer is not None
         num_keep = self.plan.keep[image.block]
         patches = image.tokens[:, 1:]
-        signals = self._signals(image, text, heads)
-        reduced = self.reducer(patches, num_keep, signals)
-        self._check(reduced, patches, num_keep)
-        went = reduced.assignment.clamp(min=0)
-        alive = (reduced.assignment >= 0).to(image.sizes.dtype)
-        sizes = torch.zeros_like(image.sizes[:, :num_keep]).scatter_add(
-            1, went, image.sizes * alive
-        )
-        origin = reduced.assignment.gather(1, image.origin.clamp(min=0))
-        origin = torch.where(image.origin >= 0, origin, image.origin)
-        mask = None
-        if reduced.mask is not None:
-            mask = F.pad(reduced.mask, (1, 0), value=True)
-        losses = [loss for loss in (image.loss, reduced.loss) if loss is not None]
-        return replace(
-            image,
-            tokens=torch.cat([image.tokens[:, :1], reduced.tokens], dim=1),
-            sizes=sizes,
-            origin=origin,
-            mask=mask,
-            stages=(*image.stages, Stage(image.block, reduced.assignment, origin)),
-            loss=sum(losses[1:], losses[0]) if losses else None,
-        )
+        reduced = self.reducer(patches, num_keep, self._signals(image, text, heads))
+        check(self.reducer, reduced, patches, num_keep)
+        return image.reduce(image.block, image.tokens[:, :1], reduced)
 
-    def _signals(
-        self,
-        image: EncodedImage,
-        text: Text | None,
-        heads: tuple[Tensor, Tensor, Tensor] | None,
-    ) -> Signals:
+    def _signals(self, image: EncodedImage, text: Text | None, heads: Heads | None) -> Signals:
         assert self.reducer is not None
-        needs, layer = self.reducer.needs, image.block
-        block, bias = self.vit.blocks[layer], self._bias(image)
+        needs, layer, bias = self.reducer.needs, image.block, self._bias(image)
 
         def probe(cls: Tensor, patches: Tensor, depth: int) -> Tensor:
             scores: Tensor = self.probe(cls, patches, bias, layer, depth)
             return scores
 
-        cls = image.tokens[:, :1]
-        attention = keys = values = None
-        if heads is not None:
-            query, key, value = heads
-            keys, values = key[:, :, 1:], value[:, :, 1:]
-            if "cls_attention" in needs:
-                attention = _cls_row(query[:, :, :1], key, block.attn.scale, bias)
-        elif "cls_attention" in needs:
-            attention = probe(cls, image.tokens[:, 1:], 1)
-        return Signals(
-            cls=cls,
+        shared = None
+        if "shared" in needs:
+            assert self.shared is not None
+            assert text is not None
+            shared = self.shared(image.tokens[:, 1:], text.tokens)
+        known = Signals(
+            cls=image.tokens[:, :1],
             stage=len(image.stages),
             layer=layer,
             grid=self.grid,
             seeds=image.seeds,
-            cls_attention=attention,
-            keys=keys if "keys" in needs else None,
-            values=values if "values" in needs else None,
+            mask=None if image.mask is None else image.mask[:, 1:],
             text=text if "text" in needs else None,
+            shared=shared,
             probe=probe if "probe" in needs else None,
             sizes=image.sizes if "sizes" in needs else None,
-            positions=self._positions(image) if "positions" in needs else None,
+            positions=image.positions(self.grid) if "positions" in needs else None,
         )
+        tokens = None if text is None else text.tokens
+        signals: Signals = self.signals(known, needs, image.tokens, bias, heads, tokens)
+        return signals
 
-    def _positions(self, image: EncodedImage) -> Tensor:
-        """Return the mean row and column [B,N,2] of the patches that each token stands for."""
-        device, dtype = image.tokens.device, image.sizes.dtype
-        index = torch.arange(self.num_patches, device=device)
-        places = torch.stack([index // self.grid[1], index % self.grid[1]], dim=1).to(dtype)
-        alive = (image.origin >= 0).to(dtype)
-        went = image.origin.clamp(min=0).unsqueeze(-1).expand(-1, -1, 2)
-        total = torch.zeros(*image.sizes.shape, 2, device=device, dtype=dtype)
-        total = total.scatter_add(1, went, places * alive.unsqueeze(-1))
-        return total / image.sizes.clamp(min=1).unsqueeze(-1)
 
-    def _check(self, reduced: Reduced, patches: Tensor, num_keep: int) -> None:
-        name = type(self.reducer).__name__
-        want = (patches.shape[0], num_keep, patches.shape[2])
-        if tuple(reduced.tokens.shape) != want:
-            raise ValueError(
-                f"Reducer {name} broke its contract: it was to return tokens of shape {want} and "
-                f"returned {tuple(reduced.tokens.shape)}."
-            )
-        if tuple(reduced.assignment.shape) != tuple(patches.shape[:2]):
-            raise ValueError(
-                f"Reducer {name} broke its contract: its assignment was to have the shape "
-                f"{tuple(patches.shape[:2])} and has {tuple(reduced.assignment.shape)}."
-            )
+def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) -> None:
+    """Hold a reducer to the shapes of its contract.
+
+    Raises:
+        ValueError: It returned another number of tokens, or an assignment of another shape.
+    """
+    name = type(reducer).__name__
+    want = (patches.shape[0], num_keep, patches.shape[2])
+    if tuple(reduced.tokens.shape) != want:
+        raise ValueError(
+            f"Reducer {name} broke its contract: it was to return tokens of shape {want} and "
+            f"returned {tuple(reduced.tokens.shape)}."
+        )
+    if tuple(reduced.assignment.shape) != tuple(patches.shape[:2]):
+        raise ValueError(
+            f"Reducer {name} broke its contract: its assignment was to have the shape "
+            f"{tuple(patches.shape[:2])} and has {tuple(reduced.assignment.shape)}."
+        )

@@ -19,6 +19,7 @@ from elip.data.batch import TextBatch
 from elip.model.config import Sizes
 from elip.model.fusion import Fusion, Pooler, Read
 from elip.model.image_encoder import EncodedImage, ImageEncoder
+from elip.model.signals import SharedSpace
 from elip.model.text_encoder import TextEncoder, text_config
 from elip.schedule import Schedule
 from reducers.contract import Reducer, Text
@@ -73,6 +74,7 @@ class Meter(nn.Module):
         self.image = ImageEncoder(vit, reducer, schedule or Schedule(), self.text.width)
         self.text_projection = nn.Linear(self.text.width, width)
         self.image_projection = nn.Linear(self.image.width, width)
+        self.image.shared = SharedSpace(vit.norm, self.image_projection, self.text_projection)
         # Row 0 text, row 1 the image, row 2 the second image of a pair.
         self.token_types = nn.Embedding(3, width)
         self.fusion = Fusion(width, sizes.fusion_layers, sizes.fusion_heads, sizes.dropout)
