@@ -151,7 +151,9 @@ class ImageEncoder(nn.Module):
     @property
     def reads_text(self) -> bool:
         """Whether the image tokens depend on the text."""
-        return self.reducer is not None and "text" in self.reducer.needs and bool(self.layers)
+        if self.reducer is None or self.reducer.acts == "fusion" or not self.layers:
+            return False
+        return not self.reducer.needs.isdisjoint({"text", "text_attention", "shared"})
 
     def forward(
         self, pixels: Tensor, text: Text | None = None, seeds: Tensor | None = None
