@@ -74,8 +74,8 @@ class View:
         official: The splits of the reference's readers, where they differ; chosen by
             `splits: official`.
         distinct: Whether a text that occurs twice with the same image counts once.
-        num_answers: A, number of classes; 0 where there are none. With an ``answer_file`` that
-            exists, its length takes the place of this number.
+        num_answers: A, number of answers or classes; 0 where there are none. With an
+            ``answer_file`` that exists, its length takes the place of this number.
         answer_file: JSON file with the list of answers by number, beside the Arrow files.
         columns: Column names; None for the ones in `LAYOUT`.
     """
@@ -115,9 +115,9 @@ class Source:
     def prepare(self, root: Path) -> None:
         """Make the files below ``root`` if they are missing and can be made without a download.
 
-        Called once per machine before the files are read; must be quick when there is nothing to
-        do, and must leave no half-written file behind when it is interrupted. Files belong into
-        ``root / name``.
+        Called before the files are read, by several processes at once if there are several. Must
+        be quick when there is nothing to do, and must leave no half-written file behind when it
+        is interrupted. Files belong into ``root / name``.
         """
 
     def convert(

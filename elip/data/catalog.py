@@ -1,0 +1,124 @@
+"""The chosen datasets on disk: their files, their answers, their tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from elip.data.batch import Kind
+from elip.data.reader import ArrowTable
+from elip.data.sources import find_source
+from elip.data.sources.base import LAYOUT, DataError, Phase, Source, View
+
+
+class Catalog:
+    """Several datasets below one root.
+
+    Args:
+        names: Names or import paths of the datasets.
+        root: Folder of the Arrow files, directly in it or in a subfolder named as the dataset.
+        splits: "default" or "official".
+
+    Raises:
+        DataError: If a name is unknown.
+    """
+
+    def __init__(self, names: Sequence[str], root: Path, splits: str = "default") -> None:
+        if not names:
+            raise DataError("No dataset is named.")
+        self.sources = [find_source(name) for name in names]
+        self.root = root
+        self.splits = splits
+        self._tables: dict[tuple[str, ...], ArrowTable] = {}
+        for source in self.sources:
+            for view in source.views.values():
+                view.chosen(splits)
+
+    def __str__(self) -> str:
+        """Return the names of the datasets."""
+        return ", ".join(source.name for source in self.sources)
+
+    def prepare(self) -> None:
+        """Make the files of built-in datasets."""
+        for source in self.sources:
+            source.prepare(self.root)
+
+    def tables(self, kind: Kind, phase: Phase) -> dict[str, ArrowTable]:
+        """Return the splits of one phase by name; with the dataset's name if there are several.
+
+        Raises:
+            DataError: If a dataset has no examples of that kind, or a file is missing or wrong.
+        """
+        found: dict[str, ArrowTable] = {}
+        for source in self.sources:
+            view = _view(source, kind)
+            for name, patterns in view.chosen(self.splits).get(phase, {}).items():
+                full = name if len(self.sources) == 1 else f"{source.name}_{name}"
+                found[full] = self._table(source, kind, view, patterns)
+        return found
+
+    def _table(
+        self, source: Source, kind: Kind, view: View, patterns: tuple[str, ...]
+    ) -> ArrowTable:
+        key = (source.name, kind, *patterns)
+        if key not in self._tables:
+            paths = source.paths(self.root, patterns)
+            self._tables[key] = ArrowTable(paths, view.columns or LAYOUT[kind], view.distinct)
+        return self._tables[key]
+
+    def num_answers(self) -> int:
+        """Return A, the number of answers of the datasets with questions; 0 without any.
+
+        Raises:
+            DataError: If the datasets differ in it.
+        """
+        numbers = {
+            source.name: len(self._answer_file(source, view)) or view.num_answers
+            for source in self.sources
+            for kind, view in source.views.items()
+            if kind == "question"
+        }
+        if len(set(numbers.values())) > 1:
+            raise DataError(f"Datasets with different answers cannot be joined: {numbers}.")
+        return next(iter(numbers.values()), 0)
+
+    def answers(self) -> tuple[str, ...]:
+        """Return the A answers by number, from the answer file or else the training files.
+
+        Numbers that occur in neither are "unknown".
+        """
+        source = self.sources[0]
+        known = self._answer_file(source, _view(source, "question"))
+        if known:
+            return tuple(known)
+        words: dict[int, str] = {}
+        for table in self.tables("question", "train").values():
+            words |= table.answer_words()
+        return tuple(words.get(number, "unknown") for number in range(self.num_answers()))
+
+    def _answer_file(self, source: Source, view: View) -> list[str]:
+        path = source.beside(self.root, view.answer_file) if view.answer_file else None
+        return list(json.loads(path.read_text("utf-8"))) if path else []
+
+    def tokenizer(self) -> Path:
+        """Return the folder of the first dataset that brings its own tokenizer.
+
+        Raises:
+            DataError: If none does.
+        """
+        for source in self.sources:
+            folder = source.beside(self.root, "tokenizer")
+            if folder is not None:
+                return folder
+        raise DataError(
+            f"There is no folder `tokenizer` beside the files of {self} in {self.root}. Name one: "
+            "data.tokenizer=bert-base-uncased, roberta-base, or a local folder."
+        )
+
+
+def _view(source: Source, kind: Kind) -> View:
+    if kind not in source.views:
+        kinds = ", ".join(source.views)
+        raise DataError(f"{source.name} has no examples of kind {kind!r}; it has {kinds}.")
+    return source.views[kind]
