@@ -105,6 +105,7 @@ class ATS(Reducer):
         if self.rule == "official":
             return torch.linspace(0, 1, points, device=device).unsqueeze(0)
         if self.rule == "haurum":
-            step = 1 / points
-            return torch.arange(step / 2, 1 - step / 2, step, device=device).unsqueeze(0)
+            double = 2 * points
+            marks = torch.arange(1 / double, (double - 1) / double, 2 / double, device=device)
+            return marks.unsqueeze(0)
         return ((torch.arange(points, device=device) + 0.5) / points).unsqueeze(0)
