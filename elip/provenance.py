@@ -1,0 +1,135 @@
+"""Where a result comes from: identity of the configuration, code, packages, hardware."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from elip.record import Code, Hardware
+
+VOLATILE = (
+    "config",
+    "trainer.callbacks",
+    "trainer.default_root_dir",
+    "trainer.enable_checkpointing",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.profiler",
+)
+"""Options that say where and how a run reports, not what it computes. They are no part of its
+identity."""
+
+_PACKAGES = (
+    "elip", "torch", "torchvision", "timm", "transformers", "tokenizers", "lightning",
+    "jsonargparse", "torchmetrics", "numpy", "pyarrow", "pillow", "fvcore",
+)  # fmt: skip
+
+
+def config_hash(config: Mapping[str, Any], leave_out: Iterable[str] = VOLATILE) -> str:
+    """Return the identity of a resolved configuration: 16 hexadecimal digits of a SHA-256.
+
+    The order of keys does not matter.
+
+    Args:
+        config: The configuration, as plain mappings, lists and scalars.
+        leave_out: Dotted paths that are no part of the identity. For instance
+            ``(*VOLATILE, "seed_everything")`` gives one identity to all seeds of a setting.
+    """
+    plain = json.loads(json.dumps(config, default=str))
+    for path in leave_out:
+        *parents, last = path.split(".")
+        node = plain
+        for key in parents:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code_version() -> Code:
+    """Return the package's version and, where the code lies in a git checkout, its commit."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        version = metadata.version("elip")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    # Without its own .git, a repository further up would answer for code that is not its own.
+    if not (root / ".git").exists():
+        return Code(version)
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return Code(version, commit or None, None if changes is None else bool(changes))
+
+
+def package_versions() -> dict[str, str]:
+    """Return Python's version and those of the packages that can change a result."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> Hardware:
+    """Return processor, memory and GPUs of this machine."""
+    # Reading results needs no torch; looking for GPUs does.
+    import torch
+
+    gpus = [
+        torch.cuda.get_device_properties(index)
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ]
+    return Hardware(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_bytes=_memory(),
+        gpus=tuple(gpu.name for gpu in gpus),
+        gpu_memory_bytes=gpus[0].total_memory if gpus else None,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Return the highest resident memory that this process ever had, as the system reports it."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine() or None
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
