@@ -1,0 +1,108 @@
+"""Image and text retrieval: fine-tuning against false texts, evaluation of every pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elip.data.batch import Batch, Needs, TextBatch
+from elip.model.image_encoder import EncodedImage
+from elip.model.meter import Meter, initialise
+from elip.tasks.base import (
+    Evaluator,
+    Loss,
+    Task,
+    begin_images,
+    finish_images,
+    prediction_rows,
+    with_reducer_loss,
+)
+from elip.tasks.gallery import Gallery
+from elip.tasks.ranking import guesses, recalls
+from reducers.contract import Text
+
+
+class Retrieval(Task):
+    """Find the image of a text and the texts of an image by scoring every pair.
+
+    Loss: cross entropy of an image's own text among itself and F texts of other examples. The
+    rank head is one linear map of the pooled CLS tokens; it starts as the matching head's row for
+    "match" when pre-trained weights are loaded.
+
+    Source: Dou et al., 2022, arXiv:2111.02387, section 4.1; Kim et al., ViLT, 2021,
+    arXiv:2102.03334 (15 false texts).
+
+    Args:
+        false_texts: F, at least 1.
+        pairs: How many pairs are scored at once in evaluation.
+
+    Raises:
+        ValueError: A number is below 1.
+    """
+
+    main_metric = "r1"
+
+    def __init__(self, false_texts: int = 15, pairs: int = 128) -> None:
+        super().__init__()
+        if false_texts < 1 or pairs < 1:
+            raise ValueError(
+                f"false_texts is {false_texts} and pairs is {pairs}; both must be at least 1."
+            )
+        self.needs = Needs(kind="caption", false_texts=false_texts)
+        self.pairs = pairs
+        self.rank: nn.Linear | None = None
+
+    def build(self, meter: Meter, num_answers: int) -> None:
+        """Make the rank head."""
+        self.rank = nn.Linear(2 * meter.width, 1)
+        self.rank.apply(initialise)
+
+    def loss(self, meter: Meter, batch: Batch) -> Loss:
+        """Return the cross entropy of the true text among 1 + F; each image is begun once."""
+        assert batch.false_text is not None
+        ids = torch.cat([batch.text.ids[:, None], batch.false_text.ids], dim=1)
+        mask = torch.cat([batch.text.mask[:, None], batch.false_text.mask], dim=1)
+        count, texts = ids.shape[:2]
+        text = meter.encode_text(TextBatch(ids.flatten(0, 1), mask.flatten(0, 1)))
+        begun = begin_images(meter, batch.images[:, 0], self.training)
+        rows = torch.arange(count, device=ids.device).repeat_interleave(texts)
+        image = finish_images(meter, begun, rows, text)
+        scores = self.score(meter, image, text).view(count, texts)
+        true = torch.zeros(count, dtype=torch.int64, device=ids.device)
+        return with_reducer_loss(Loss(F.cross_entropy(scores, true)), image)
+
+    def score(self, meter: Meter, image: EncodedImage, text: Text) -> Tensor:
+        """Return how well each image goes with the text beside it: [B] float32, unbounded."""
+        assert self.rank is not None
+        scores: Tensor = self.rank(meter.fuse(text, image, "pooled").pooled)
+        return scores[:, 0].float()
+
+    def evaluator(self) -> Evaluator:
+        """Return recalls over all pairs."""
+        return _Evaluator(self)
+
+    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
+        """Return the ``score`` of each text beside its own image."""
+        begun = begin_images(meter, batch.images[:, 0], self.training)
+        text = meter.encode_text(batch.text)
+        image = finish_images(meter, begun, slice(None), text)
+        return prediction_rows(batch, score=self.score(meter, image, text))
+
+
+class _Evaluator(Evaluator):
+    def __init__(self, task: Retrieval) -> None:
+        self.task = task
+        self.gallery = Gallery()
+
+    def update(self, meter: Meter, batch: Batch) -> None:
+        self.gallery.add(meter, batch)
+
+    def compute(self, meter: Meter) -> dict[str, float]:
+        scores = self.gallery.scores(meter, self.task.score, self.task.pairs)
+        return recalls(scores, self.gallery.image_of_text(meter))
+
+    def chance(self, meter: Meter) -> dict[str, float]:
+        return guesses(self.gallery.image_of_text(meter))
