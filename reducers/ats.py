@@ -29,7 +29,7 @@ class ATS(Reducer):
         points: Sampling points K; None takes ``num_keep``. Where more points than ``num_keep`` hit
             more than ``num_keep`` patches, those of the highest score stay.
         rule: ``paper`` as above; ``haurum``: points at 1/(2K), 3/(2K), ... with an end that
-            rounding sometimes drops, as in the code of Haurum et al.; ``official``: scores from the
+            rounding sometimes drops, and padding kept away by 0.1, as in the code of Haurum et al.; ``official``: scores from the
             head-mean attention times the norm over all heads, summed up in the order of the scores,
             points spread from the first value above 0, as in the paper's own code.
     """
@@ -55,7 +55,7 @@ class ATS(Reducer):
         with torch.no_grad():
             scores = self._scores(signals)
             points = self.points or num_keep
-            kept, mask = self._sample(scores, points, num_keep)
+            kept, mask = self._sample(scores, points, num_keep, signals.mask)
         # Padding goes nowhere: it is written to a place that is cut off again.
         count = patches.shape[1]
         places = torch.where(mask, kept, count + torch.arange(num_keep, device=kept.device))
@@ -73,11 +73,13 @@ class ATS(Reducer):
             assert signals.head_attention is not None
             norm = signals.values.float().norm(dim=-1)
             scores = (signals.head_attention.float() * norm).sum(dim=1)
-        if signals.mask is not None:
+        if signals.mask is not None and self.rule != "haurum":
             scores = scores * signals.mask
         return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
-    def _sample(self, scores: Tensor, points: int, num_keep: int) -> tuple[Tensor, Tensor]:
+    def _sample(
+        self, scores: Tensor, points: int, num_keep: int, alive: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the kept patches [B,num_keep] and which of them are real."""
         count = scores.shape[1]
         order = torch.arange(count, device=scores.device).expand_as(scores)
@@ -90,6 +92,8 @@ class ATS(Reducer):
             cumulative = (cumulative - low) / (high - low).clamp(min=1e-12)
             start = torch.where(cumulative > 0, cumulative, torch.inf).amin(dim=1, keepdim=True)
             marks = start + (1 - start) * marks
+        if self.rule == "haurum" and alive is not None:
+            cumulative = cumulative + 0.1 * ~alive
         nearest = (marks.unsqueeze(2) - cumulative.unsqueeze(1)).abs().argmin(dim=2)
         hit = torch.zeros_like(scores, dtype=torch.bool).scatter(1, nearest, True)
         # Patches that were hit come first, in order; where too many were, the best stay.

@@ -29,7 +29,8 @@ class KMedoids(Reducer):
         first: Patch that the unweighted start begins with.
         official: Move the medoids as the code of Haurum et al. does, to the member that minimises
             ``w_i sum_j d(i, j)`` over all patches j, of whatever cluster. That penalises the very
-            patches that receive attention and looks beyond the cluster.
+            patches that receive attention and looks beyond the cluster. The unweighted start then
+            takes, as that code does, the patch that is farthest from any chosen one.
     """
 
     acts: Acts = "after_attention"
@@ -68,7 +69,9 @@ class KMedoids(Reducer):
             assert received is not None
             return received, top_indices(received, num_keep)
         first = torch.full_like(distance[:, 0, 0], self.first, dtype=torch.int64)
-        return torch.ones_like(distance[:, 0]), farthest_first(distance, first, num_keep)
+        combine = torch.maximum if self.official else torch.minimum
+        medoids = farthest_first(distance, first, num_keep, combine)
+        return torch.ones_like(distance[:, 0]), medoids
 
     def _move(self, distance: Tensor, weights: Tensor, cluster: Tensor, num_keep: int) -> Tensor:
         if self.official:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reducers.contract import Reduced
+
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""Element by element: two tensors of one shape to one."""
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -105,13 +110,16 @@ def distances(tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
+def farthest_first(
+    distance: Tensor, first: Tensor, count: int, combine: Combine = torch.minimum
+) -> Tensor:
     """Choose tokens one by one, each the farthest from all chosen before.
 
     Args:
         distance: [B,N,N] float.
         first: [B] int64, the token to begin with.
         count: K.
+        combine: Makes one distance of those to two chosen tokens; the nearer one counts.
 
     Returns:
         [B,K] int64, in the order of choice.
@@ -122,5 +130,5 @@ def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
     for _ in range(count - 1):
         taken = taken.scatter(1, chosen[-1].unsqueeze(1), True)
         chosen.append(nearest.masked_fill(taken, -torch.inf).argmax(dim=1))
-        nearest = torch.minimum(nearest, distance[batch, chosen[-1]])
+        nearest = combine(nearest, distance[batch, chosen[-1]])
     return torch.stack(chosen, dim=1)

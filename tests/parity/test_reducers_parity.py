@@ -1,0 +1,404 @@
+"""Each method against inputs and outputs of its official code, through the public contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elip.schedule import Schedule
+from reducers.ats import ATS
+from reducers.cdpruner import CDPruner
+from reducers.diffrate import DiffRate
+from reducers.divprune import DivPrune
+from reducers.dpcknn import DPCKNN
+from reducers.elip import ELIP
+from reducers.evit import EViT
+from reducers.kmedoids import KMedoids
+from reducers.pitome import PiToMe
+from reducers.pool import Pool
+from reducers.radial import Radial
+from reducers.tome import ToMe
+from reducers.topk import TopK
+from reducers.vispruner import VisPruner
+from reducers.visionzip import VisionZip
+from tests.parity.reducer_cases import (
+    Case,
+    case_ids,
+    encode,
+    encoder_of,
+    heads,
+    kept_indices,
+    load_case,
+    old_behind,
+    ones,
+    signals,
+    with_cls,
+)
+
+Check = Callable[[Case], None]
+_CHECKS: dict[str, Check] = {}
+
+# Cases that no method of the contract can be asked to repeat, and why.
+_OUT_OF_SCOPE = {
+    "elip/keep_all": "official code appends a zero token where all are kept; the host then does "
+    "not call the reducer (keep_ratio 1 is exactly no reduction)",
+    "evit/keep_rate_schedule": "a cosine schedule over training epochs; counts are the schedule's",
+    "none/posembed_14_18": "no reducer: resized positions are held by the METER parity tests",
+    "none/vit_64_p16": "no reducer: the image encoder is held by the METER parity tests",
+    "pool/adaptive_18_12": "windows of adaptive pooling overlap; a patch has one new token here",
+    "pool/avg2_ceil_7x7": "a window cut off at the border; our pieces are of as equal size as can be",
+    "pool/avg2_floor_7x7": "this window drops the last row and column; ours pools all patches",
+}
+_NOT_CARRIED = {
+    "crossget": "needs cross tokens learnt in training, through every block",
+}
+
+
+def check(method: str) -> Callable[[Check], Check]:
+    def register(function: Check) -> Check:
+        _CHECKS[method] = function
+        return function
+
+    return register
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "name" in metafunc.fixturenames:
+        golden = Path(metafunc.config.getoption("--golden"))
+        metafunc.parametrize("name", case_ids(golden))
+
+
+def test_case(golden: Path, name: str) -> None:
+    method = name.split("/")[0]
+    if name in _OUT_OF_SCOPE:
+        pytest.skip(_OUT_OF_SCOPE[name])
+    if method in _NOT_CARRIED:
+        pytest.skip(_NOT_CARRIED[method])
+    _CHECKS[method](load_case(golden, name))
+
+
+@check("topk")
+@check("evit")
+def _attention_methods(case: Case) -> None:
+    fuse = case.params["fuse_token"]
+    method = EViT if fuse else TopK
+    depth = case.params["depth"]
+    entering = [case.params["N"] - 1]
+    for block in range(depth):
+        before, after = case[f"out.b{block}.x_post_attn"], case[f"out.b{block}.x_reduced"]
+        count = after.shape[1] - 1
+        entering.append(count)
+        if count == before.shape[1] - 1:
+            continue
+        patches = before[:, 1:]
+        reduced = method()(
+            patches, count, signals(patches, cls_attention=case[f"out.b{block}.cls_attn"])
+        )
+        case.same(kept_indices(reduced, count - fuse), f"out.b{block}.keep_idx")
+        torch.testing.assert_close(reduced.tokens, after[:, 1:], atol=1e-5, rtol=1e-5)
+    schedule = Schedule(layers=tuple(range(depth)), counts=tuple(entering[1:]))
+    image = encode(encoder_of(case, method(), schedule), case["in.x"])
+    for stage in image.stages:
+        kept = case[f"out.b{stage.layer}.keep_idx"]
+        case.same(old_behind(stage.assignment, kept.shape[1]), f"out.b{stage.layer}.keep_idx")
+    case.close(image.tokens, f"out.b{depth - 1}.x_out")
+
+
+@check("elip")
+def _elip(case: Case) -> None:
+    state = case.params["prune_state"]
+    layers, depths = tuple(state["begin_layer"]), tuple(state["num_act_layers"])
+    counts = tuple(count + 1 for count in state["num_keep_tokens"])
+    blocks, output = 0, "out.y"
+    if case.about["id"] == "elip/keep_more_than_present":
+        # At the second stage the official code keeps all and appends a zero token.
+        layers, depths, counts = layers[:1], depths[:1], counts[:1]
+        blocks, output = state["begin_layer"][1], "out.s1.x_before"
+    reducer = ELIP(mix=case.params["lambda"], probe_depth=depths)
+    encoder = encoder_of(case, reducer, Schedule(layers=layers, counts=counts), blocks)
+    image = encode(encoder, case["in.x"], case["in.text_cls"])
+    assert len(image.stages) == len(layers)
+    for number, stage in enumerate(image.stages):
+        kept = old_behind(stage.assignment, counts[number] - 1) + 1
+        case.same(F.pad(kept, (1, 0)), f"out.s{number}.keep_idx")
+    case.close(image.tokens, output)
+
+
+@check("tome")
+def _tome(case: Case) -> None:
+    if "table" in case.about:
+        _tome_counts(case)
+    elif case.about["kind"] == "block":
+        _tome_blocks(case)
+    else:
+        _merging_steps(case, lambda step: _tome_of(case))
+
+
+def _tome_of(case: Case) -> ToMe:
+    return ToMe(sources="odd" if case.params["class_token"] else "even")
+
+
+def _tome_counts(case: Case) -> None:
+    """ToMe's r for each layer, given as counts, is what the plan carries out."""
+    for entry in case.about["table"].values():
+        left, counts = 576, []
+        for removed in entry["schedule"]:
+            left -= min(removed, left // 2)
+            counts.append(left)
+        schedule = Schedule(layers=tuple(range(entry["layers"])), counts=tuple(counts))
+        plan = schedule.plan(576, entry["layers"], "after_attention")
+        assert plan.entering == (576, *counts)
+
+
+def _tome_blocks(case: Case) -> None:
+    depth = case.params["depth"]
+    counts = tuple(case[f"out.b{block}.x_reduced"].shape[1] - 1 for block in range(depth))
+    schedule = Schedule(layers=tuple(range(depth)), counts=counts)
+    reducer = ToMe(proportional=case.params["prop_attn"])
+    image = encode(encoder_of(case, reducer, schedule), case["in.x"])
+    case.same(with_cls(image.origin), f"out.b{depth - 1}.assign")
+    case.close(F.pad(image.sizes, (1, 0), value=1).unsqueeze(-1), f"out.b{depth - 1}.size")
+    case.close(image.tokens, f"out.b{depth - 1}.x_out")
+    for block in range(depth):
+        patches = case[f"out.b{block}.x_post_attn"][:, 1:]
+        if counts[block] == patches.shape[1]:
+            continue
+        before = case[f"out.b{block - 1}.size"][:, 1:, 0] if block else ones(patches)
+        known = signals(patches, keys=heads(case[f"out.b{block}.metric"][:, 1:]), sizes=before)
+        reduced = ToMe()(patches, counts[block], known)
+        torch.testing.assert_close(
+            reduced.tokens, case[f"out.b{block}.x_reduced"][:, 1:], atol=1e-5, rtol=1e-5
+        )
+
+
+def _merging_steps(case: Case, method: Callable[[int], Any]) -> None:
+    """Steps of a merging method, sizes carried on; CLS, where there is one, stays in front."""
+    first = int(case.params["class_token"])
+    patches = case["in.x"][:, first:]
+    sizes, origin = ones(patches), torch.arange(patches.shape[1]).expand(len(patches), -1)
+    step = 0
+    while f"out.x{step}" in case:
+        count = case[f"out.x{step}"].shape[1] - first
+        if count < patches.shape[1]:
+            known = signals(patches, keys=heads(case[f"in.metric{step}"][:, first:]), sizes=sizes)
+            reduced = method(step)(patches, count, known)
+            patches = reduced.tokens
+            sizes = torch.zeros(len(sizes), count).scatter_add(1, reduced.assignment, sizes)
+            origin = reduced.assignment.gather(1, origin)
+        order = torch.arange(count).expand(len(patches), -1)
+        if case.about["id"] == "tome/nocls_odd_r9":
+            # Without CLS the official code leaves the unmerged by similarity, not by place.
+            order = torch.zeros_like(order).scatter(1, origin, case[f"out.assign{step}"])
+        moved = order.gather(1, origin)
+        case.same(with_cls(moved) if first else moved, f"out.assign{step}")
+        after = case[f"out.x{step}"][:, first:].gather(1, order.unsqueeze(-1).expand_as(patches))
+        torch.testing.assert_close(patches, after, atol=1e-5, rtol=1e-5)
+        after = case[f"out.size{step}"][:, first:, 0].gather(1, order)
+        torch.testing.assert_close(sizes, after, atol=0, rtol=0)
+        step += 1
+    assert step
+
+
+@check("pitome")
+def _pitome(case: Case) -> None:
+    params = case.params
+    _merging_steps(
+        case,
+        lambda step: PiToMe(
+            margin=params["margins"][step],
+            alpha=params["alpha"],
+            split_all=params["use_bsm_pitome"],
+        ),
+    )
+
+
+@check("diffrate")
+def _diffrate(case: Case) -> None:
+    origin = torch.arange(case.params["N"] - 1).expand(case.params["B"], -1)
+    for block in range(case.params["depth"]):
+        patches = case[f"out.b{block}.x_post_attn"][:, 1:]
+        attention = case[f"out.b{block}.cls_attn"]
+        after = case[f"out.b{block}.x_reduced"][:, 1:]
+        pruned = patches.shape[1] - (case.params["prune_kept_incl_cls"][block] - 1)
+        removed = patches.shape[1] - after.shape[1]
+        if removed:
+            reducer = DiffRate(merged=(removed - pruned) / removed, weighted=False)
+            known = signals(patches, cls_attention=attention, sizes=ones(patches))
+            reduced = reducer(patches, after.shape[1], known)
+            tokens, went = reduced.tokens, reduced.assignment
+        else:  # the official code sorts all the same
+            order = attention.argsort(dim=1, descending=True, stable=True)
+            tokens = patches.gather(1, order.unsqueeze(-1).expand_as(patches))
+            went = order.argsort(dim=1)
+        torch.testing.assert_close(tokens, after, atol=1e-5, rtol=1e-5)
+        origin = torch.where(origin >= 0, went.gather(1, origin.clamp(min=0)), origin)
+        case.same(with_cls(origin), f"out.b{block}.assign")
+
+
+class _Recorded(nn.Module):
+    """Stands in for the learnt weight: returns the log of the recorded one."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.weight.log()
+
+
+@check("dpcknn")
+def _dpcknn(case: Case) -> None:
+    patches, clusters = case["in.x"], case.params["clusters"]
+    reducer = DPCKNN(k=case.params["k"], weighted=case.params["weighted"])
+    if case.params["weighted"]:
+        reducer.score = _Recorded(case["in.weight"])
+    reduced = reducer(patches, clusters, signals(patches))
+    case.same(reduced.assignment, "out.assign")
+    own = torch.arange(clusters).expand(len(patches), -1)
+    assert torch.equal(reduced.assignment.gather(1, case["out.centers"]), own)
+    torch.testing.assert_close(reduced.tokens, case["out.x"], atol=1e-5, rtol=1e-5)
+
+
+@check("kmedoids")
+def _kmedoids(case: Case) -> None:
+    patches, params = case["in.x"], case.params
+    weighted = not params["equal_weight"]
+    reducer = KMedoids(
+        rounds=params["iters"],
+        weighted=weighted,
+        first=0 if weighted else int(case["in.init_idx"]),
+        official=True,
+    )
+    received = case["in.weight"].squeeze(-1) if weighted else None
+    reduced = reducer(patches, params["clusters"], signals(patches, received=received))
+    case.same(reduced.assignment, "out.assign")
+    assert torch.equal(
+        reduced.tokens,
+        patches.gather(1, case["out.centers"].unsqueeze(-1).expand_as(case["out.x"])),
+    )
+    torch.testing.assert_close(reduced.tokens, case["out.x"], atol=1e-5, rtol=1e-5)
+
+
+@check("divprune")
+def _divprune(case: Case) -> None:
+    patches, count = case["in.x"], case.params["K"]
+    reduced = DivPrune()(patches, count, signals(patches))
+    case.same(kept_indices(reduced, count), "out.keep_idx")
+
+
+@check("cdpruner")
+def _cdpruner(case: Case) -> None:
+    patches = case["in.features"]
+    text = case["in.text_embeds"].expand(len(patches), -1, -1)
+    known = signals(patches, shared=(case["in.image_embeds"], text))
+    reduced = CDPruner(negate=True, over_batch=True)(patches, case.params["T"], known)
+    case.same(kept_indices(reduced, case.params["T"]), "out.keep_idx")
+    if len(patches) == 1:  # then the batch is the image, and the default scaling is the official
+        reduced = CDPruner(negate=True)(patches, case.params["T"], known)
+        case.same(kept_indices(reduced, case.params["T"]), "out.keep_idx")
+
+
+@check("vispruner")
+def _vispruner(case: Case) -> None:
+    patches, count = case["in.features"], case.params["T"]
+    attention = case["in.cls_attn_heads"].mean(dim=1)
+    reducer = VisPruner(important=case.params["important_ratio"])
+    reduced = reducer(patches, count, signals(patches, cls_attention=attention))
+    case.same(kept_indices(reduced, count), "out.keep_idx")
+
+
+@check("visionzip")
+def _visionzip(case: Case) -> None:
+    patches, params = case["in.x"][:, 1:], case.params
+    dominant, count = params["dominant"], params["dominant"] + params["contextual"]
+    known = signals(
+        patches,
+        cls_attention=case["in.attn"][:, :, 0, 1:].mean(dim=1),
+        keys=heads(case["in.metric"][:, 1:]),
+    )
+    reducer = VisionZip(contextual=params["contextual"] / count, official=True)
+    reduced = reducer(patches, count, known)
+    official = case["out.all_indices"][:, 1:].sort(dim=1).values - 1
+    assert torch.equal(kept_indices(reduced, dominant), official)
+    torch.testing.assert_close(reduced.tokens, case["out.y"][:, 1:], atol=1e-5, rtol=1e-5)
+
+
+@check("radial")
+def _radial(case: Case) -> None:
+    side = case.params["grid"]
+    index = torch.arange(side * side)
+    places = torch.stack([index // side, index % side], dim=1).float().unsqueeze(0)
+    patches = torch.zeros(1, side * side, 1)
+    norm = case.params["pattern"]
+    offset = (places[0] - (side - 1) / 2).abs()
+    far = torch.linalg.vector_norm(offset, ord={"l1": 1, "l2": 2, "linf": torch.inf}[norm], dim=1)
+    for block in case.params["blocks"]:
+        mask = case[f"out.mask_block{block}"]
+        known = signals(patches, positions=places, grid=(side, side))
+        kept = Radial(norm=norm)(patches, int(mask.sum()), known).assignment[0] >= 0
+        # Rounding of the official grid can cut through a ring of equally distant patches, as it
+        # does once; which of those are kept is then a matter of ties.
+        tied = (far - far[mask].max()).abs() < 1e-4
+        assert mask[tied].all() or case.about["id"] == "radial/l1_14"
+        assert torch.equal(kept[~tied], mask[~tied])
+        assert int(kept.sum()) == int(mask.sum())
+
+
+@check("pool")
+def _pool(case: Case) -> None:
+    rows, columns = case.params["grid"]
+    index = torch.arange(rows * columns)
+    places = torch.stack([index // columns, index % columns], dim=1).float()
+    patches, after = case["in.x"][:, 1:], case["out.y"][:, 1:]
+    known = signals(
+        patches,
+        positions=places.expand(len(patches), -1, -1),
+        sizes=ones(patches),
+        grid=(rows, columns),
+    )
+    reduced = Pool()(patches, after.shape[1], known)
+    # Ours come along the curve; the recorded ones row by row: by their first patch.
+    order = torch.stack(
+        [(reduced.assignment == new).int().argmax(dim=1) for new in range(after.shape[1])], dim=1
+    ).argsort(dim=1)
+    ours = reduced.tokens.gather(1, order.unsqueeze(-1).expand_as(after))
+    torch.testing.assert_close(ours, after, atol=1e-5, rtol=1e-5)
+
+
+@check("ats")
+def _ats(case: Case) -> None:
+    if case.about["kind"] == "block":
+        _ats_official(case)
+        return
+    attention, values = case["in.attn"][:, :, 0, 1:], case["in.v"][:, :, 1:]
+    patches = torch.randn(len(values), values.shape[2], 4, generator=torch.manual_seed(0))
+    points, width = case.params["K"], case["out.ids"].shape[1] - 1
+    known = signals(patches, head_attention=attention, values=values, mask=case["in.mask"][:, 1:])
+    reduced = ATS(points=points, rule="haurum")(patches, width, known)
+    assert reduced.mask is not None
+    assert torch.equal(reduced.mask, case["out.mask"][:, 1:])
+    kept = kept_indices(reduced, width)
+    official = torch.where(reduced.mask, case["out.ids"][:, 1:] - 1, -1)
+    assert torch.equal(kept, official)
+
+
+def _ats_official(case: Case) -> None:
+    depth = len(case.params["n_tokens_per_block"])
+    counts = tuple(case[f"out.b{block}.policy"].shape[1] - 1 for block in range(depth))
+    if not case.params["drop_tokens"]:  # as wide as the input, padding behind the longest sample
+        counts = (int(case["out.b0.count"].max()) - 1,)
+    reducer = ATS(points=case.params["n_ref_tokens"] - 1, rule="official")
+    schedule = Schedule(layers=tuple(range(depth)), counts=counts)
+    image = encode(encoder_of(case, reducer, schedule), case["in.x"])
+    assert image.mask is not None
+    last = f"out.b{depth - 1}"
+    policy = case[f"{last}.policy"][:, : counts[-1] + 1, 0].bool()
+    assert torch.equal(image.mask, policy)
+    official = case[f"{last}.x"][:, : counts[-1] + 1]
+    torch.testing.assert_close(image.tokens * policy.unsqueeze(-1), official, atol=1e-4, rtol=1e-4)
