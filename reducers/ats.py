@@ -28,10 +28,11 @@ class ATS(Reducer):
     Args:
         points: Sampling points K; None takes ``num_keep``. Where more points than ``num_keep`` hit
             more than ``num_keep`` patches, those of the highest score stay.
-        rule: ``paper`` as above; ``haurum``: points at 1/(2K), 3/(2K), ... with an end that
-            rounding sometimes drops, and padding kept away by 0.1, as in the code of Haurum et al.; ``official``: scores from the
-            head-mean attention times the norm over all heads, summed up in the order of the scores,
-            points spread from the first value above 0, as in the paper's own code.
+        rule: ``paper`` as above. ``haurum``: points at 1/(2K), 3/(2K), ... with an end that
+            rounding sometimes drops, and padding kept away by 0.1, as in the code of Haurum et al.
+            ``official``: scores from the head-mean attention times the norm over all heads, summed
+            up in the order of the scores, points spread from the first value above 0, as in the
+            paper's own code.
     """
 
     acts: Acts = "after_attention"
