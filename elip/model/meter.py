@@ -20,7 +20,7 @@ from elip.model.config import Sizes
 from elip.model.fusion import Fusion, Pooler, Read
 from elip.model.image_encoder import EncodedImage, ImageEncoder
 from elip.model.signals import SharedSpace
-from elip.model.text_encoder import TextEncoder, text_config
+from elip.model.text_encoder import TextEncoder, start_size, text_config
 from elip.schedule import Schedule
 from reducers.contract import Reducer, Text
 
@@ -150,7 +150,7 @@ def build_vit(sizes: Sizes) -> VisionTransformer:
         ValueError: The named timm model is unknown or not a `VisionTransformer` with CLS.
     """
     if sizes.image_encoder == "vit":
-        return VisionTransformer(
+        vit = VisionTransformer(
             img_size=sizes.image_size,
             patch_size=sizes.patch_size,
             embed_dim=sizes.image_width,
@@ -162,6 +162,8 @@ def build_vit(sizes: Sizes) -> VisionTransformer:
             act_layer="quick_gelu",
             norm_layer=partial(nn.LayerNorm, eps=1e-5),
         )
+        vit.blocks.apply(initialise)
+        return vit
     name = sizes.image_encoder
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
@@ -188,8 +190,13 @@ def build_vit(sizes: Sizes) -> VisionTransformer:
 
 
 def initialise(module: nn.Module) -> None:
-    """Start linear and embedding weights at N(0, 0.02), biases at 0 (as BERT and METER do)."""
+    """Start linear and embedding weights at N(0, s) and biases at 0.
+
+    METER and BERT take s = 0.02 at a width of 768. Narrower layers get
+    ``s = 0.02 * sqrt(768 / width)``, so that their outputs start at the same size; with 0.02 a
+    small model's attention starts all but uniform and takes thousands of steps to leave that.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=start_size(module.weight.shape[1]))
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -68,6 +68,14 @@ def text_config(sizes: Sizes, vocab_size: int | None) -> PretrainedConfig:
     )
 
 
+def start_size(width: int) -> float:
+    """Return the standard deviation of starting weights: 0.02 from a width of 768 on, else larger.
+
+    See `elip.model.meter.initialise`.
+    """
+    return 0.02 * max(1.0, 768 / width) ** 0.5
+
+
 def _build(
     kind: str, vocab: int, width: int, layers: int, heads: int, sizes: Sizes
 ) -> PretrainedConfig:
@@ -79,6 +87,7 @@ def _build(
         "intermediate_size": 4 * width,
         "hidden_dropout_prob": sizes.dropout,
         "attention_probs_dropout_prob": sizes.dropout,
+        "initializer_range": start_size(width),
     }
     if kind == "bert":
         return BertConfig(max_position_embeddings=512, layer_norm_eps=1e-12, **common)

@@ -80,6 +80,10 @@ class Task(nn.Module, ABC):
         """Return a fresh evaluator for one split."""
 
     @abstractmethod
+    def infer(self, meter: Meter, batch: Batch) -> Tensor:
+        """Return the raw scores of a batch, [B] or [B,A]: the forward pass whose cost is stated."""
+
+    @abstractmethod
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return one row of plain values an example; runs in eval mode without gradient.
 

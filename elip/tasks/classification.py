@@ -103,10 +103,13 @@ class Classification(Task):
         """Return the mean score of the chosen answers."""
         return _Evaluator(self)
 
+    def infer(self, meter: Meter, batch: Batch) -> Tensor:
+        """Return the logits [B,A] of the answers."""
+        return self.logits(meter, batch)[0]
+
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return the ``label`` of the best answer, and its ``probability``."""
-        logits, _ = self.logits(meter, batch)
-        best = logits.softmax(dim=-1).max(dim=-1)
+        best = self.infer(meter, batch).softmax(dim=-1).max(dim=-1)
         return prediction_rows(batch, label=best.indices, probability=best.values)
 
 

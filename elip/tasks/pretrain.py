@@ -113,8 +113,8 @@ class Pretraining(Task):
         """Return accuracies of both passes, and loss and perplexity of the words."""
         return _Evaluator(self)
 
-    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
-        """Return the probability ``match`` that image and text belong together.
+    def infer(self, meter: Meter, batch: Batch) -> Tensor:
+        """Return the logits [B,2] of no match and match.
 
         Raises:
             ValueError: Image-text matching is switched off.
@@ -124,8 +124,12 @@ class Pretraining(Task):
         begun = begin_images(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
         image = finish_images(meter, begun, slice(None), text)
-        logits = self.itm(meter.fuse(text, image, "pooled").pooled)
-        return prediction_rows(batch, match=logits.float().softmax(dim=-1)[:, 1])
+        logits: Tensor = self.itm(meter.fuse(text, image, "pooled").pooled)
+        return logits
+
+    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
+        """Return the probability ``match`` that image and text belong together."""
+        return prediction_rows(batch, match=self.infer(meter, batch).float().softmax(dim=-1)[:, 1])
 
     def _passes(self, meter: Meter, batch: Batch) -> _Passes:
         count, device = len(batch), batch.example.device

@@ -84,12 +84,15 @@ class Retrieval(Task):
         """Return recalls over all pairs."""
         return _Evaluator(self)
 
-    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
-        """Return the ``score`` of each text beside its own image."""
+    def infer(self, meter: Meter, batch: Batch) -> Tensor:
+        """Return the score [B] of each text beside its own image."""
         begun = begin_images(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
-        image = finish_images(meter, begun, slice(None), text)
-        return prediction_rows(batch, score=self.score(meter, image, text))
+        return self.score(meter, finish_images(meter, begun, slice(None), text), text)
+
+    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
+        """Return the ``score`` of each text beside its own image."""
+        return prediction_rows(batch, score=self.infer(meter, batch))
 
 
 class _Evaluator(Evaluator):
