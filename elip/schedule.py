@@ -8,7 +8,9 @@ that enter a block. With kept shares p_i at the reduction layers, the share at l
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from reducers.contract import Acts
 
@@ -48,7 +50,8 @@ class Schedule:
         keep_ratio: Mean over the blocks of the share of patch tokens that enter a block, in
             (0, 1]. None takes the profile as it stands (c = 1).
         layers: Blocks at which the reducer acts, ascending, 0-based. None takes ELIP's 2, 4, 9 of
-            11, scaled to the number of blocks.
+            11, scaled to the number of blocks; a reducer that acts after the attention then takes
+            the block before each, so that every method thins the same blocks.
         profile: Kept share of the original patches at each of these layers, in (0, 1], not
             rising: the shape of the decay. None takes ELIP's 0.90, 0.70, 0.45 for three layers
             and a geometric decay to 0.45 otherwise.
@@ -92,15 +95,16 @@ class Schedule:
                     "larger than the one before."
                 )
 
-    def layers_in(self, num_blocks: int) -> tuple[int, ...]:
-        """Return the reduction layers in an encoder of ``num_blocks`` blocks.
+    def layers_in(self, num_blocks: int, acts: Acts) -> tuple[int, ...]:
+        """Return the reduction layers in an encoder (or fusion) of ``num_blocks`` blocks.
 
         Raises:
             ValueError: A layer lies beyond the last block.
         """
         if self.layers is None:
-            scaled = {math.floor(layer * num_blocks / _BLOCKS + 0.5) for layer in _LAYERS}
-            return tuple(sorted(min(layer, num_blocks - 1) for layer in scaled))
+            scaled = [math.floor(layer * num_blocks / _BLOCKS + 0.5) for layer in _LAYERS]
+            early = int(acts == "after_attention")
+            return tuple(sorted({max(0, min(layer, num_blocks - 1) - early) for layer in scaled}))
         if self.layers[-1] >= num_blocks:
             raise ValueError(
                 f"Reduction layer {self.layers[-1]} does not exist: the image encoder runs "
@@ -113,12 +117,13 @@ class Schedule:
 
         A reducer that acts before a block thins what enters that block; one that acts after the
         attention thins what enters the next. The same keep ratio therefore means the same mean
-        number of tokens for both kinds.
+        number of tokens for both kinds. One that acts in the fusion thins what enters the image
+        side's layers there: its keep ratio is the mean over the fusion layers, not the blocks.
 
         Args:
             num_patches: P.
-            num_blocks: Number of blocks that run.
-            acts: Where in a block the reducer acts.
+            num_blocks: Number of blocks (fusion: layers) that run.
+            acts: Where the reducer acts.
 
         Raises:
             ValueError: The schedule does not fit the encoder, or the keep ratio cannot be reached
@@ -126,7 +131,7 @@ class Schedule:
         """
         if acts == "never":
             return Plan(num_patches, {}, (num_patches,) * (num_blocks + 1))
-        layers = self.layers_in(num_blocks)
+        layers = self.layers_in(num_blocks, acts)
         first = tuple(layer + (acts == "after_attention") for layer in layers)
         if self.counts is not None:
             self._same_length("counts", len(self.counts), layers)
@@ -134,8 +139,8 @@ class Schedule:
         else:
             shares = self._shares(layers, first, num_blocks)
             keep = [max(1, math.floor(share * num_patches + 0.5)) for share in shares]
-        entering = _spread(keep, first, num_blocks, num_patches)
-        return Plan(num_patches, dict(zip(layers, keep, strict=True)), tuple(entering))
+        entering = tuple(_spread(keep, first, num_blocks, num_patches))
+        return Plan(num_patches, dict(zip(layers, keep, strict=True)), entering)
 
     def _shares(self, layers: tuple[int, ...], first: tuple[int, ...], blocks: int) -> list[float]:
         profile = self.profile
@@ -175,13 +180,16 @@ class Schedule:
             )
 
 
+_Number = TypeVar("_Number", int, float)
+
+
 def _spread(
-    values: list[float] | list[int], first: tuple[int, ...], blocks: int, full: float | int
-) -> list[float] | list[int]:
-    """Return what enters each block, and what leaves the last, given the values from ``first`` on."""
+    values: Sequence[_Number], first: tuple[int, ...], blocks: int, full: _Number
+) -> list[_Number]:
+    """Return what enters each block, and what leaves the last, with ``values`` from ``first`` on."""
     entering, current = [], full
     changes = dict(zip(first, values, strict=True))
     for block in range(blocks + 1):
         current = changes.get(block, current)
         entering.append(current)
-    return entering  # type: ignore[return-value]
+    return entering

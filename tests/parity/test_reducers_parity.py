@@ -52,7 +52,7 @@ _OUT_OF_SCOPE = {
     "none/posembed_14_18": "no reducer: resized positions are held by the METER parity tests",
     "none/vit_64_p16": "no reducer: the image encoder is held by the METER parity tests",
     "pool/adaptive_18_12": "windows of adaptive pooling overlap; a patch has one new token here",
-    "pool/avg2_ceil_7x7": "a window cut off at the border; our pieces are as equal in size as can be",
+    "pool/avg2_ceil_7x7": "cuts windows off at the border; our pieces are as equal as can be",
     "pool/avg2_floor_7x7": "this window drops the last row and column; ours pools all patches",
 }
 _NOT_CARRIED = {
