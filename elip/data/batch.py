@@ -84,6 +84,11 @@ class Batch:
         """Return B."""
         return len(self.example)
 
+    def first(self, count: int) -> Batch:
+        """Return the first ``count`` examples."""
+        part: Batch = _map(self, lambda tensor: tensor[:count])
+        return replace(part, strings=self.strings[:count], keys=self.keys[:count])
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
         return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))

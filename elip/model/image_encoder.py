@@ -156,16 +156,33 @@ class ImageEncoder(nn.Module):
         return not self.reducer.needs.isdisjoint({"text", "text_attention", "shared"})
 
     def forward(
-        self, pixels: Tensor, text: Text | None = None, seeds: Tensor | None = None
+        self,
+        image: Tensor | EncodedImage,
+        text: Text | None = None,
+        seeds: Tensor | None = None,
+        end: int | None = None,
     ) -> EncodedImage:
-        """Encode normalised pixels [B,3,S,S].
+        """Encode images, or go on with images that are encoded in part.
 
         Args:
-            pixels: Float, normalised.
+            image: [B,3,S,S] float, normalised pixels; or what an earlier call returned.
             text: The encoded text, for reducers that look at it.
             seeds: [B] int64, one seed an example, for reducers that draw at random.
+            end: The block to stop before; None runs all of them and the final norm.
+
+        Raises:
+            ValueError: The reducer looks at the text and none was given.
         """
-        return self.finish(self.begin(pixels, seeds), text)
+        if isinstance(image, Tensor):
+            image = self._embed(image, seeds)
+        end = self.num_blocks if end is None else end
+        if end == self.num_blocks and self.reads_text and text is None:
+            raise ValueError(f"{type(self.reducer).__name__} looks at the text; none was given.")
+        for _ in range(image.block, end):
+            image = self._block(image, text)
+            if image.block == self.num_blocks:
+                image = replace(image, tokens=self.vit.norm(image.tokens))
+        return image
 
     def begin(self, pixels: Tensor, seeds: Tensor | None = None) -> EncodedImage:
         """Run what does not depend on the text, so that it can be shared between texts.
@@ -173,19 +190,10 @@ class ImageEncoder(nn.Module):
         That is all blocks before the first reduction layer where the reducer looks at the text,
         and everything where it does not.
         """
-        tokens = self.vit.patch_embed(pixels)
-        tokens = self.vit.norm_pre(self.vit._pos_embed(tokens))
-        batch, patches = tokens.shape[0], self.num_patches
-        if seeds is None:
-            seeds = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
-        image = EncodedImage(
-            tokens=tokens,
-            block=0,
-            sizes=torch.ones(batch, patches, device=tokens.device),
-            origin=torch.arange(patches, device=tokens.device).expand(batch, patches),
-            seeds=seeds,
-        )
-        return self._run(image, None, self.layers[0] if self.reads_text else self.num_blocks)
+        # Called as a module, not as a method, so that the work is counted as the encoder's.
+        end = self.layers[0] if self.reads_text else self.num_blocks
+        begun: EncodedImage = self(pixels, seeds=seeds, end=end)
+        return begun
 
     def finish(self, image: EncodedImage, text: Text | None = None) -> EncodedImage:
         """Run what `begin` left.
@@ -193,17 +201,22 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: The reducer looks at the text and none was given.
         """
-        if self.reads_text and text is None:
-            raise ValueError(f"{type(self.reducer).__name__} looks at the text; none was given.")
-        return self._run(image, text, self.num_blocks)
+        finished: EncodedImage = self(image, text)
+        return finished
 
-    def _run(self, image: EncodedImage, text: Text | None, end: int) -> EncodedImage:
-        """Run the blocks up to ``end``, and the final norm behind the last."""
-        for _ in range(image.block, end):
-            image = self._block(image, text)
-            if image.block == self.num_blocks:
-                image = replace(image, tokens=self.vit.norm(image.tokens))
-        return image
+    def _embed(self, pixels: Tensor, seeds: Tensor | None) -> EncodedImage:
+        tokens = self.vit.patch_embed(pixels)
+        tokens = self.vit.norm_pre(self.vit._pos_embed(tokens))
+        batch, patches = tokens.shape[0], self.num_patches
+        if seeds is None:
+            seeds = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
+        return EncodedImage(
+            tokens=tokens,
+            block=0,
+            sizes=torch.ones(batch, patches, device=tokens.device),
+            origin=torch.arange(patches, device=tokens.device).expand(batch, patches),
+            seeds=seeds,
+        )
 
     def _block(self, image: EncodedImage, text: Text | None) -> EncodedImage:
         block, layer = self.vit.blocks[image.block], image.block

@@ -7,7 +7,9 @@ W fusion width, S image size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import timm
@@ -18,10 +20,11 @@ from torch import Tensor, nn
 from elip.data.batch import TextBatch
 from elip.model.config import Sizes
 from elip.model.fusion import Fusion, Pooler, Read
-from elip.model.image_encoder import EncodedImage, ImageEncoder
+from elip.model.fusion_reduction import FusionReduction
+from elip.model.image_encoder import EncodedImage, ImageEncoder, Stage
 from elip.model.signals import SharedSpace
 from elip.model.text_encoder import TextEncoder, start_size, text_config
-from elip.schedule import Schedule
+from elip.schedule import Plan, Schedule
 from reducers.contract import Reducer, Text
 
 # Pixel statistics in [0, 1]: CLIP (Radford et al., 2021, arXiv:2103.00020) and ImageNet.
@@ -39,11 +42,13 @@ class Fused:
         text: [B,L,W] (or [B,1,W] when only CLS was read).
         image: [B,1+N,W] (or [B,1,W]); None when it was not read.
         pooled: [B,2W], pooled text CLS then pooled image CLS; None when only text was read.
+        stages: The reductions of the image tokens, in the encoder or in the fusion.
     """
 
     text: Tensor
     image: Tensor | None
     pooled: Tensor | None
+    stages: tuple[Stage, ...] = ()
 
 
 class Meter(nn.Module):
@@ -71,13 +76,20 @@ class Meter(nn.Module):
         self.width = width = sizes.fusion_width
         self.text = TextEncoder(text_config(sizes, vocab_size))
         vit = build_vit(sizes)
-        self.image = ImageEncoder(vit, reducer, schedule or Schedule(), self.text.width)
+        schedule, heads = schedule or Schedule(), sizes.fusion_heads
+        fused = reducer is not None and reducer.acts == "fusion"
+        self.image = ImageEncoder(vit, None if fused else reducer, schedule, self.text.width)
         self.text_projection = nn.Linear(self.text.width, width)
         self.image_projection = nn.Linear(self.image.width, width)
         self.image.shared = SharedSpace(vit.norm, self.image_projection, self.text_projection)
         # Row 0 text, row 1 the image, row 2 the second image of a pair.
         self.token_types = nn.Embedding(3, width)
-        self.fusion = Fusion(width, sizes.fusion_layers, sizes.fusion_heads, sizes.dropout)
+        reduction = None
+        if reducer is not None and fused:
+            reduction = FusionReduction(
+                reducer, schedule, self.image.grid, width, heads, sizes.fusion_layers
+            )
+        self.fusion = Fusion(width, sizes.fusion_layers, heads, sizes.dropout, reduction)
         self.text_pooler = Pooler(width)
         self.image_pooler = Pooler(width)
         mean, std = _PIXELS[sizes.pixels]
@@ -88,6 +100,18 @@ class Meter(nn.Module):
             self.text_pooler, self.image_pooler,
         ):  # fmt: skip
             module.apply(initialise)
+
+    @property
+    def reducer(self) -> Reducer | None:
+        """The token reducer, wherever it acts."""
+        reduction = self.fusion.reduction
+        return self.image.reducer if reduction is None else reduction.reducer
+
+    @property
+    def plan(self) -> Plan:
+        """The token counts that the reducer is held to: of the blocks, or of the fusion layers."""
+        reduction = self.fusion.reduction
+        return self.image.plan if reduction is None else reduction.plan
 
     def encode_text(self, text: TextBatch) -> Text:
         """Encode [B,L] token ids to [B,L,Dt] tokens, before the projection."""
@@ -125,11 +149,24 @@ class Meter(nn.Module):
         """
         texts = self.text_projection(text.tokens) + self.token_types.weight[0]
         images = self.image_projection(image.tokens) + self.token_types.weight[image_type]
-        texts, fused = self.fusion(texts, images, text.mask, image.mask, read)
-        pooled = None
-        if fused is not None:
-            pooled = torch.cat([self.text_pooler(texts), self.image_pooler(fused)], dim=-1)
-        return Fused(texts, fused, pooled)
+        image = replace(image, tokens=images)
+        texts, fused = self.fusion(Text(texts, text.mask), image, read)
+        if fused is None:
+            return Fused(texts, None, None)
+        pooled = torch.cat([self.text_pooler(texts), self.image_pooler(fused.tokens)], dim=-1)
+        return Fused(texts, fused.tokens, pooled, fused.stages)
+
+    @contextmanager
+    def unreduced(self) -> Iterator[None]:
+        """Leave all reduction out for a while, to measure what the model costs without it."""
+        image, fusion = self.image, self.fusion
+        kept = (image.reducer, image.plan, image.layers, fusion.reduction)
+        plan = Schedule().plan(image.num_patches, image.num_blocks, "never")
+        image.reducer, image.plan, image.layers, fusion.reduction = None, plan, (), None
+        try:
+            yield
+        finally:
+            image.reducer, image.plan, image.layers, fusion.reduction = kept
 
     def forward(
         self,
@@ -138,7 +175,7 @@ class Meter(nn.Module):
         read: Read = "pooled",
         seeds: Tensor | None = None,
     ) -> Fused:
-        """Encode and fuse one batch of image-text pairs: text first, as it may steer the reducer."""
+        """Encode and fuse a batch of image-text pairs: text first, as it may steer the reducer."""
         encoded = self.encode_text(text)
         return self.fuse(encoded, self.encode_image(images, encoded, seeds), read)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.data.batch import Batch, Needs
@@ -148,8 +147,10 @@ def prediction_rows(batch: Batch, **columns: Tensor) -> list[dict[str, Any]]:
 
 
 def _checksums(images: Tensor) -> Tensor:
-    """Return one int64 an image, a checksum of its pixels: sum of 8-byte words by odd weights."""
-    flat = images.detach().flatten(1).contiguous().view(torch.uint8)
-    words = F.pad(flat, (0, -flat.shape[1] % 8)).contiguous().view(torch.int64)
-    place = torch.arange(words.shape[1], device=images.device) * 2 + 1
-    return (words * (place * -7046029254386353131 | 1)).sum(dim=1)
+    """Return one int64 an image, a checksum of some 4,000 of its values: their sum by odd weights."""
+    flat = images.detach().flatten(1)
+    some = flat[:, :: max(1, flat.shape[1] // 4096)]
+    if some.is_floating_point():
+        some = (some.float() * 65536).round()
+    place = torch.arange(some.shape[1], device=images.device) * 2 + 1
+    return (some.long() * (place * -7046029254386353131 | 1)).sum(dim=1)

@@ -96,7 +96,9 @@ class ExperimentCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.num_answers", "model.num_answers", apply_on="instantiate")
-        parser.set_defaults({"trainer.use_distributed_sampler": False})
+        parser.set_defaults(
+            {"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False}
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was asked for.

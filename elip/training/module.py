@@ -65,6 +65,7 @@ class Experiment(LightningModule):
             self.meter.fusion.compile()
         self._evaluators: list[Evaluator] = []
         self.scores: dict[str, dict[str, float]] = {}
+        self.chances: dict[str, dict[str, float]] = {}
 
     def _load(self, weights: str | None, image: str | None, text: str | None) -> None:
         if image is not None:
@@ -136,10 +137,9 @@ class Experiment(LightningModule):
 
     def _finish(self, stage: str, prefix: str) -> None:
         names = self._splits(stage)
-        self.scores = {
-            name: evaluator.compute(self.meter)
-            for name, evaluator in zip(names, self._evaluators, strict=True)
-        }
+        evaluators = dict(zip(names, self._evaluators, strict=True))
+        self.scores = {name: each.compute(self.meter) for name, each in evaluators.items()}
+        self.chances = {name: each.chance(self.meter) for name, each in evaluators.items()}
         self._evaluators = []
         for name, scores in self.scores.items():
             middle = "" if len(names) == 1 else f"{name}/"

@@ -1,0 +1,278 @@
+"""The callback that watches a run and leaves its record."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from elip.cost import CostError, measure_cost, measure_training_cost
+from elip.cost.timing import time_interleaved
+from elip.data.batch import Batch
+from elip.provenance import code_version, config_hash, hardware, package_versions, peak_memory_bytes
+from elip.record import Evaluation, Gflops, Record, Speed, Status, Tokens, Training, write_record
+from elip.summary import print_summary
+from elip.training.module import Experiment
+
+log = logging.getLogger(__name__)
+
+_LOG_LINES = 40
+_COST_EXAMPLES = 2
+_TIMED_RUNS = 12
+
+
+class Recorder(Callback):
+    """Write ``run.json`` when a run ends, however it ends.
+
+    Args:
+        run_dir: Where it goes.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        config: The resolved configuration.
+        ckpt_path: The checkpoint that is resumed or scored.
+    """
+
+    def __init__(
+        self, run_dir: Path, command: str, config: dict[str, Any], ckpt_path: str | None
+    ) -> None:
+        self.run_dir = run_dir
+        self.command = command
+        self.config = config
+        self.ckpt_path = ckpt_path
+        self.started = _now()
+        self.written = False
+        self.evaluations: tuple[Evaluation, ...] = ()
+        self._best = float("-inf")
+        self._counts: dict[str, int] = {}
+        self._sample: Batch | None = None
+        self._train_start = time.perf_counter()
+        self._images = 0
+        self._step_seconds = 0.0
+        self._step_start: float | None = None
+        self._log = _Tail()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start listening to the log."""
+        logging.getLogger("elip").addHandler(self._log)
+        self._train_start = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Start the clock of a step."""
+        if self._sample is None:
+            self._sample = batch
+        self._step_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, idx: int
+    ) -> None:
+        """Count images, and the time of the step without validation and loading."""
+        assert self._step_start is not None
+        self._step_seconds += time.perf_counter() - self._step_start
+        self._images += len(batch) * batch.images.shape[1] * trainer.world_size
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Batch, idx: int, loader: int = 0
+    ) -> None:
+        """Count examples by split."""
+        self._see(trainer, batch, "validate", loader)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Batch, idx: int, loader: int = 0
+    ) -> None:
+        """Count examples by split."""
+        self._see(trainer, batch, "test", loader)
+
+    def _see(self, trainer: Trainer, batch: Batch, stage: str, loader: int) -> None:
+        self._sample = self._sample or batch
+        if not trainer.sanity_checking:
+            name = trainer.datamodule.eval_names(stage)[loader]  # type: ignore[attr-defined]
+            self._counts[name] = self._counts.get(name, 0) + len(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the scores of the best validation, the one whose checkpoint is kept."""
+        if trainer.sanity_checking:
+            return
+        main = float(trainer.callback_metrics.get("val/main", float("nan")))
+        if self.command != "fit" or main >= self._best or not self.evaluations:
+            self._best = main
+            self._keep(trainer, pl_module)
+        self._counts = {}
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the scores."""
+        self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Experiment)
+        datasets = _datasets(self.config)
+        self.evaluations = tuple(
+            Evaluation(
+                split=name,
+                dataset=name.split("/")[0] if name.split("/")[0] in datasets else "+".join(datasets),
+                examples=int(_sum_over_processes(trainer, self._counts.get(name, 0))),
+                metrics=dict(scores),
+                chance=dict(module.chances[name]),
+            )
+            for name, scores in module.scores.items()
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the record of a training run that came to its end."""
+        self._write(trainer, pl_module, "completed")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write the record of a run that was stopped or failed."""
+        stopped = isinstance(exception, KeyboardInterrupt)
+        error = None if stopped else f"{type(exception).__name__}: {exception}"
+        self._write(trainer, pl_module, "interrupted" if stopped else "failed", error)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the record of a run without training, and stop listening."""
+        if self.command in ("validate", "test") and not self.written and self.evaluations:
+            self._write(trainer, pl_module, "completed")
+        logging.getLogger("elip").removeHandler(self._log)
+
+    def _write(
+        self, trainer: Trainer, module: LightningModule, status: Status, error: str | None = None
+    ) -> None:
+        assert isinstance(module, Experiment)
+        if self.written or not trainer.is_global_zero:
+            return
+        self.written = True
+        record = self._record(trainer, module, status, error)
+        if status == "completed":
+            record = _with_costs(record, module, self._sample)
+        path = write_record(record, self.run_dir)
+        if status != "failed":
+            print_summary(record, path)
+
+    def _record(
+        self, trainer: Trainer, module: Experiment, status: Status, error: str | None
+    ) -> Record:
+        reducer = module.meter.image.reducer
+        model, image = self.config.get("model", {}), module.meter.image
+        notes = [f"{name}: {count} skipped" for name, count in _skipped(trainer).items()]
+        return Record(
+            name=self.run_dir.name,
+            subcommand=self.command,
+            status=status,
+            started=self.started,
+            ended=_now(),
+            config=self.config,
+            config_hash=config_hash(self.config),
+            code=code_version(),
+            packages=package_versions(),
+            hardware=hardware(),
+            seed=self.config.get("seed_everything"),
+            task=type(module.task).__name__,
+            datasets=tuple(_datasets(self.config)),
+            reducer="Identity" if reducer is None else type(reducer).__name__,
+            reducer_options=(model.get("reducer") or {}).get("init_args", {}),
+            main_metric=module.task.main_metric,
+            evaluations=self.evaluations,
+            tokens=Tokens(
+                patches=image.num_patches,
+                entering=tuple(float(count) for count in image.plan.entering),
+                keep_ratio_asked=None if module.schedule.counts else module.schedule.keep_ratio,
+                keep_ratio=image.plan.keep_ratio,
+            ),
+            peak_memory_bytes=peak_memory_bytes(),
+            peak_gpu_memory_bytes=(
+                torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+            ),
+            training=self._training(trainer) if self.command == "fit" else None,
+            parent=self.ckpt_path or module.weights,
+            error=error,
+            log_tail=tuple(self._log.lines),
+            notes=tuple(notes),
+        )
+
+    def _training(self, trainer: Trainer) -> Training:
+        return Training(
+            steps=trainer.global_step,
+            epochs=trainer.current_epoch + 0.0,
+            seconds=time.perf_counter() - self._train_start,
+            images_per_second=self._images / self._step_seconds if self._step_seconds else None,
+        )
+
+
+def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Record:
+    """Add GFLOPs, with and without reduction, and the time of a forward pass."""
+    if sample is None:
+        return record
+    few, trained = sample.first(_COST_EXAMPLES), record.subcommand == "fit"
+    try:
+        gflops = _gflops(module, few, trained)
+        with module.meter.unreduced():
+            identity = _gflops(module, few, trained)
+    except CostError as error:
+        return replace(record, notes=(*record.notes, f"No GFLOPs: {error}"))
+    return replace(record, gflops=gflops, gflops_identity=identity, speed=_speed(module, sample))
+
+
+def _gflops(module: Experiment, batch: Batch, trained: bool) -> Gflops:
+    meter, task, count = module.meter, module.task, len(batch)
+    forward = measure_cost(meter, lambda: task.infer(meter, batch), count, head=task)
+    if not trained:
+        return Gflops(forward)
+    step = measure_training_cost(module, lambda: task.loss(meter, batch).total, count)
+    return Gflops(forward, step)
+
+
+def _speed(module: Experiment, batch: Batch) -> Speed:
+    was = module.training
+    module.eval()
+    with torch.no_grad():
+        timing = time_interleaved(
+            {"forward": lambda: module.task.infer(module.meter, batch)},
+            rounds=_TIMED_RUNS, examples=len(batch), device=module.device,
+        )["forward"]  # fmt: skip
+    module.train(was)
+    return Speed(
+        batch_size=len(batch),
+        latency_ms=1e3 * timing.median,
+        latency_p95_ms=1e3 * timing.p95,
+        examples_per_second=timing.examples_per_second,
+    )
+
+
+def _datasets(config: dict[str, Any]) -> list[str]:
+    names = config.get("data", {}).get("datasets", [])
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _skipped(trainer: Trainer) -> dict[str, int]:
+    counts: dict[str, int] = getattr(trainer.datamodule, "num_skipped", {})  # type: ignore[attr-defined]
+    return counts
+
+
+def _sum_over_processes(trainer: Trainer, count: int) -> float:
+    if trainer.world_size == 1:
+        return count
+    return float(trainer.strategy.reduce(torch.tensor(float(count)), reduce_op="sum"))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class _Tail(logging.Handler):
+    """Keeps the last lines of the log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: deque[str] = deque(maxlen=_LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
