@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerFast
 
-from elip.data.batch import Needs
+from elip.data.batch import Batch, Needs
 from elip.data.catalog import Catalog
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
@@ -177,6 +178,12 @@ class DataModule(LightningDataModule):
     def predict_dataloader(self) -> list[Loader]:
         """Return one loader for each of `eval_names("predict")`, the test splits."""
         return self._eval_loaders("predict")
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch, without waiting where it is pinned."""
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def eval_names(self, stage: str) -> list[str]:
         """Return the names of the splits that a stage evaluates, in the order of the loaders.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,21 +92,26 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
         DataError: If neither gives a tokenizer.
     """
     try:
-        return _load(name, Path(name))
+        tokenizer = _load(name, Path(name))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"No tokenizer in {str(name)!r}: {error} Give a folder with tokenizer.json, or a hub "
             "name such as bert-base-uncased or roberta-base."
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one silently
+        raise DataError(f"The tokenizer in {str(name)!r} has no words: its files are missing.")
+    return tokenizer
 
 
-def _load(name: str | Path, folder: Path) -> Any:
+def _load(name: str | Path, folder: Path) -> PreTrainedTokenizerFast:
     if (folder / "config.json").is_file() or not folder.is_dir():
         return AutoTokenizer.from_pretrained(str(name))
     if (folder / "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
     if (folder / "tokenizer.json").is_file():
-        return wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        text = (folder / "tokenizer.json").read_text("utf-8")
+        json.loads(text)  # tokenizers would raise a bare Exception on a file that is cut short
+        return wrap(Tokenizer.from_str(text))
     if (folder / "vocab.txt").is_file():
         return BertTokenizer.from_pretrained(str(folder))
     return RobertaTokenizer.from_pretrained(str(folder))

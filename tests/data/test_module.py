@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from elip.data.batch import Batch, Needs
+from elip.data.module import DataModule
+from elip.data.sources.base import DataError, MissingFilesError
+from tests.data.tiny import noise, png, write, write_tiny
+
+NEEDS = Needs("caption", masked=True, false_images=1)
+TINY, SECOND = "tests.data.tiny.Tiny", "tests.data.tiny.Second"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*GPU available but not used"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
+]
+
+
+def module(root: Path, needs: Needs | None = NEEDS, **options: object) -> DataModule:
+    settings = {"datasets": TINY, "batch_size": 4, "image_size": 8, "max_text_len": 8} | options
+    data = DataModule(root=str(root), **settings)  # type: ignore[arg-type]
+    data.needs = needs
+    return data
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "data")
+
+
+def test_what_a_model_must_know_before_it_is_built(root: Path) -> None:
+    data = module(root, needs=None)
+    assert data.vocab_size == len(data.tokenizer)
+    assert data.num_answers == 7
+    assert data.answers == ("yes", "no", "maybe", *["unknown"] * 4)
+    (root / "answers.json").write_text(json.dumps(["yes", "no", "maybe"]))
+    with_file = module(root, needs=None)
+    assert with_file.num_answers == 3
+    assert with_file.answers == ("yes", "no", "maybe")
+    with pytest.raises(DataError, match="does not know its task"):
+        data.train_dataloader()
+
+
+def test_named_splits(root: Path) -> None:
+    data = module(root)
+    assert data.eval_names("validate") == ["val"]
+    assert data.eval_names("test") == data.eval_names("predict") == ["one", "two"]
+    assert [len(loader.dataset) for loader in data.test_dataloader()] == [9, 6]
+    joined = module(root, datasets=[TINY, SECOND])
+    assert joined.eval_names("validate") == ["tiny_val", "second_val"]
+    assert len(joined.train_examples()) == 39
+    with pytest.raises(DataError, match="no split to test on"):
+        module(root, datasets=SECOND).eval_names("test")
+
+
+def test_limits(root: Path) -> None:
+    data = module(root, train_limit=10, eval_limit=4)
+    assert len(data.train_examples()) == 10
+    assert len(data.eval_examples("validate", "val")) == 4
+
+
+def test_mistakes_are_found_before_any_work(root: Path) -> None:
+    with pytest.raises(DataError, match=r"Did you mean coco"):
+        DataModule("cocoa")
+    with pytest.raises(DataError, match="choose default or official"):
+        module(root, splits="offical")
+    with pytest.raises(DataError, match="Did you mean imagenet"):
+        module(root, train_transform="imagnet")
+    with pytest.raises(DataError, match="No dataset is named"):
+        module(root, datasets=[])
+    with pytest.raises(DataError, match="no examples of kind 'statement'; it has caption"):
+        module(root, Needs("statement")).setup("fit")
+    with pytest.raises(MissingFilesError, match=r"coco_caption_karpathy_train.arrow"):
+        module(root, datasets="coco").setup("fit")
+    with pytest.raises(DataError, match="no folder `tokenizer`"):
+        _ = module(root / "elsewhere").vocab_size
+
+
+def all_of(loader: object) -> list[tuple[object, ...]]:
+    return [content(batch) for batch in loader]  # type: ignore[attr-defined]
+
+
+def content(batch: Batch) -> tuple[object, ...]:
+    assert batch.masked is not None
+    assert batch.false_images is not None
+    return (
+        tuple(batch.example.tolist()),
+        tuple(batch.masked.ids.flatten().tolist()),
+        tuple(batch.false_images[:, 0, 0, 0, 0].tolist()),
+    )
+
+
+def test_worker_processes_change_nothing(root: Path) -> None:
+    alone, helped = module(root), module(root, num_workers=2)
+    loaders = [data.train_dataloader() for data in (alone, helped)]
+    for epoch in (0, 1):
+        for loader in loaders:
+            loader.batches.set_epoch(epoch)
+        assert all_of(loaders[0]) == all_of(loaders[1])
+    assert all_of(alone.val_dataloader()[0]) == all_of(helped.val_dataloader()[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipped_images_are_counted_over_workers(tmp_path: Path, num_workers: int) -> None:
+    root = write_tiny(tmp_path)
+    images = [png(0), *[noise(0)[:100]] * 4, png(5), png(6)]
+    columns = {"image": images, "caption": [["a"]] * 7, "image_id": ["i"] * 7}
+    write(root / "tiny_val.arrow", columns)
+    data = module(root, Needs("caption"), skip_bad=True, num_workers=num_workers, batch_size=2)
+    batches = list(data.val_dataloader()[0])
+    assert [batch.example.tolist() for batch in batches] == [[0], [5], [6]]
+    assert data.num_skipped == {"val/val": 4}
+
+
+class Interrupt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+class Toy(pl.LightningModule):
+    """Remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.task = SimpleNamespace(needs=NEEDS)
+        self.seen: list[tuple[object, ...]] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        self.seen.append((self.current_epoch, *content(batch)))
+        return self.layer(torch.ones(1)).sum()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        assert len(batch)
+
+
+def saver(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder, save_last=True, every_n_train_steps=1, save_top_k=0, save_on_exception=True
+    )
+
+
+def fit(
+    root: Path,
+    num_workers: int = 0,
+    ckpt_path: Path | None = None,
+    callbacks: list[Callback] | None = None,
+    **options: object,
+) -> list[tuple[object, ...]]:
+    data = module(root, needs=None, num_workers=num_workers, **options)  # 27 examples: 6 batches
+    toy = Toy()
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks or [],
+        enable_checkpointing=bool(callbacks),
+    )
+    try:
+        trainer.fit(toy, data, ckpt_path=ckpt_path)
+    except InterruptedError:
+        assert callbacks
+    return toy.seen
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "step"), [(0, 1), (0, 6), (0, 8), (0, 12), (2, 8), (2, 12)]
+)
+def test_a_resumed_run_sees_what_an_undisturbed_one_sees(
+    root: Path, tmp_path: Path, num_workers: int, step: int
+) -> None:
+    whole = fit(root)
+    assert len(whole) == 18
+    before = fit(root, num_workers, callbacks=[saver(tmp_path / "saved"), Interrupt(step)])
+    last = tmp_path / "saved" / "last.ckpt"
+    after = fit(root, num_workers, last, callbacks=[saver(tmp_path / "saved")])
+    assert before + after == whole
+
+
+def test_resuming_from_the_end_of_an_epoch(root: Path, tmp_path: Path) -> None:
+    def saving(folder: Path) -> Callback:
+        return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+
+    whole = fit(root, num_workers=2, callbacks=[saving(tmp_path / "saved")])
+    first = tmp_path / "saved" / "epoch=0.ckpt"
+    after = fit(root, num_workers=2, ckpt_path=first, callbacks=[saving(tmp_path / "saved")])
+    assert after == whole[6:]
+
+
+def test_resuming_with_another_batch_size_is_said(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(root, callbacks=[saver(tmp_path / "saved"), Interrupt(2)])
+    with caplog.at_level(logging.WARNING):
+        last, again = tmp_path / "saved" / "last.ckpt", saver(tmp_path / "saved")
+        fit(root, ckpt_path=last, callbacks=[again], batch_size=3)
+    assert "had other batch_size" in caplog.text

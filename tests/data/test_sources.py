@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+from elip.data.sources import Source, find_source, sources
+from elip.data.sources.base import LAYOUT, DataError
+
+
+def test_names() -> None:
+    wanted = {"coco", "f30k", "gcc", "nlvr2", "sbu", "shapes", "snli_ve", "vg", "vqav2"}
+    assert wanted <= set(sources())
+
+
+def test_a_misspelt_name_gets_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"'shape'. Did you mean shapes"):
+        find_source("shape")
+
+
+def test_import_path() -> None:
+    assert find_source("tests.data.tiny.Tiny").name == "tiny"
+    with pytest.raises(DataError, match="cannot be imported"):
+        find_source("tests.data.tiny.Absent")
+    with pytest.raises(DataError, match="not a Source"):
+        find_source("elip.data.reader.ArrowTable")
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_no_file_serves_both_selection_or_training_and_scores(name: str) -> None:
+    source = find_source(name)
+    for kind, view in source.views.items():
+        assert kind in LAYOUT
+        files = {
+            phase: {pattern for patterns in splits.values() for pattern in patterns}
+            for phase, splits in view.chosen("default").items()
+        }
+        phases = sorted(files)
+        for number, phase in enumerate(phases):
+            for other in phases[number + 1 :]:
+                assert not files[phase] & files[other]
+
+
+def test_official_splits() -> None:
+    vqa = find_source("vqav2").views["question"]
+    assert vqa.chosen("official")["train"]["train"] == ("vqav2_train.arrow", "vqav2_val.arrow")
+    assert vqa.chosen("default")["val"]["val"] == ("vqav2_rest_val.arrow",)
+    assert set(find_source("nlvr2").views["pair"].chosen("official")["test"]) == {"dev", "test-P"}
+    sbu = find_source("sbu").views["caption"]
+    assert sbu.chosen("official") == sbu.chosen("default")
+    with pytest.raises(DataError, match="choose default or official"):
+        vqa.chosen("theirs")
+
+
+def test_a_dataset_without_converter_says_so() -> None:
+    with pytest.raises(DataError, match="no converter"):
+        Source.convert(find_source("tests.data.tiny.Tiny"), *(None, None))  # type: ignore[arg-type]
