@@ -154,7 +154,7 @@ class Schedule:
 
         def mean(exponent: float) -> float:
             shares = [share**exponent for share in profile]
-            return sum(_spread(shares, first, blocks, 1.0)[:-1]) / blocks
+            return math.fsum(_spread(shares, first, blocks, 1.0)[:-1]) / blocks
 
         low, high = 0.0, 1.0
         while mean(high) > self.keep_ratio and high < 1e6:
@@ -186,7 +186,7 @@ _Number = TypeVar("_Number", int, float)
 def _spread(
     values: Sequence[_Number], first: tuple[int, ...], blocks: int, full: _Number
 ) -> list[_Number]:
-    """Return what enters each block, and what leaves the last, with ``values`` from ``first`` on."""
+    """Return what enters each block and what leaves the last, ``values`` holding from ``first``."""
     entering, current = [], full
     changes = dict(zip(first, values, strict=True))
     for block in range(blocks + 1):

@@ -5,17 +5,25 @@ Source: Dou et al., 2022, arXiv:2111.02387, section 3.2 (co-attention, post-norm
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elip.model.fusion_reduction import FusionReduction
+from elip.model.image_encoder import EncodedImage
+from reducers.contract import Text
+
 _EPS = 1e-12
 
 Read = Literal["all", "pooled", "text"]
 """What a head reads of the fusion's output: all tokens of both streams; the two CLS tokens; the
 tokens of the text stream. What is not read is not computed in the last layer."""
+
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values [B,H,N,W/H]."""
 
 
 class Attention(nn.Module):
@@ -38,12 +46,21 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         """Let ``tokens`` [B,N,W] attend to ``source`` [B,M,W]; ``mask`` [B,M] is True at tokens."""
+        return self.attend(tokens, self.project(tokens, source), mask)
+
+    def project(self, tokens: Tensor, source: Tensor) -> Heads:
+        """Return queries of ``tokens``, and keys and values of ``source``."""
         batch, count, width = tokens.shape
         split = (self.heads, width // self.heads)
         query = self.query(tokens).view(batch, count, *split).transpose(1, 2)
         key, value = (
             self.key_value(source).view(batch, -1, 2, *split).permute(2, 0, 3, 1, 4).unbind(0)
         )
+        return query, key, value
+
+    def attend(self, tokens: Tensor, heads: Heads, mask: Tensor | None) -> Tensor:
+        """Attend with what `project` returned, add ``tokens``, and normalise."""
+        query, key, value = heads
         context = F.scaled_dot_product_attention(
             query,
             key,
@@ -51,8 +68,9 @@ class Attention(nn.Module):
             attn_mask=None if mask is None else mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        context = self.out(context.transpose(1, 2).reshape(batch, count, width))
-        return self.norm(tokens + F.dropout(context, self.dropout, self.training))
+        context = self.out(context.transpose(1, 2).reshape(tokens.shape))
+        normed: Tensor = self.norm(tokens + F.dropout(context, self.dropout, self.training))
+        return normed
 
 
 class FeedForward(nn.Module):
@@ -68,7 +86,8 @@ class FeedForward(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map [B,N,W] to [B,N,W]."""
         hidden = self.down(F.gelu(self.up(tokens)))
-        return self.norm(tokens + F.dropout(hidden, self.dropout, self.training))
+        normed: Tensor = self.norm(tokens + F.dropout(hidden, self.dropout, self.training))
+        return normed
 
 
 class CoAttentionLayer(nn.Module):
@@ -99,7 +118,8 @@ class CoAttentionLayer(nn.Module):
         """
         hidden = self.self_attention(tokens[:, :rows], tokens, mask)
         hidden = self.cross_attention(hidden, other, other_mask)
-        return self.feed_forward(hidden)
+        output: Tensor = self.feed_forward(hidden)
+        return output
 
 
 class Fusion(nn.Module):
@@ -110,9 +130,17 @@ class Fusion(nn.Module):
         layers: Levels.
         heads: Attention heads.
         dropout: Dropout.
+        reduction: Reduces the image tokens on the way; None leaves them all.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        reduction: FusionReduction | None = None,
+    ) -> None:
         super().__init__()
         self.text_layers = nn.ModuleList(
             CoAttentionLayer(width, heads, dropout) for _ in range(layers)
@@ -120,31 +148,55 @@ class Fusion(nn.Module):
         self.image_layers = nn.ModuleList(
             CoAttentionLayer(width, heads, dropout) for _ in range(layers)
         )
+        self.reduction = reduction
 
     def forward(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_mask: Tensor | None,
-        image_mask: Tensor | None,
-        read: Read,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Fuse [B,L,W] text and [B,N,W] image tokens.
+        self, text: Text, image: EncodedImage, read: Read
+    ) -> tuple[Tensor, EncodedImage | None]:
+        """Fuse [B,L,W] text and [B,1+N,W] image tokens.
 
         Returns:
-            Text and image tokens, as many as ``read`` asks for; None for a stream that is not read.
+            Text tokens, and the image with its tokens and record; as many tokens as ``read`` asks
+            for, and None for a stream that is not read.
         """
         last = len(self.text_layers) - 1
         for level, (text_layer, image_layer) in enumerate(
             zip(self.text_layers, self.image_layers, strict=True)
         ):
+            before = text
             rows = 1 if level == last and read == "pooled" else None
-            new_text = text_layer(text, image, text_mask, image_mask, rows)
-            if level == last and read == "text":
-                return new_text, None
-            image = image_layer(image, text, image_mask, text_mask, rows)
-            text = new_text
-        return text, image
+            text_only = level == last and read == "text"
+            reducing = self.reduction is not None and self.reduction.reduces(level, image)
+            if reducing and not text_only:
+                text, image = self._reducing_layer(level, text, image, read, rows)
+            else:
+                tokens = text_layer(text.tokens, image.tokens, text.mask, image.mask, rows)
+                text = replace(text, tokens=tokens)
+            if text_only:
+                return text.tokens, None
+            tokens = image_layer(image.tokens, before.tokens, image.mask, before.mask, rows)
+            image = replace(image, tokens=tokens)
+        return text.tokens, image
+
+    def _reducing_layer(
+        self, level: int, text: Text, image: EncodedImage, read: Read, rows: int | None
+    ) -> tuple[Text, EncodedImage]:
+        """Run a text layer that reduces the image, and the text where only its CLS is read.
+
+        All text rows take part up to the reduction, since all of them choose.
+        """
+        assert self.reduction is not None
+        layer = self.text_layers[level]
+        assert isinstance(layer, CoAttentionLayer)
+        heads = layer.self_attention.project(text.tokens, text.tokens)
+        hidden = layer.self_attention.attend(text.tokens, heads, text.mask)
+        cross = layer.cross_attention.project(hidden, image.tokens)
+        hidden = layer.cross_attention.attend(hidden, cross, image.mask)
+        text = replace(text, tokens=hidden)
+        image = self.reduction(level, image, text, cross[0], cross[1])
+        if read == "pooled" and rows is None:
+            text = self.reduction.reduce_text(text, heads[1])
+        return replace(text, tokens=layer.feed_forward(text.tokens[:, :rows])), image
 
 
 class Pooler(nn.Module):

@@ -153,12 +153,14 @@ def _part(block: Block, hidden: Tensor, which: int) -> Tensor:
     attention: Attention = block.attn
     width = attention.attn_dim
     rows = slice(which * width, (which + 1) * width)
-    bias = attention.qkv.bias
-    part = F.linear(hidden, attention.qkv.weight[rows], None if bias is None else bias[rows])
+    bias = None if attention.qkv.bias is None else attention.qkv.bias[rows]
+    part: Tensor = F.linear(hidden, attention.qkv.weight[rows], bias)
     part = part.view(*hidden.shape[:2], attention.num_heads, -1).transpose(1, 2)
     if which == _QUERY:
-        return attention.q_norm(part)
-    return attention.k_norm(part) if which == _KEY else part
+        part = attention.q_norm(part)
+    elif which == _KEY:
+        part = attention.k_norm(part)
+    return part
 
 
 def _attention(query: Tensor, key: Tensor, scale: float, bias: Tensor | None) -> Tensor:

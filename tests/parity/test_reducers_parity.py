@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.schedule import Schedule
+from reducers import Text
 from reducers.ats import ATS
 from reducers.cdpruner import CDPruner
 from reducers.diffrate import DiffRate
@@ -22,6 +23,7 @@ from reducers.evit import EViT
 from reducers.kmedoids import KMedoids
 from reducers.pitome import PiToMe
 from reducers.pool import Pool
+from reducers.pumer import PuMer
 from reducers.radial import Radial
 from reducers.tome import ToMe
 from reducers.topk import TopK
@@ -402,3 +404,53 @@ def _ats_official(case: Case) -> None:
     assert torch.equal(image.mask, policy)
     official = case[f"{last}.x"][:, : counts[-1] + 1]
     torch.testing.assert_close(image.tokens * policy.unsqueeze(-1), official, atol=1e-4, rtol=1e-4)
+
+
+@check("pumer")
+def _pumer(case: Case) -> None:
+    params, image = case.params, case["in.image"]
+    mask = case["in.text_mask"].bool()
+    for layer in range(params["layers"]):
+        name, kept = f"out.l{layer}", case[f"out.l{layer}.keep_idx"]
+        count, left = image.shape[1], kept.shape[1]
+        num_keep = case[f"{name}.image"].shape[1]
+        if params["prune_r"] == 0:  # then the official code reduces nothing, nor does our host
+            assert num_keep == count
+            assert case[f"{name}.text"].shape == case["in.text"].shape
+            return
+        if params["merge_r"] == 0:  # then it prunes and throws the result away; ours prunes
+            num_keep = left
+        reducer = PuMer(
+            prune=(count - left) / (count - num_keep),
+            merge_text=params["merge_text"],
+            official=True,
+        )
+        known = signals(
+            image,
+            cross_attention=case[f"{name}.t2i_attn"].mean(dim=1),
+            keys=heads(case[f"{name}.img_metric"]),
+            sizes=ones(image),
+            text=Text(case[f"{name}.text_pre"], mask),
+        )
+        reduced = reducer(image, num_keep, known)
+        gone = torch.ones(len(image), count, dtype=torch.bool).scatter(1, kept, False)
+        assert torch.equal(reduced.assignment < 0, gone)
+        if params["merge_r"] == 0:
+            case.same(kept_indices(reduced, num_keep), f"{name}.keep_idx")
+            return
+        torch.testing.assert_close(reduced.tokens, case[f"{name}.image"], atol=1e-5, rtol=1e-5)
+        text = case[f"{name}.text_pre"]
+        merged = reducer.reduce_text(text, heads(case[f"{name}.txt_metric"]), mask)
+        if merged is not None:
+            text = merged.tokens
+        case.close(_feed_forward(case, f"w.layers.{layer}", text), f"{name}.text")
+        image, mask = case[f"{name}.image"], case[f"{name}.text_mask"] > 0
+
+
+def _feed_forward(case: Case, layer: str, text: Tensor) -> Tensor:
+    def linear(name: str, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, case[f"{layer}.{name}.weight"], case[f"{layer}.{name}.bias"])
+
+    hidden = linear("output.dense", F.gelu(linear("intermediate.dense", text)))
+    norm = (case[f"{layer}.output.LayerNorm.{part}"] for part in ("weight", "bias"))
+    return F.layer_norm(hidden + text, text.shape[-1:], *norm, eps=case.params["ln_eps"])
