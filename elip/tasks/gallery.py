@@ -84,13 +84,14 @@ class Gallery:
         device = meter.pixel_mean.device
         block = torch.zeros(len(rows), len(text.tokens), device=device)
         if rows and block.numel():
-            begun = _stack_images(self._begun).rows(torch.tensor(rows, device=device))
+            self._begun = [_stack_images(self._begun)]
+            own = torch.tensor(rows, device=device)
             precision = self._precision
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                block = score_pairs(meter, score, begun, text, pairs)
-        names = list(self._images)
-        own = torch.tensor([names[row] for row in rows], dtype=torch.int64, device=device)
-        order = torch.cat(_gather(own)).argsort()
+                block = score_pairs(meter, score, self._begun[0], own, text, pairs)
+        images = list(self._images)
+        names = torch.tensor([images[row] for row in rows], dtype=torch.int64, device=device)
+        order = torch.cat(_gather(names)).argsort()
         return torch.cat(_gather(block))[order]
 
     def _names(self, meter: Meter) -> Tensor:
@@ -133,13 +134,15 @@ class Gallery:
         return rows
 
 
-def score_pairs(meter: Meter, score: Score, begun: EncodedImage, text: Text, pairs: int) -> Tensor:
-    """Return the scores [I,T] of begun images beside encoded texts, ``pairs`` at a time.
+def score_pairs(
+    meter: Meter, score: Score, begun: EncodedImage, rows: Tensor, text: Text, pairs: int
+) -> Tensor:
+    """Return the scores [I,T] of the begun images at ``rows`` [I] beside encoded texts.
 
-    Texts go in order of length, and each chunk is cut to its longest, so that little padding is
-    fused.
+    ``pairs`` of them go at a time, texts in order of length and each chunk cut to its longest, so
+    that little padding is fused.
     """
-    num_images, num_texts = len(begun.tokens), len(text.tokens)
+    num_images, num_texts = len(rows), len(text.tokens)
     device, total = begun.tokens.device, num_images * num_texts
     lengths = text.mask.sum(dim=1)
     order = lengths.argsort(stable=True)
@@ -152,7 +155,7 @@ def score_pairs(meter: Meter, score: Score, begun: EncodedImage, text: Text, pai
             column = order[index // num_images]
             cut = longest[(start + len(index) - 1) // num_images]
             chunk = Text(text.tokens[column, :cut], text.mask[column, :cut])
-            image = finish_images(meter, begun, index % num_images, chunk)
+            image = finish_images(meter, begun, rows[index % num_images], chunk)
             flat[index] = score(meter, image, chunk)
             progress.advance(bar, len(index))
     scores = torch.empty(num_images, num_texts, device=device)

@@ -114,21 +114,26 @@ class Pretraining(Task):
         return _Evaluator(self)
 
     def infer(self, meter: Meter, batch: Batch) -> Tensor:
-        """Return the logits [B,2] of no match and match.
+        """Return the logits [B,2] of no match and match; [B,L,V] of the words without matching."""
+        begun = begin_images(meter, batch.images[:, 0], self.training)
+        text = meter.encode_text(batch.text)
+        image = finish_images(meter, begun, slice(None), text)
+        logits: Tensor
+        if self.itm is not None:
+            logits = self.itm(meter.fuse(text, image, "pooled").pooled)
+        else:
+            assert self.mlm is not None
+            logits = self.mlm(meter.fuse(text, image, "text").text)
+        return logits
+
+    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
+        """Return the probability ``match`` that image and text belong together.
 
         Raises:
             ValueError: Image-text matching is switched off.
         """
         if self.itm is None:
             raise ValueError("Pretraining predicts matches only; it needs itm above 0.")
-        begun = begin_images(meter, batch.images[:, 0], self.training)
-        text = meter.encode_text(batch.text)
-        image = finish_images(meter, begun, slice(None), text)
-        logits: Tensor = self.itm(meter.fuse(text, image, "pooled").pooled)
-        return logits
-
-    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
-        """Return the probability ``match`` that image and text belong together."""
         return prediction_rows(batch, match=self.infer(meter, batch).float().softmax(dim=-1)[:, 1])
 
     def _passes(self, meter: Meter, batch: Batch) -> _Passes:

@@ -15,7 +15,7 @@ from elip.tasks.base import begin_images
 from elip.tasks.pretrain import Pretraining
 from reducers.elip import ELIP
 from reducers.random import Random
-from tests.tasks.tiny import batch_for, built, take, tiny_meter
+from tests.tasks.tiny import LENGTH, VOCAB, batch_for, built, take, tiny_meter
 
 
 def naive_loss(task: Pretraining, meter: Meter, batch: Batch) -> torch.Tensor:
@@ -153,3 +153,13 @@ def test_a_pass_that_is_off_asks_for_no_data() -> None:
     assert Pretraining(itm=0).needs.false_images == 0
     assert Pretraining(itm=0).main_metric == "mlm_accuracy"
     assert not Pretraining(mlm=0).needs.masked
+
+
+@torch.no_grad()
+def test_without_matching_the_forward_pass_gives_words_and_there_is_nothing_to_predict() -> None:
+    meter = tiny_meter(ELIP())
+    task = built(Pretraining(itm=0), meter)
+    batch = batch_for(task.needs)
+    assert task.infer(meter, batch).shape == (6, LENGTH, VOCAB)
+    with pytest.raises(ValueError, match="itm above 0"):
+        task.predict(meter, batch)
