@@ -168,8 +168,9 @@ class DataModule(LightningDataModule):
         return TrainLoader(examples, batches, self._collator(), self.num_workers, self._num_done)
 
     def val_dataloader(self) -> list[Loader]:
-        """Return one loader for each of `eval_names("validate")`."""
-        return self._eval_loaders("validate")
+        """Return one loader for each of `eval_names("validate")`; none in a fit without such."""
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        return self._eval_loaders("fit" if fitting else "validate")
 
     def test_dataloader(self) -> list[Loader]:
         """Return one loader for each of `eval_names("test")`."""
@@ -193,7 +194,7 @@ class DataModule(LightningDataModule):
                 those for scores.
 
         Raises:
-            DataError: If there is none to test on.
+            DataError: If there is none; only a fit can do without.
         """
         names = list(self.catalog.tables(self._needed().kind, _PHASES[stage]))
         if not names and stage != "fit":

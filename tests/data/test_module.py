@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from elip.data.batch import Batch, Needs
 from elip.data.module import DataModule
 from elip.data.sources.base import DataError, MissingFilesError
-from tests.data.tiny import noise, png, write, write_tiny
+from tests.data.tiny import captions, noise, png, write, write_tiny
 
 NEEDS = Needs("caption", masked=True, false_images=1)
 TINY, SECOND = "tests.data.tiny.Tiny", "tests.data.tiny.Second"
@@ -216,3 +216,11 @@ def test_resuming_with_another_batch_size_is_said(
         last, again = tmp_path / "saved" / "last.ckpt", saver(tmp_path / "saved")
         fit(root, ckpt_path=last, callbacks=[again], batch_size=3)
     assert "had other batch_size" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_a_fit_without_a_split_for_selection(root: Path) -> None:
+    captions(root / "vg.arrow", 0, 4)
+    with pytest.raises(DataError, match="no split to validate on"):
+        module(root, datasets="vg").val_dataloader()
+    assert len(fit(root, datasets="vg")) == 9
