@@ -150,14 +150,12 @@ class Fusion(nn.Module):
         )
         self.reduction = reduction
 
-    def forward(
-        self, text: Text, image: EncodedImage, read: Read
-    ) -> tuple[Tensor, EncodedImage | None]:
+    def forward(self, text: Text, image: EncodedImage, read: Read) -> tuple[Tensor, EncodedImage]:
         """Fuse [B,L,W] text and [B,1+N,W] image tokens.
 
         Returns:
             Text tokens, and the image with its tokens and record; as many tokens as ``read`` asks
-            for, and None for a stream that is not read.
+            for. Where only text is read, the image is as the last layer but one left it.
         """
         last = len(self.text_layers) - 1
         for level, (text_layer, image_layer) in enumerate(
@@ -173,7 +171,7 @@ class Fusion(nn.Module):
                 tokens = text_layer(text.tokens, image.tokens, text.mask, image.mask, rows)
                 text = replace(text, tokens=tokens)
             if text_only:
-                return text.tokens, None
+                return text.tokens, image
             tokens = image_layer(image.tokens, before.tokens, image.mask, before.mask, rows)
             image = replace(image, tokens=tokens)
         return text.tokens, image

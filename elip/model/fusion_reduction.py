@@ -74,7 +74,7 @@ class FusionReduction(nn.Module):
             key: [B,H,1+N,W/H], its keys (image, CLS first).
 
         Raises:
-            ValueError: The reducer broke its contract, or returned a loss.
+            ValueError: The reducer broke its contract.
         """
         whole = self.reducer.takes_cls
         num_keep = self.plan.keep[level] + whole
@@ -82,18 +82,13 @@ class FusionReduction(nn.Module):
         signals = self._signals(level, image, text, query, key)
         reduced = self.reducer(patches, num_keep, signals)
         check(self.reducer, reduced, patches, num_keep)
-        if reduced.loss is not None:
-            raise ValueError(
-                f"{type(self.reducer).__name__} returned a loss; there is no place for one in the "
-                "fusion yet."
-            )
         cls = image.tokens[:, :1]
         if whole:
             # What came first is CLS from here on; patches that went into it are none any more.
             cls = reduced.tokens[:, :1]
             assignment = (reduced.assignment[:, 1:] - 1).clamp(min=-1)
             mask = None if reduced.mask is None else reduced.mask[:, 1:]
-            reduced = Reduced(reduced.tokens[:, 1:], assignment, mask)
+            reduced = Reduced(reduced.tokens[:, 1:], assignment, mask, reduced.loss)
         return image.reduce(level, cls, reduced)
 
     def _signals(

@@ -43,12 +43,14 @@ class Fused:
         image: [B,1+N,W] (or [B,1,W]); None when it was not read.
         pooled: [B,2W], pooled text CLS then pooled image CLS; None when only text was read.
         stages: The reductions of the image tokens, in the encoder or in the fusion.
+        loss: Auxiliary loss of the reducer, if it has one.
     """
 
     text: Tensor
     image: Tensor | None
     pooled: Tensor | None
     stages: tuple[Stage, ...] = ()
+    loss: Tensor | None = None
 
 
 class Meter(nn.Module):
@@ -151,10 +153,10 @@ class Meter(nn.Module):
         images = self.image_projection(image.tokens) + self.token_types.weight[image_type]
         image = replace(image, tokens=images)
         texts, fused = self.fusion(Text(texts, text.mask), image, read)
-        if fused is None:
-            return Fused(texts, None, None)
+        if read == "text":
+            return Fused(texts, None, None, fused.stages, fused.loss)
         pooled = torch.cat([self.text_pooler(texts), self.image_pooler(fused.tokens)], dim=-1)
-        return Fused(texts, fused.tokens, pooled, fused.stages)
+        return Fused(texts, fused.tokens, pooled, fused.stages, fused.loss)
 
     @contextmanager
     def unreduced(self) -> Iterator[None]:

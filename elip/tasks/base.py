@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elip.data.batch import Batch, Needs
 from elip.model.image_encoder import EncodedImage
-from elip.model.meter import Meter
+from elip.model.meter import Fused, Meter
 from reducers.contract import Text
 
 
@@ -123,10 +123,10 @@ def finish_images(
     return meter.image.finish(begun.rows(rows), text)
 
 
-def with_reducer_loss(loss: Loss, *images: EncodedImage) -> Loss:
+def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:
     """Add the auxiliary loss of the reducer, for reducers that have one."""
     # Where the reducer is blind to the text, several passes share one encoding and one loss.
-    own = {id(image.loss): image.loss for image in images if image.loss is not None}
+    own = {id(fused.loss): fused.loss for fused in passes if fused.loss is not None}
     if not own:
         return loss
     extra = torch.stack(list(own.values())).sum()
@@ -147,7 +147,7 @@ def prediction_rows(batch: Batch, **columns: Tensor) -> list[dict[str, Any]]:
 
 
 def _checksums(images: Tensor) -> Tensor:
-    """Return one int64 an image, a checksum of some 4,000 of its values: their sum by odd weights."""
+    """Return one int64 an image, a checksum of some 4,000 of its values: a sum by odd weights."""
     flat = images.detach().flatten(1)
     some = flat[:, :: max(1, flat.shape[1] // 4096)]
     if some.is_floating_point():

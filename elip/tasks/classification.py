@@ -11,8 +11,7 @@ from torch import Tensor
 
 from elip.data.batch import Batch
 from elip.model.heads import Classifier
-from elip.model.image_encoder import EncodedImage
-from elip.model.meter import Meter, initialise
+from elip.model.meter import Fused, Meter, initialise
 from elip.tasks.base import (
     Evaluator,
     Loss,
@@ -72,11 +71,11 @@ class Classification(Task):
         """
         if batch.target is None:
             raise ValueError(f"{type(self).__name__} cannot train: this split has no answers.")
-        logits, images = self.logits(meter, batch)
-        return with_reducer_loss(Loss(self.logits_loss(logits, batch.target)), *images)
+        logits, passes = self.logits(meter, batch)
+        return with_reducer_loss(Loss(self.logits_loss(logits, batch.target)), *passes)
 
-    def logits(self, meter: Meter, batch: Batch) -> tuple[Tensor, list[EncodedImage]]:
-        """Return float32 logits [B,A], and the encoded images.
+    def logits(self, meter: Meter, batch: Batch) -> tuple[Tensor, list[Fused]]:
+        """Return float32 logits [B,A], and what each image gave beside the text.
 
         Raises:
             ValueError: The batch has another number of images an example.
@@ -90,14 +89,13 @@ class Classification(Task):
         assert self.classifier is not None
         begun = begin_images(meter, batch.images.transpose(0, 1).flatten(0, 1), self.training)
         text = meter.encode_text(batch.text)
-        encoded, pooled = [], []
+        passes = []
         for which in range(images):
             rows = slice(which * count, (which + 1) * count)
-            encoded.append(finish_images(meter, begun, rows, text))
-            fused = meter.fuse(text, encoded[-1], "pooled", image_type=which + 1)
-            assert fused.pooled is not None
-            pooled.append(fused.pooled)
-        return self.classifier(torch.cat(pooled, dim=-1)).float(), encoded
+            image = finish_images(meter, begun, rows, text)
+            passes.append(meter.fuse(text, image, "pooled", image_type=which + 1))
+        pooled = [fused.pooled for fused in passes if fused.pooled is not None]
+        return self.classifier(torch.cat(pooled, dim=-1)).float(), passes
 
     def evaluator(self) -> Evaluator:
         """Return the mean score of the chosen answers."""

@@ -140,7 +140,8 @@ def score_pairs(
     """Return the scores [I,T] of the begun images at ``rows`` [I] beside encoded texts.
 
     ``pairs`` of them go at a time, texts in order of length and each chunk cut to its longest, so
-    that little padding is fused.
+    that little padding is fused. Reducers in the fusion get whole texts: how many tokens they
+    leave may depend on the padded length.
     """
     num_images, num_texts = len(rows), len(text.tokens)
     device, total = begun.tokens.device, num_images * num_texts
@@ -153,7 +154,9 @@ def score_pairs(
         for start in range(0, total, pairs):
             index = torch.arange(start, min(start + pairs, total), device=device)
             column = order[index // num_images]
-            cut = longest[(start + len(index) - 1) // num_images]
+            cut = None
+            if meter.fusion.reduction is None:
+                cut = longest[(start + len(index) - 1) // num_images]
             chunk = Text(text.tokens[column, :cut], text.mask[column, :cut])
             image = finish_images(meter, begun, rows[index % num_images], chunk)
             flat[index] = score(meter, image, chunk)

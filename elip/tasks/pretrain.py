@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from elip.data.batch import Batch, Needs
 from elip.model.heads import MaskedLanguageHead
-from elip.model.image_encoder import EncodedImage
-from elip.model.meter import Meter, initialise
+from elip.model.meter import Fused, Meter, initialise
 from elip.tasks.base import (
     Evaluator,
     Loss,
@@ -35,13 +34,13 @@ class _Passes:
         words: [B,L,V] logits of the masked-language pass; None when it is switched off.
         matching: [B,2] logits of the matching pass, no match and match; None likewise.
         matches: [B] int64, 1 where the pair of ``matching`` is a true one.
-        images: The encoded images of each pass.
+        fused: What each pass gave its head.
     """
 
     words: Tensor | None
     matching: Tensor | None
     matches: Tensor
-    images: tuple[EncodedImage, ...]
+    fused: tuple[Fused, ...]
 
 
 class Pretraining(Task):
@@ -107,7 +106,7 @@ class Pretraining(Task):
         if passes.matching is not None:
             matching = F.cross_entropy(passes.matching.float(), passes.matches)
             total, parts["itm"] = total + self.itm_weight * matching, matching.detach()
-        return with_reducer_loss(Loss(total, parts), *passes.images)
+        return with_reducer_loss(Loss(total, parts), *passes.fused)
 
     def evaluator(self) -> Evaluator:
         """Return accuracies of both passes, and loss and perplexity of the words."""
@@ -149,19 +148,21 @@ class Pretraining(Task):
             distinct = torch.cat([distinct, batch.false_images[swap, 0]])
         begun = begin_images(meter, distinct, self.training)
         words = matching = None
-        images = []
+        fused = []
         if self.mlm is not None:
             assert batch.masked is not None
             text = meter.encode_text(batch.masked)
-            images.append(finish_images(meter, begun, slice(count), text))
-            words = self.mlm(meter.fuse(text, images[-1], "text").text)
+            image = finish_images(meter, begun, slice(count), text)
+            fused.append(meter.fuse(text, image, "text"))
+            words = self.mlm(fused[-1].text)
         if self.itm is not None:
             text, order = meter.encode_text(batch.text), torch.cat([keep, swap])
             text = Text(text.tokens[order], text.mask[order])
-            images.append(finish_images(meter, begun, beside, text))
-            matching = self.itm(meter.fuse(text, images[-1], "pooled").pooled)
+            image = finish_images(meter, begun, beside, text)
+            fused.append(meter.fuse(text, image, "pooled"))
+            matching = self.itm(fused[-1].pooled)
         matches = (torch.arange(count, device=device) < len(keep)).long()
-        return _Passes(words, matching, matches, tuple(images))
+        return _Passes(words, matching, matches, tuple(fused))
 
     def _halves(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return which examples keep their true image and which take the false one."""

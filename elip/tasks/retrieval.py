@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elip.data.batch import Batch, Needs, TextBatch
 from elip.model.image_encoder import EncodedImage
-from elip.model.meter import Meter, initialise
+from elip.model.meter import Fused, Meter, initialise
 from elip.tasks.base import (
     Evaluator,
     Loss,
@@ -70,15 +70,14 @@ class Retrieval(Task):
         begun = begin_images(meter, batch.images[:, 0], self.training)
         rows = torch.arange(count, device=ids.device).repeat_interleave(texts)
         image = finish_images(meter, begun, rows, text)
-        scores = self.score(meter, image, text).view(count, texts)
+        fused = meter.fuse(text, image, "pooled")
         true = torch.zeros(count, dtype=torch.int64, device=ids.device)
-        return with_reducer_loss(Loss(F.cross_entropy(scores, true)), image)
+        loss = F.cross_entropy(self._rank(fused).view(count, texts), true)
+        return with_reducer_loss(Loss(loss), fused)
 
     def score(self, meter: Meter, image: EncodedImage, text: Text) -> Tensor:
         """Return how well each image goes with the text beside it: [B] float32, unbounded."""
-        assert self.rank is not None
-        scores: Tensor = self.rank(meter.fuse(text, image, "pooled").pooled)
-        return scores[:, 0].float()
+        return self._rank(meter.fuse(text, image, "pooled"))
 
     def evaluator(self) -> Evaluator:
         """Return recalls over all pairs."""
@@ -93,6 +92,11 @@ class Retrieval(Task):
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return the ``score`` of each text beside its own image."""
         return prediction_rows(batch, score=self.infer(meter, batch))
+
+    def _rank(self, fused: Fused) -> Tensor:
+        assert self.rank is not None
+        scores: Tensor = self.rank(fused.pooled)
+        return scores[:, 0].float()
 
 
 class _Evaluator(Evaluator):

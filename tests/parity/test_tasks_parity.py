@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elip.data.batch import Batch, TextBatch
-from elip.model.image_encoder import EncodedImage
-from elip.model.meter import Meter
+from elip.model.meter import Fused, Meter
 from elip.tasks.base import Task
 from elip.tasks.entailment import SNLIVE
 from elip.tasks.nlvr2 import NLVR2
@@ -204,7 +203,7 @@ class Given(VQA):
 
     recorded: Tensor
 
-    def logits(self, meter: Meter, batch: Batch) -> tuple[Tensor, list[EncodedImage]]:
+    def logits(self, meter: Meter, batch: Batch) -> tuple[Tensor, list[Fused]]:
         return self.recorded, []
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from elip.tasks import tasks
 from elip.tasks.base import Task
 from reducers import Reduced, Reducer, Signals
+from reducers.contract import Acts
 from reducers.elip import ELIP
+from reducers.pumer import PuMer
 from reducers.random import Random
 from tests.tasks.tiny import ANSWERS, batch_for, built, take, tiny_meter
 
@@ -21,14 +23,16 @@ REDUCERS = [
     pytest.param(lambda: None, id="none"),
     pytest.param(Random, id="blind"),
     pytest.param(ELIP, id="reads_text"),
+    pytest.param(PuMer, id="fusion"),
 ]
 
 
 class Costly(Reducer):
     """Keeps the first patches, and has a loss of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, acts: Acts) -> None:
         super().__init__()
+        self.acts = acts
         self.price = torch.nn.Parameter(torch.tensor(2.0))
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
@@ -100,14 +104,20 @@ def test_predictions_are_one_plain_row_an_example(kind: type[Task]) -> None:
         assert value == (pytest.approx(rows[2][name], abs=1e-5) if name != "text" else "text 2")
 
 
+@pytest.mark.parametrize(("acts", "layers"), [("before_block", 2), ("fusion", 1)])
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_reducers_own_loss_is_added(kind: type[Task]) -> None:
-    meter = tiny_meter(Costly())
+def test_the_reducers_own_loss_is_added(kind: type[Task], acts: Acts, layers: int) -> None:
+    meter = tiny_meter(Costly(acts))
     task = built(kind(), meter)
-    loss = task.loss(meter, batch_for(task.needs))
+    batch = batch_for(task.needs)
+    loss = task.loss(meter, batch)
     loss.total.backward()
-    assert loss.parts["reducer"] >= 8.0  # 2 squared, at two layers
-    assert meter.image.reducer.price.grad > 0
+    # 2 squared at each layer, in one or more passes.
+    assert loss.parts["reducer"] >= 4.0 * layers
+    assert loss.parts["reducer"] % (4.0 * layers) == 0
+    assert meter.reducer.price.grad > 0
+    with meter.unreduced():
+        assert "reducer" not in task.loss(meter, batch).parts
 
 
 @pytest.mark.parametrize("kind", TASKS)

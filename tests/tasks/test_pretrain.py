@@ -14,6 +14,7 @@ from elip.model.meter import Meter
 from elip.tasks.base import begin_images
 from elip.tasks.pretrain import Pretraining
 from reducers.elip import ELIP
+from reducers.pumer import PuMer
 from reducers.random import Random
 from tests.tasks.tiny import LENGTH, VOCAB, batch_for, built, take, tiny_meter
 
@@ -26,18 +27,18 @@ def naive_loss(task: Pretraining, meter: Meter, batch: Batch) -> torch.Tensor:
         return meter.image.finish(begun, text)
 
     masked = meter.encode_text(batch.masked)
-    words = task.mlm(meter.fuse(masked, encode(batch.images[:, 0], masked), "all").text)
+    words = task.mlm(meter.fuse(masked, encode(batch.images[:, 0], masked), "text").text)
     mlm = F.cross_entropy(words.flatten(0, 1), batch.masked_labels.flatten(), ignore_index=-100)
     match = (batch.example % 2 == 0).long()
     mixed = torch.where(
         match[:, None, None, None] == 1, batch.images[:, 0], batch.false_images[:, 0]
     )
     text = meter.encode_text(batch.text)
-    pooled = meter.fuse(text, encode(mixed, text), "all").pooled
+    pooled = meter.fuse(text, encode(mixed, text), "pooled").pooled
     return mlm + F.cross_entropy(task.itm(pooled), match)
 
 
-@pytest.mark.parametrize("reducer", [lambda: None, Random, ELIP, lambda: ELIP(mix=1.0)])
+@pytest.mark.parametrize("reducer", [lambda: None, Random, ELIP, lambda: ELIP(mix=1.0), PuMer])
 def test_sharing_images_changes_neither_loss_nor_gradients(reducer) -> None:
     meter = tiny_meter(reducer())
     task = built(Pretraining(), meter)

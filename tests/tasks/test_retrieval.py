@@ -16,9 +16,11 @@ from elip.data.batch import Batch, TextBatch
 from elip.model.meter import Meter
 from elip.tasks.base import begin_images
 from elip.tasks.retrieval import Retrieval
+from reducers.ats import ATS
 from reducers.contract import Reducer
 from reducers.elip import ELIP
 from reducers.identity import Identity
+from reducers.pumer import PuMer
 from reducers.random import Random
 from reducers.tome import ToMe
 from reducers.trips import TRIPS
@@ -32,6 +34,8 @@ REDUCERS = [
     pytest.param(ELIP, id="ELIP"),
     pytest.param(lambda: ELIP(mix=1.0), id="ELIP without text"),
     pytest.param(TRIPS, id="TRIPS"),
+    pytest.param(ATS, id="ATS"),
+    pytest.param(PuMer, id="PuMer"),
 ]
 
 

@@ -18,6 +18,10 @@ VOCAB, ANSWERS, LENGTH, PIXELS = 40, 7, 10, 24
 CLASSES = {"pair": 2, "statement": 2, "entailment": 3}
 
 
+IN_THE_ENCODER = Schedule(keep_ratio=None, layers=(1, 3), profile=(0.6, 0.3))
+IN_THE_FUSION = Schedule(keep_ratio=None, layers=(0,), profile=(0.6,))
+
+
 def tiny_meter(reducer: Reducer | None = None, dropout: float = 0.0) -> Meter:
     torch.manual_seed(0)
     sizes = MeterConfig(
@@ -35,7 +39,8 @@ def tiny_meter(reducer: Reducer | None = None, dropout: float = 0.0) -> Meter:
         max_text_len=LENGTH,
         dropout=dropout,
     ).resolve()
-    schedule = Schedule(keep_ratio=None, layers=(1, 3), profile=(0.6, 0.3))
+    fused = reducer is not None and reducer.acts == "fusion"
+    schedule = IN_THE_FUSION if fused else IN_THE_ENCODER
     return Meter(sizes, reducer, schedule, vocab_size=VOCAB).eval()
 
 
