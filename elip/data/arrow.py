@@ -7,6 +7,7 @@ of any size, and memory stays at one batch.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,3 +161,11 @@ class ArrowWriter:
         if self._pending:
             self._ipc.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
             self._pending, self._pending_bytes = [], 0
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a side file of a dataset, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

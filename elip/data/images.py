@@ -148,3 +148,17 @@ def _centre(image: Image.Image, size: int, fast: bool) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=gap)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def decoded_mode(data: bytes) -> str:
+    """Decode an image wholly and return Pillow's color mode of it ("RGB", "CMYK", ...).
+
+    Raises:
+        ImageError: If the bytes are not a whole image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image.mode
+    except _UNREADABLE as error:
+        raise ImageError(f"not a readable image ({type(error).__name__}: {error})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -81,8 +80,8 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
             for split in SPLITS:
                 _write_split(folder, split, options, lambda: bar.advance(task))
         save_tokenizer(language.tokenizer(), folder)
-        _write_json(folder / ANSWER_FILE, list(language.ANSWERS))
-        _write_json(folder / _MARKER, _card(options))
+        arrow.write_json(folder / ANSWER_FILE, list(language.ANSWERS))
+        arrow.write_json(folder / _MARKER, _card(options))
 
 
 def _card(options: Options) -> dict[str, int]:
@@ -95,12 +94,6 @@ def _is_made(folder: Path, options: Options | None) -> bool:
     except FileNotFoundError:
         return False
     return card == _card(options) if options else card.get("version") == _VERSION
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def _write_split(folder: Path, split: str, options: Options, advance: Callable[[], None]) -> None:

@@ -121,7 +121,12 @@ class Source:
         """
 
     def convert(
-        self, raw: Path, out: Path, workers: int = 1, show_progress: bool = True
+        self,
+        raw: Path,
+        out: Path,
+        workers: int = 1,
+        show_progress: bool = True,
+        check: bool = True,
     ) -> Mapping[str, int]:
         """Write the Arrow files from the official download.
 
@@ -130,6 +135,7 @@ class Source:
             out: Folder for the Arrow files.
             workers: Number of threads that check whether images decode.
             show_progress: Whether a progress bar is shown.
+            check: Whether each image is decoded to see that it is whole.
 
         Returns:
             Counts of what was written and of what was left out, by reason.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from elip.data.captions import write_karpathy
+from elip.data.conversion import Conversion
 from elip.data.sources.base import Source, View
 
 _TRAIN = ("coco_caption_karpathy_train.arrow", "coco_caption_karpathy_restval.arrow")
@@ -20,3 +25,19 @@ class Coco(Source):
             distinct=True,
         )
     }
+
+    def convert(
+        self,
+        raw: Path,
+        out: Path,
+        workers: int = 1,
+        show_progress: bool = True,
+        check: bool = True,
+    ) -> Mapping[str, int]:
+        """Convert ``karpathy/dataset_coco.json``, ``train2014/`` and ``val2014/``."""
+        with Conversion(raw, out, workers, check, show_progress) as job:
+            annotations = job.find("karpathy/dataset_coco.json", "dataset_coco.json")
+            splits = ("train", "val", "restval", "test")
+            names = {split: f"coco_caption_karpathy_{split}.arrow" for split in splits}
+            write_karpathy(job, annotations, None, names)
+            return job.counts

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from elip.data.captions import write_pairs
+from elip.data.conversion import Conversion
 from elip.data.sources.base import Source, View
 
 _TRAIN = ("conceptual_caption_train_*.arrow",)
@@ -21,3 +26,18 @@ class ConceptualCaptions(Source):
             distinct=True,
         )
     }
+
+    def convert(
+        self,
+        raw: Path,
+        out: Path,
+        workers: int = 1,
+        show_progress: bool = True,
+        check: bool = True,
+    ) -> Mapping[str, int]:
+        """Convert ``{train,val}_annot.json`` and the images that they name."""
+        with Conversion(raw, out, workers, check, show_progress) as job:
+            for split in ("val", "train"):
+                name = f"conceptual_caption_{split}_{{}}.arrow"
+                write_pairs(job, job.find(f"{split}_annot.json"), name, split)
+            return job.counts

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elip.data.arrow import PAIR
+from elip.data.conversion import Conversion, Note, Parsed, Row, parsed
 from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("nlvr2_train.arrow",)}
@@ -23,3 +29,50 @@ class Nlvr2(Source):
             num_answers=2,
         )
     }
+
+    def convert(
+        self,
+        raw: Path,
+        out: Path,
+        workers: int = 1,
+        show_progress: bool = True,
+        check: bool = True,
+    ) -> Mapping[str, int]:
+        """Convert ``nlvr2/data/*.json`` and the images in ``images/train``, ``dev``, ``test1``."""
+        with Conversion(raw, out, workers, check, show_progress) as job:
+            for split in ("train", "dev", "test1"):
+                _write(job, f"nlvr2/data/{split}.json", f"nlvr2_{split}.arrow", split)
+            for kind in ("balanced", "unbalanced"):
+                for split in ("dev", "test1"):
+                    source = f"nlvr2/data/{kind}/{kind}_{split}.json"
+                    _write(job, source, f"nlvr2_{kind}_{split}.arrow", split)
+            return job.counts
+
+
+def _write(job: Conversion, source: str, name: str, split: str) -> None:
+    """Write one row a pair of images, in order of first appearance, with all its sentences."""
+
+    def rows() -> Parsed:
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        losses = []
+        for entry in job.lines(job.find(source)):
+            if entry.get("sentence", "").strip() and entry.get("label") in ("True", "False"):
+                groups.setdefault(entry["identifier"].rpartition("-")[0], []).append(entry)
+            else:
+                losses.append(Note("left out: no sentence or no label", f"{entry}"))
+        yield from losses
+        yield from parsed(groups.items(), row)
+
+    def row(group: tuple[str, list[Mapping[str, Any]]]) -> Parsed:
+        pair, entries = group
+        folder = f"images/train/{entries[0]['directory']}" if split == "train" else split
+        yield Row(
+            (job.raw / folder / f"{pair}-img0.png", job.raw / folder / f"{pair}-img1.png"),
+            {
+                "questions": [entry["sentence"] for entry in entries],
+                "answers": [entry["label"] for entry in entries],
+                "identifier": pair,
+            },
+        )
+
+    job.write(name, PAIR, rows())

@@ -42,7 +42,12 @@ class Shapes(Source):
         write_shapes(root / self.name)
 
     def convert(
-        self, raw: Path, out: Path, workers: int = 1, show_progress: bool = True
+        self,
+        raw: Path,
+        out: Path,
+        workers: int = 1,
+        show_progress: bool = True,
+        check: bool = True,
     ) -> Mapping[str, int]:
         """Make the default dataset in ``out / "shapes"``; there is no download to convert."""
         options = Options()

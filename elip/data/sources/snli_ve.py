@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elip.data.arrow import ENTAILMENT
+from elip.data.conversion import Conversion, Note, Parsed, Row
 from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("snli_train.arrow",)}
@@ -23,3 +29,42 @@ class SnliVe(Source):
             num_answers=3,
         )
     }
+
+    def convert(
+        self,
+        raw: Path,
+        out: Path,
+        workers: int = 1,
+        show_progress: bool = True,
+        check: bool = True,
+    ) -> Mapping[str, int]:
+        """Convert ``snli_ve_{train,dev,test}.jsonl`` and ``Flickr30K/images/``."""
+        with Conversion(raw, out, workers, check, show_progress) as job:
+            for split in ("train", "dev", "test"):
+                annotations = job.find(f"snli_ve_{split}.jsonl")
+                job.write(f"snli_{split}.arrow", ENTAILMENT, _rows(job, annotations))
+            return job.counts
+
+
+_CLASSES = {"contradiction": 0, "neutral": 1, "entailment": 2}
+
+
+def _rows(job: Conversion, annotations: Path) -> Parsed:
+    """Return one row an image, in order of first appearance, with all its sentences."""
+    images: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in job.lines(annotations):
+        number = str(entry["Flickr30K_ID"])
+        if entry["gold_label"] not in _CLASSES:
+            yield Note("left out: annotators do not agree on a class", str(entry["pairID"]))
+        elif not entry["sentence2"].strip():
+            yield Note("left out: empty hypothesis", str(entry["pairID"]))
+        else:
+            images.setdefault(number.removesuffix(".jpg"), []).append(entry)
+    for number, entries in images.items():
+        yield Row(
+            (job.raw / "Flickr30K" / "images" / f"{number}.jpg",),
+            {
+                "sentences": [[entry["sentence1"], entry["sentence2"]] for entry in entries],
+                "labels": [_CLASSES[entry["gold_label"]] for entry in entries],
+            },
+        )

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elip.data.arrow import REGION
+from elip.data.conversion import Conversion, Note, Parsed, Row, parsed
 from elip.data.sources.base import Source, View
 
 
@@ -10,3 +16,36 @@ class VisualGenome(Source):
 
     name = "vg"
     views = {"caption": View(splits={"train": {"train": ("vg.arrow",)}}, distinct=True)}
+
+    def convert(
+        self,
+        raw: Path,
+        out: Path,
+        workers: int = 1,
+        show_progress: bool = True,
+        check: bool = True,
+    ) -> Mapping[str, int]:
+        """Convert ``annotations/region_descriptions.json`` and ``images/VG_100K{,_2}/``."""
+        with Conversion(raw, out, workers, check, show_progress) as job:
+            annotations = job.find("annotations/region_descriptions.json")
+            rows = parsed(job.items(annotations, "item"), lambda entry: _row(raw / "images", entry))
+            job.write("vg.arrow", REGION, rows)
+            return job.counts
+
+
+def _row(images: Path, entry: Mapping[str, Any]) -> Parsed:
+    number, regions = str(entry["id"]), []
+    for region in entry["regions"]:
+        if region["phrase"].strip():
+            regions.append(region)
+        else:
+            yield Note("left out: region without a phrase", f"{number} {region['region_id']}")
+    if not regions:
+        yield Note("left out: image without regions", number)
+        return
+    places = [images / folder / f"{number}.jpg" for folder in ("VG_100K", "VG_100K_2")]
+    values: dict[str, Any] = {
+        key: [region[key] for region in regions] for key in ("width", "height", "x", "y")
+    }
+    values |= {"caption": [region["phrase"] for region in regions], "image_id": number}
+    yield Row((next((place for place in places if place.exists()), places[0]),), values)

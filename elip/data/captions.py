@@ -1,0 +1,89 @@
+"""The annotation formats that several caption datasets share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from elip.data.arrow import CAPTION
+from elip.data.conversion import Conversion, Note, Parsed, Row, parsed
+
+SHARD = 100_000
+"""Annotations per file where a dataset is split over several files."""
+
+
+def write_karpathy(
+    job: Conversion, annotations: Path, folder: str | None, names: Mapping[str, str]
+) -> None:
+    """Write the splits of Karpathy's COCO and Flickr30k annotations.
+
+    Source: Karpathy and Fei-Fei, 2015, arXiv:1412.2306.
+
+    Args:
+        job: The conversion.
+        annotations: The JSON file.
+        folder: Folder of the images; None takes each entry's ``filepath``.
+        names: The file to write for each split.
+    """
+
+    def rows(split: str) -> Parsed:
+        entries = job.items(annotations, "images.item")
+        return parsed((e for e in entries if e["split"] == split), row)
+
+    def row(entry: Mapping[str, Any]) -> Parsed:
+        name = entry["filename"]
+        path = job.raw / (folder or entry["filepath"]) / name
+        captions = [sentence["raw"] for sentence in entry["sentences"]]
+        return caption_row(path, captions, name, entry["split"])
+
+    for split, name in names.items():
+        job.write(name, CAPTION, rows(split))
+
+
+def write_pairs(job: Conversion, annotations: Path, name: str, split: str) -> None:
+    """Write a list of [image path, caption] in files of `SHARD` entries each.
+
+    Neighbouring entries of the same image become one row.
+
+    Args:
+        job: The conversion.
+        annotations: The JSON file.
+        name: Name of the files, with ``{}`` for their number.
+        split: What goes into the split column.
+    """
+
+    def row(group: tuple[str, list[str]]) -> Parsed:
+        path, captions = group
+        return caption_row(job.raw / path, captions, path.split("/")[-1], split)
+
+    groups = _by_image(job.items(annotations, "item"))
+    for number, shard in enumerate(_shards(groups)):
+        job.write(name.format(number), CAPTION, parsed(shard, row))
+
+
+def caption_row(path: Path, captions: Iterable[str], image_id: str, split: str) -> Parsed:
+    """Return the row of one image; empty captions are left out, and images without any."""
+    kept = []
+    for caption in captions:
+        if caption.strip():
+            kept.append(caption)
+        else:
+            yield Note("left out: empty caption", image_id)
+    if kept:
+        yield Row((path,), {"caption": kept, "image_id": image_id, "split": split})
+    else:
+        yield Note("left out: image without a caption", image_id)
+
+
+def _by_image(pairs: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    for path, group in groupby(pairs, key=lambda pair: pair[0]):
+        yield path, [pair[1] for pair in group]
+
+
+def _shards(groups: Iterator[tuple[Any, list[Any]]]) -> Iterator[list[tuple[Any, list[Any]]]]:
+    shard = list(islice(groups, SHARD))
+    while shard:
+        yield shard
+        shard = list(islice(groups, SHARD))

@@ -1,0 +1,262 @@
+"""From an official download to Arrow files: streaming, checked, resumable, all losses counted.
+
+A converter yields rows, each with the image files it needs, and notes about what it leaves out. The
+machinery here reads and checks the images in parallel, keeps the order, writes each Arrow file all
+or nothing, and counts every note. Memory holds a few dozen images and one record batch, whatever
+the size of the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TypeVar
+
+import ijson
+import pyarrow as pa
+from rich.progress import Progress
+
+from elip.data.arrow import ArrowWriter
+from elip.data.images import ImageError, decoded_mode
+from elip.data.sources.base import DataError, MissingFilesError
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to be written.
+
+    Attributes:
+        images: Image files for the schema's image columns, in their order.
+        values: The other columns.
+    """
+
+    images: tuple[Path, ...]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that a user should know about one entry of the download.
+
+    Attributes:
+        reason: What it is; begins with "left out:" or "kept:", and is what notes are counted by.
+        what: Which entry or file.
+    """
+
+    reason: str
+    what: str
+
+
+Parsed = Iterable[Row | Note]
+
+
+class Conversion:
+    """One conversion, to be used in a ``with`` block.
+
+    Args:
+        raw: Folder of the official download.
+        out: Folder for the Arrow files.
+        workers: Number of threads that read and check images.
+        check: Whether each image is decoded to see that it is whole.
+        progress: Whether progress bars are shown.
+
+    Attributes:
+        counts: Rows of each file by its name; number of notes by reason.
+    """
+
+    def __init__(
+        self, raw: Path, out: Path, workers: int = 1, check: bool = True, progress: bool = True
+    ) -> None:
+        if not raw.is_dir():
+            raise MissingFilesError(f"There is no folder {raw}; --root names the download.")
+        self.raw = raw
+        self.out = out
+        self.counts: Counter[str] = Counter()
+        self._check = check
+        self._workers = max(1, workers)
+        self._writing = ""
+        self._progress = Progress(disable=not progress)
+
+    def __enter__(self) -> Conversion:
+        """Start threads and progress bars."""
+        self._pool = ThreadPoolExecutor(self._workers)
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop them."""
+        self._progress.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def find(self, *names: str) -> Path:
+        """Return the first of these paths, relative to the download, that exists.
+
+        Raises:
+            MissingFilesError: If none does.
+        """
+        for name in names:
+            if (self.raw / name).exists():
+                return self.raw / name
+        raise MissingFilesError(f"{self.raw} has no {' or '.join(names)}.")
+
+    def items(self, path: Path, prefix: str) -> Iterator[Any]:
+        """Read a large JSON file item by item.
+
+        Args:
+            path: The file.
+            prefix: Where the items are: "item" for a list, "images.item" for the list under the
+                key "images".
+
+        Raises:
+            DataError: If the file is cut short or is not JSON.
+        """
+        with self._open(path) as file:
+            try:
+                yield from ijson.items(file, prefix, use_float=True)
+            except ijson.JSONError as error:
+                raise DataError(f"{path} is cut short or damaged: {error}") from error
+
+    def lines(self, path: Path) -> Iterator[Any]:
+        """Read a file of one JSON object a line.
+
+        Raises:
+            DataError: If a line is not JSON; the message gives its number.
+        """
+        with self._open(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    if line.strip():
+                        yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}, line {number} is damaged: {error}") from error
+
+    def write(
+        self,
+        name: str,
+        schema: pa.Schema,
+        rows: Parsed,
+        change: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        """Write one Arrow file, and its notes to ``NAME.notes.tsv`` if there are any.
+
+        A file that is there already is left as it is and counted; ``rows`` is then not touched.
+
+        Args:
+            name: Name of the file.
+            schema: Its columns; the ``binary`` ones take the rows' images in order.
+            rows: Rows and notes.
+            change: What is done to the bytes of each image, after the check; None keeps them.
+        """
+        path, notes_path = self.out / name, (self.out / name).with_suffix(".notes.tsv")
+        self._writing = name
+        if not path.exists():
+            columns = [field.name for field in schema if pa.types.is_binary(field.type)]
+            with ArrowWriter(path, schema) as writer, _NoteFile(notes_path) as file:
+                for images, values, notes in self._in_order(rows, self._load):
+                    file.add(notes)
+                    if images is not None:
+                        changed = [change(data) if change else data for data in images]
+                        writer.write({**dict(zip(columns, changed, strict=True)), **values})
+        self.counts[f"{name}: rows"] = _num_rows(path)
+        self.counts.update(f"{name}: {reason}" for reason in _read_reasons(notes_path))
+
+    def _open(self, path: Path) -> BinaryIO:
+        if not path.is_file():
+            raise MissingFilesError(f"There is no file {path}.")
+        return self._progress.open(path, "rb", description=self._writing or path.name)
+
+    def _load(
+        self, row: Row | Note
+    ) -> tuple[list[bytes] | None, Mapping[str, Any], tuple[Note, ...]]:
+        """Read and check the images of a row; None stands for a row that cannot be written."""
+        if isinstance(row, Note):
+            return None, {}, (row,)
+        images, notes = [], []
+        for path in row.images:
+            try:
+                data = path.read_bytes()
+                mode = decoded_mode(data) if self._check else None
+            except FileNotFoundError:
+                return None, {}, (Note("left out: image file missing", str(path)),)
+            except OSError as error:
+                return None, {}, (Note("left out: image file unreadable", f"{path}: {error}"),)
+            except ImageError as error:
+                return None, {}, (Note("left out: image does not decode", f"{path}: {error}"),)
+            if mode == "CMYK":
+                notes.append(Note("kept: image in CMYK colors", str(path)))
+            images.append(data)
+        return images, row.values, tuple(notes)
+
+    def _in_order(
+        self, items: Iterable[Given], function: Callable[[Given], Made]
+    ) -> Iterator[Made]:
+        """Map in parallel with a short look-ahead, keeping the order."""
+        ahead: deque[Future[Made]] = deque()
+        for item in items:
+            ahead.append(self._pool.submit(function, item))
+            if len(ahead) > 4 * self._workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def parsed(entries: Iterable[Any], parse: Callable[[Any], Parsed]) -> Parsed:
+    """Parse entries one by one; one that is not as the layout says becomes a note."""
+    for entry in entries:
+        try:
+            rows = list(parse(entry))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            reason = f"{type(error).__name__} {error}"
+            rows = [Note("left out: entry is not as expected", f"{reason} in {entry!r:.200}")]
+        yield from rows
+
+
+def _num_rows(path: Path) -> int:
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        return sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
+
+
+class _NoteFile:
+    """Notes as tab-separated lines, under their name only when the conversion of a file is done."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> _NoteFile:
+        self._path.unlink(missing_ok=True)
+        self._file = self._temporary.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        some = self._file.tell() > 0
+        self._file.close()
+        if kind is None and some:
+            os.replace(self._temporary, self._path)
+        self._temporary.unlink(missing_ok=True)
+
+    def add(self, notes: Iterable[Note]) -> None:
+        for note in notes:
+            self._file.write(f"{note.reason}\t{' '.join(note.what.split())}\n")
+
+
+def _read_reasons(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield line.split("\t")[0]

@@ -1,0 +1,83 @@
+"""Command line: official downloads to Arrow files.
+
+``python -m elip.data.convert NAME --root RAW --out ARROWS``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from elip.data.sources import DataError, find_source, sources
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert one dataset and report what was written and left out.
+
+    Files that are there already are kept, so an interrupted conversion goes on where it was; to
+    make a file again, delete it.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake in what was given.
+    """
+    given = _parser().parse_args(arguments)
+    errors = Console(stderr=True)
+    try:
+        source = find_source(given.name)
+        counts = source.convert(
+            given.root, given.out, given.workers, show_progress=True, check=given.check
+        )
+    except DataError as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("Interrupted; finished files are kept. Run the same command to go on.")
+        return 130
+    _report(counts, given.out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m elip.data.convert",
+        description="Write the Arrow files of a dataset from its official download.",
+    )
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(sources())}")
+    parser.add_argument(
+        "--root", metavar="RAW", type=Path, default=Path(), help="folder of the download"
+    )
+    parser.add_argument(
+        "--out", metavar="ARROWS", type=Path, required=True, help="folder for the Arrow files"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4,
+        help="threads that read and check images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-check",
+        dest="check",
+        action="store_false",
+        help="do not decode the images to see that they are whole",
+    )
+    return parser
+
+
+def _report(counts: Mapping[str, int], out: Path) -> None:
+    console = Console()
+    width = max((len(f"{count:,}") for count in counts.values()), default=1)
+    for what, count in counts.items():
+        console.print(f"{count:>{width},}  {what}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+    if any("left out" in what or "kept:" in what for what in counts):
+        console.print("The .notes.tsv files beside the Arrow files name each case.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
