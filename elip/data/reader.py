@@ -41,8 +41,8 @@ _TRUTH = {"true": 1, "false": 0}
 class ArrowTable:
     """The rows of several Arrow files (IPC file format), one after the other.
 
-    Nothing is copied: cells are read from the memory map. A pickle holds paths only, so worker
-    processes open the files again.
+    Nothing is copied: cells are read from the memory map. A pickle holds the paths and the
+    offsets (8 bytes a row); worker processes open the files again.
 
     Args:
         paths: The files, in order.
