@@ -1,0 +1,145 @@
+"""The reducers under test, and hosts for them: signals made by hand, and the tiny METER."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from elip.data.batch import TextBatch
+from elip.model.config import MeterConfig
+from elip.model.meter import Meter
+from elip.schedule import Schedule
+from reducers import Host, Reducer, Signals, Text, shelf
+
+WIDTH, HEADS, WORDS = 32, 4, 6
+FOREIGN = "tests.contract.foreign.Longest"
+
+
+def by_import_path(path: str) -> Reducer:
+    """Choose a reducer as a configuration does, by the import path of its class."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--reducer", type=Reducer)
+    reducer: Reducer = parser.instantiate(parser.parse_args([f"--reducer={path}"])).reducer
+    return reducer
+
+
+METHODS = [pytest.param(cls, id=name) for name, cls in shelf().items() if cls.acts != "never"] + [
+    pytest.param(lambda: by_import_path(FOREIGN), id="foreign")
+]
+
+
+def bound(reducer: Reducer) -> Reducer:
+    """Bind a reducer to a host whose second block is the only reduction layer."""
+    reducer.bind(Host(WIDTH, HEADS, num_blocks=4, layers=(1,), text_width=WIDTH))
+    return reducer.eval()
+
+
+def scene(
+    reducer: Reducer, batch: int = 3, grid: tuple[int, int] = (6, 6), seed: int = 0
+) -> tuple[Tensor, Signals]:
+    """Make random patches, and of all signals those that the reducer asks for."""
+    rng = torch.Generator().manual_seed(seed)
+    count = grid[0] * grid[1]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng)
+
+    patches = normal(batch, count, WIDTH)
+    index = torch.arange(count)
+    places = torch.stack([index // grid[1], index % grid[1]], dim=1).float()
+    mask = torch.arange(WORDS) < torch.tensor([[WORDS], [4], [2]]).repeat(batch, 1)[:batch]
+    by_head = normal(batch, HEADS, count).softmax(dim=-1)
+    signals = Signals(
+        cls=normal(batch, 1, WIDTH),
+        stage=0,
+        layer=1,
+        grid=grid,
+        seeds=torch.arange(batch) * 7919 + 11,
+        cls_attention=by_head.mean(dim=1),
+        head_attention=by_head,
+        received=normal(batch, count).softmax(dim=-1),
+        text_attention=normal(batch, count).softmax(dim=-1),
+        keys=normal(batch, HEADS, count, WIDTH // HEADS),
+        values=normal(batch, HEADS, count, WIDTH // HEADS),
+        text=Text(normal(batch, WORDS, WIDTH), mask),
+        shared=(normal(batch, count, 8), normal(batch, 1, 8)),
+        probe=lambda cls, tokens, depth: (tokens @ cls.transpose(1, 2))[..., 0].softmax(dim=1),
+        sizes=torch.randint(1, 5, (batch, count), generator=rng).float(),
+        positions=places.expand(batch, -1, -1),
+        cross_attention=normal(batch, WORDS, count).softmax(dim=-1),
+    )
+    always = {"cls", "stage", "layer", "grid", "seeds", "mask"}
+    hidden = {f.name for f in fields(Signals)} - always - reducer.needs
+    return patches, replace(signals, **dict.fromkeys(hidden))
+
+
+_BY_PATCH = {"cls_attention": 1, "head_attention": 2, "received": 1, "text_attention": 1,
+             "keys": 2, "values": 2, "sizes": 1, "positions": 1, "cross_attention": 2}  # fmt: skip
+
+
+def permuted(signals: Signals, order: Tensor) -> Signals:
+    """Put the patches in another order."""
+    changed = {
+        name: getattr(signals, name).index_select(axis, order)
+        for name, axis in _BY_PATCH.items()
+        if getattr(signals, name) is not None
+    }
+    if signals.shared is not None:
+        changed["shared"] = (signals.shared[0][:, order], signals.shared[1])
+    return replace(signals, **changed)
+
+
+def mapped(signals: Signals, function) -> Signals:
+    """Apply a function to every float tensor."""
+    changed = {}
+    for field in fields(Signals):
+        value = getattr(signals, field.name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            changed[field.name] = function(value)
+        elif isinstance(value, Text):
+            changed[field.name] = Text(function(value.tokens), value.mask)
+        elif field.name == "shared" and value is not None:
+            changed[field.name] = tuple(function(part) for part in value)
+    return replace(signals, **changed)
+
+
+def rows(signals: Signals, index: slice) -> Signals:
+    """Keep some examples of the batch."""
+    changed = {}
+    for field in fields(Signals):
+        value = getattr(signals, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = value[index]
+        elif isinstance(value, Text):
+            changed[field.name] = Text(value.tokens[index], value.mask[index])
+        elif field.name == "shared" and value is not None:
+            changed[field.name] = tuple(part[index] for part in value)
+    return replace(signals, **changed)
+
+
+def groups(assignment: Tensor) -> Tensor:
+    """Name each token's group by its first member, -1 where dropped: no order of new tokens."""
+    batch, count = assignment.shape
+    index = torch.arange(count).expand(batch, -1)
+    first = torch.full((batch, count), count).scatter_reduce(
+        1, assignment.clamp(min=0), torch.where(assignment >= 0, index, count), "amin"
+    )
+    return torch.where(assignment >= 0, first.gather(1, assignment.clamp(min=0)), -1)
+
+
+def tiny(reducer: Reducer | None, ratio: float = 0.6, seed: int = 0) -> Meter:
+    torch.manual_seed(seed)
+    sizes = MeterConfig(preset="tiny", vocab_size=50, image_size=48).resolve()
+    return Meter(sizes, reducer, Schedule(keep_ratio=ratio))
+
+
+def pairs(batch: int = 3) -> tuple[Tensor, TextBatch, Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (batch, 3, 48, 48), generator=rng, dtype=torch.uint8)
+    ids = torch.randint(5, 50, (batch, 10), generator=rng)
+    mask = torch.arange(10) < torch.tensor([[10], [7], [4]]).repeat(batch, 1)[:batch]
+    return images, TextBatch(ids.where(mask, 1), mask), torch.arange(batch) + 3

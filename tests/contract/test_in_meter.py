@@ -1,0 +1,129 @@
+"""What every reducer must do inside METER; no method is named here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from elip.cost.count import measure_cost
+from elip.model.meter import Fused, Meter
+from reducers import Reducer
+from tests.contract.subjects import METHODS, pairs, tiny
+
+Make = Callable[[], Reducer]
+
+pytestmark = pytest.mark.parametrize("make", METHODS)
+
+
+def run(meter: Meter, read: str = "pooled") -> Fused:
+    images, text, seeds = pairs()
+    fused: Fused = meter(images, text, read, seeds)
+    return fused
+
+
+def test_counts_sizes_and_origins_are_kept(make: Make) -> None:
+    meter = tiny(make()).eval()
+    images, text, seeds = pairs()
+    with torch.no_grad():
+        encoded = meter.encode_text(text)
+        image = meter.encode_image(images, encoded, seeds)
+        stages = meter.fuse(encoded, image, "all").stages
+    assert meter.reducer is not None
+    assert [stage.layer for stage in stages] == list(meter.plan.keep)
+    for stage in stages:
+        count = meter.plan.keep[stage.layer]
+        assert int(stage.origin.max()) < count
+        assert stage.origin.shape == (3, meter.image.num_patches)
+        if meter.reducer.fixed_count:
+            assert all(len(set(row[row >= 0].tolist())) == count for row in stage.origin)
+    assert meter.plan.keep_ratio == pytest.approx(0.6, abs=0.02)
+    if meter.reducer.acts != "fusion":
+        assert image.entering == meter.plan.entering[:-1]
+        assert image.tokens.shape[1] == 1 + meter.plan.entering[-1]
+        stands_for = (image.origin >= 0).sum(dim=1).float()
+        assert torch.equal(image.sizes.sum(dim=1), stands_for)
+
+
+def test_keep_ratio_1_is_exactly_no_reduction(make: Make) -> None:
+    with torch.no_grad():
+        kept, plain = (run(tiny(reducer, ratio=1.0).eval(), "all") for reducer in (make(), None))
+    assert torch.equal(kept.text, plain.text)
+    assert kept.image is not None
+    assert plain.image is not None
+    assert torch.equal(kept.image, plain.image)
+
+
+def test_leaving_reduction_out_for_a_while_is_no_reduction(make: Make) -> None:
+    meter, plain = tiny(make()).eval(), tiny(None).eval()
+    with torch.no_grad():
+        before = run(meter)
+        with meter.unreduced():
+            assert torch.equal(run(meter).text, run(plain).text)
+        assert torch.equal(run(meter).text, before.text)
+
+
+@pytest.mark.parametrize("read", ["pooled", "text"])
+def test_trains(make: Make, read: str) -> None:
+    meter = tiny(make()).train()
+    fused = run(meter, read)
+    loss = fused.text.square().mean()
+    if fused.pooled is not None:
+        loss = loss + fused.pooled.square().mean()
+    loss.backward()
+    for name, parameter in meter.image.vit.named_parameters():
+        if parameter.requires_grad and not name.startswith("norm."):
+            assert parameter.grad is not None, name
+            assert bool(torch.isfinite(parameter.grad).all()), name
+
+
+def test_batch_mates_do_not_matter(make: Make) -> None:
+    meter = tiny(make()).eval()
+    images, text, seeds = pairs()
+    with torch.no_grad():
+        together = meter(images, text, "pooled", seeds).pooled
+        for row in range(len(images)):
+            part = slice(row, row + 1)
+            words = type(text)(text.ids[part], text.mask[part])
+            alone = meter(images[part], words, "pooled", seeds[part]).pooled
+            torch.testing.assert_close(alone, together[part], atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_stays_finite(make: Make) -> None:
+    meter = tiny(make()).eval().to(torch.bfloat16)
+    with torch.no_grad():
+        assert bool(torch.isfinite(run(meter).text).all())
+
+
+def test_what_is_not_read_is_not_needed(make: Make) -> None:
+    """Reading the two CLS tokens gives what reading all gives, unless the text is merged."""
+    meter = tiny(make()).eval()
+    if getattr(meter.reducer, "merge_text", 0):
+        meter.reducer.merge_text = 0.0
+    with torch.no_grad():
+        pooled, whole = run(meter, "pooled"), run(meter, "all")
+    assert pooled.image is not None
+    assert whole.image is not None
+    torch.testing.assert_close(pooled.text, whole.text[:, :1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pooled.image, whole.image[:, :1], atol=1e-5, rtol=1e-5)
+
+
+def test_cost_falls_as_tokens_fall(make: Make) -> None:
+    images, text, seeds = pairs()
+    totals = []
+    for ratio in (0.9, 0.75, 0.6):  # 1.0 runs no probe, which may save more than tokens do
+        meter = tiny(make(), ratio).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            meter(images, text, "pooled", seeds)
+        totals.append(counter.get_total_flops())
+    assert totals[0] > totals[1] > totals[2]
+
+
+def test_cost_is_known_to_the_last_operator(make: Make) -> None:
+    meter = tiny(make()).eval()
+    images, text, seeds = pairs()
+    cost = measure_cost(meter, lambda: meter(images, text, "pooled", seeds), len(images))
+    assert cost.vision is not None
+    assert cost.vision > 0
