@@ -13,6 +13,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import ijson
 import pyarrow as pa
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from elip.data.arrow import ArrowWriter
 from elip.data.images import ImageError, decoded_mode
@@ -83,8 +84,14 @@ class Conversion:
         self.counts: Counter[str] = Counter()
         self._check = check
         self._workers = max(1, workers)
-        self._writing = ""
-        self._progress = Progress(disable=not progress)
+        self._task: TaskID | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
+            TimeRemainingColumn(),
+            disable=not progress,
+        )
 
     def __enter__(self) -> Conversion:
         """Start threads and progress bars."""
@@ -162,22 +169,33 @@ class Conversion:
             change: What is done to the bytes of each image, after the check; None keeps them.
         """
         path, notes_path = self.out / name, (self.out / name).with_suffix(".notes.tsv")
-        self._writing = name
         if not path.exists():
+            self._task = self._progress.add_task(name, total=None, unit="rows")
             columns = [field.name for field in schema if pa.types.is_binary(field.type)]
             with ArrowWriter(path, schema) as writer, _NoteFile(notes_path) as file:
                 for images, values, notes in self._in_order(rows, self._load):
                     file.add(notes)
+                    self._progress.update(self._task, completed=writer.rows)
                     if images is not None:
                         changed = [change(data) if change else data for data in images]
                         writer.write({**dict(zip(columns, changed, strict=True)), **values})
+            self._progress.update(self._task, total=writer.rows, completed=writer.rows)
         self.counts[f"{name}: rows"] = _num_rows(path)
         self.counts.update(f"{name}: {reason}" for reason in _read_reasons(notes_path))
 
-    def _open(self, path: Path) -> BinaryIO:
+    def expect(self, rows: int) -> None:
+        """Tell how many rows the file being written will have, for its progress bar."""
+        if self._task is not None:
+            self._progress.update(self._task, total=rows)
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[BinaryIO]:
         if not path.is_file():
             raise MissingFilesError(f"There is no file {path}.")
-        return self._progress.open(path, "rb", description=self._writing or path.name)
+        task = self._progress.add_task(f"Reading {path.name}", total=None, unit="bytes")
+        with self._progress.open(path, "rb", task_id=task) as file:
+            yield file
+        self._progress.remove_task(task)
 
     def _load(
         self, row: Row | Note

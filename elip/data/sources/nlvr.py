@@ -7,7 +7,7 @@ import io
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,7 @@ class Nlvr(Source):
                 "dev": (dev, lambda directory: True),
             }
             for split, (source, chosen) in files.items():
-                entries = (e for e in job.lines(source) if chosen(str(e["directory"])))
-                rows = parsed(entries, partial(_rows, source.parent))
+                rows = _split(job, source, chosen)
                 job.write(f"nlvr_{split}.arrow", STATEMENT, rows, change=tiled)
             save_tokenizer(word_tokenizer(_words(folder / "nlvr_train.arrow")), folder)
             for split in files:
@@ -138,6 +137,12 @@ def _held_out(job: Conversion, train: Path) -> frozenset[str]:
     if len(directories) < 2:
         raise DataError(f"{train} has one directory only; none can be held out for validation.")
     return frozenset(random.Random(0).sample(directories, count))
+
+
+def _split(job: Conversion, source: Path, chosen: Callable[[str], bool]) -> Parsed:
+    entries = [entry for entry in job.lines(source) if chosen(str(entry["directory"]))]
+    job.expect(PERMUTATIONS * len(entries))
+    yield from parsed(entries, partial(_rows, source.parent))
 
 
 def _rows(folder: Path, entry: Mapping[str, Any]) -> Parsed:

@@ -60,6 +60,7 @@ def _write(job: Conversion, source: str, name: str, split: str) -> None:
                 groups.setdefault(entry["identifier"].rpartition("-")[0], []).append(entry)
             else:
                 losses.append(Note("left out: no sentence or no label", f"{entry}"))
+        job.expect(len(groups))
         yield from losses
         yield from parsed(groups.items(), row)
 

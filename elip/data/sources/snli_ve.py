@@ -60,6 +60,7 @@ def _rows(job: Conversion, annotations: Path) -> Parsed:
             yield Note("left out: empty hypothesis", str(entry["pairID"]))
         else:
             images.setdefault(number.removesuffix(".jpg"), []).append(entry)
+    job.expect(len(images))
     for number, entries in images.items():
         yield Row(
             (job.raw / "Flickr30K" / "images" / f"{number}.jpg",),

@@ -57,7 +57,7 @@ class VqaV2(Source):
         with Conversion(raw, out, workers, check, show_progress) as job:
             numbers = {answer: i for i, answer in enumerate(_kept_answers(job))}
             job.write("vqav2_train.arrow", QUESTION, _rows(job, "train", numbers))
-            val = cache(lambda: list(_rows(job, "val", numbers)))
+            val = cache(lambda: tuple(_rows(job, "val", numbers)))
             job.write("vqav2_val.arrow", QUESTION, _all(val))
             job.write("vqav2_rest_val.arrow", QUESTION, _part(val, rest=True))
             job.write("vqav2_trainable_val.arrow", QUESTION, _part(val, rest=False))
@@ -111,6 +111,7 @@ def _rows(job: Conversion, split: str, numbers: Mapping[str, int] | None) -> Par
         if text in asked.values():
             yield Note("kept: question asked twice of an image", f"question {number}")
         asked[number] = text
+    job.expect(len(images))
     for image, asked in images.items():
         if asked:
             yield _row(job.raw / _FOLDERS[split], split, image, asked, answers)
@@ -118,12 +119,12 @@ def _rows(job: Conversion, split: str, numbers: Mapping[str, int] | None) -> Par
             yield Note("left out: image without a usable question", f"image {image}")
 
 
-def _all(entries: Callable[[], list[Row | Note]]) -> Parsed:
+def _all(entries: Callable[[], tuple[Row | Note, ...]]) -> Parsed:
     """Put off reading the entries until a file really needs them."""
     yield from entries()
 
 
-def _part(entries: Callable[[], list[Row | Note]], rest: bool) -> Parsed:
+def _part(entries: Callable[[], tuple[Row | Note, ...]], rest: bool) -> Parsed:
     """Return the rows of the images that are, or are not, among the fixed draw."""
     rows = [entry for entry in entries() if isinstance(entry, Row)]
     images = [row.values["image_id"] for row in rows]
