@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -175,52 +172,3 @@ def _parts(batch: Batch) -> tuple[Tensor, Tensor]:
 def test_numbers_below_one_are_refused(false_texts: int, pairs: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Retrieval(false_texts, pairs)
-
-
-SHARDS = [[8, 1, 4, 6, 2, 3], [0, 5, 7, 8], []]
-
-
-def _score_shard(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SHARDS)
-    )
-    results = {}
-    for name, reducer in (("blind", Random()), ("reads_text", ELIP())):
-        meter, task, batch = prepared(reducer)
-        evaluator = task.evaluator()
-        with torch.no_grad():
-            if SHARDS[rank]:
-                evaluator.update(meter, take(batch, SHARDS[rank]))
-        results[name] = {
-            "own": len(evaluator.gallery._own_rows(meter)),
-            "scores": evaluator.gallery.scores(meter, task.score, task.pairs),
-            "metrics": evaluator.compute(meter),
-            "chance": evaluator.chance(meter),
-        }
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_uneven_shards_in_several_processes_give_the_same_scores(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_score_shard, args=(rank, tmp_path)) for rank in range(len(SHARDS))
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=300)
-    assert [process.exitcode for process in processes] == [0] * len(SHARDS)
-    for name, reducer in (("blind", Random()), ("reads_text", ELIP())):
-        meter, task, batch = prepared(reducer)
-        single = task.evaluator()
-        with torch.no_grad():
-            single.update(meter, batch)
-        found = [torch.load(tmp_path / f"{rank}.pt")[name] for rank in range(len(SHARDS))]
-        assert sorted(part["own"] for part in found) == [0, 2, 3]
-        for part in found:
-            want = pair_by_pair(meter, task, batch)
-            torch.testing.assert_close(part["scores"], want, atol=2e-6, rtol=1e-5)
-            assert part["metrics"] == pytest.approx(single.compute(meter))
-            assert part["chance"] == single.chance(meter)
