@@ -29,16 +29,24 @@ class ELIP(Reducer):
         probe_depth: Blocks that the probe runs: one number for every reduction layer, or one for
             each. None reaches to the next reduction layer (the last: to the end), which is ELIP's
             2, 5, 2 for layers 2, 4, 9 of 11. 1 computes one attention row and is nearly free.
+        shuffle_text: A control: each example is steered by its neighbour's text, the first of the
+            batch by the last one's. What is gained over it is gained by the right text.
     """
 
     family = "attention"
 
-    def __init__(self, mix: float = 0.8, probe_depth: int | tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        mix: float = 0.8,
+        probe_depth: int | tuple[int, ...] | None = None,
+        shuffle_text: bool = False,
+    ) -> None:
         super().__init__()
         if not 0 <= mix <= 1:
             raise ValueError(f"ELIP: mix is {mix}; it must lie between 0 and 1.")
         self.mix = mix
         self.probe_depth = probe_depth
+        self.shuffle_text = shuffle_text
         self.depths: tuple[int, ...] = ()
         needs: set[Signal] = {"probe"} if mix == 1 else {"probe", "text"}
         self.needs = frozenset(needs)
@@ -82,7 +90,10 @@ class ELIP(Reducer):
         cls = signals.cls
         if self.mix < 1:
             assert signals.text is not None
-            cls = (1 - self.mix) * signals.text.tokens[:, :1] + self.mix * cls
+            text = signals.text.tokens[:, :1]
+            if self.shuffle_text:
+                text = text.roll(1, dims=0)
+            cls = (1 - self.mix) * text + self.mix * cls
         scores = signals.probe(cls, patches, self.depths[signals.stage])
         count = patches.shape[1]
         kept = top_indices(scores, num_keep - 1).sort(dim=1).values

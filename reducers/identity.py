@@ -11,7 +11,7 @@ from reducers.contract import Acts, Reduced, Reducer, Signals
 class Identity(Reducer):
     """Keep every patch token.
 
-    Source: METER itself (Dou et al., 2022, arXiv:2111.02387).
+    Source: Dou et al., METER, 2022, arXiv:2111.02387.
     Differs: not at all.
     """
 

@@ -18,7 +18,7 @@ class Pool(Reducer):
     that it stands for. On an even grid a quarter of the tokens is exactly average pooling by 2 x 2,
     a sixteenth by 4 x 4; counts between mix both.
 
-    Source: average pooling of the patch grid, a usual control of the field.
+    Source: a usual control of the field.
     Differs: any count works, where a pooling window gives only a few.
     """
 

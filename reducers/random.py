@@ -16,8 +16,7 @@ class Random(Reducer):
     in float64, a cheap hash with no state: the same example under the same seed keeps the same
     tokens in whatever batch it comes.
 
-    Source: the usual control of the field, for instance Rao et al., 2021, arXiv:2106.02034,
-    figure 5.
+    Source: Rao et al., DynamicViT, 2021, arXiv:2106.02034 (as a control, like most of the field).
     Differs: not at all.
 
     Args:

@@ -16,8 +16,7 @@ class Stride(Reducer):
     fill in evenly. What a later reduction keeps is part of what an earlier one kept. The kept
     patches stay in their original order.
 
-    Source: the strided grid is a usual control of the field; the order in which places fill is
-    Bayer's (1973).
+    Source: a usual control of the field; the order in which places fill is that of a Bayer matrix.
     Differs: not at all.
     """
 
