@@ -84,7 +84,7 @@ class Cost:
     Attributes:
         vision: The image encoder without the two below.
         probe: Passes that only score tokens.
-        reducer: The reduction method's own work.
+        reducer: The reduction method's own work, and the signals that are made for it.
         text: The text encoder.
         fusion: Projections, co-attention layers and poolers.
         head: The task's head.

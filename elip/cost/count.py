@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from elip.cost.operators import COUNTED, FREE, TORCH_FORMULAS, Formula
@@ -28,6 +29,16 @@ with warnings.catch_warnings():
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
 _GIGA = 1e9
+# Submodules of METER that run only because a reducer asks for signals.
+_FOR_THE_REDUCER = ("image.signals", "image.shared", "fusion.reduction")
+_SIZES = (
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.size,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.__len__,
+)
+_SCATTERS = (torch.scatter, Tensor.scatter, Tensor.scatter_)
 
 
 class CostError(RuntimeError):
@@ -43,8 +54,8 @@ def measure_cost(
     """Count one forward pass of METER and of whatever head ``forward`` puts on it.
 
     Work is booked by what was running: the probe (``image.probe``, the encoder's own blocks that
-    it calls included), else the reducer, else the image encoder (``image``), ``text``, METER's
-    other submodules as fusion, and what runs outside METER as head.
+    it calls included), else the reducer and the signals made for it, else the image encoder
+    (``image``), ``text``, METER's other submodules as fusion, and what runs outside METER as head.
     The pass is run twice, in evaluation mode without gradient; random states and modes are left
     as they were.
 
@@ -62,6 +73,7 @@ def measure_cost(
         CostError: An operator is not in the table, or the two counters disagree.
     """
     parts = {"model.image.probe": "probe"}
+    parts |= {f"model.{name}": "reducer" for name in _FOR_THE_REDUCER}
     for name, module in meter.named_modules():
         if isinstance(module, Reducer):
             parts[f"model.{name}"] = "reducer"
@@ -148,7 +160,32 @@ class _Traced(nn.Module):
         self.call = forward
 
     def forward(self) -> tuple[Tensor, ...]:
-        return tuple(_tensors(self.call()))
+        with _PlainNumbers():
+            return tuple(_tensors(self.call()))
+
+
+class _PlainNumbers(TorchFunctionMode):
+    """Lets traced code see numbers where it would see them untraced.
+
+    While tracing, torch hands out sizes as tensors, on which ``round`` and the like fail, and
+    cannot find `scatter` of a Python bool.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _SCATTERS:
+            args = tuple(int(value) if isinstance(value, bool) else value for value in args)
+            return func(*args, **kwargs)
+        if func not in _SIZES:
+            return func(*args, **kwargs)
+        tracing = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        try:
+            return func(*args, **kwargs)
+        finally:
+            torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 def _tensors(result: object) -> Iterator[Tensor]:

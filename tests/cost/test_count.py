@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import timm
 import torch
@@ -176,6 +178,15 @@ def test_compiled_modules_are_counted() -> None:
     model, tokens = Encoder(), torch.randn(3, 4)
     model.compile()
     assert sum(count_forward(model, lambda: model(tokens), PARTS).values()) == 4 * 48
+
+
+def test_sizes_are_numbers_while_tracing() -> None:
+    def run() -> Tensor:
+        kept = round(0.5 * A.shape[1]) + len(A) - A.size(0) + A.numel() - math.prod(A.size())
+        mark = torch.zeros(3, 5, dtype=torch.bool).scatter(1, torch.zeros(3, 1).long(), True)
+        return (A * mark[..., None])[:, :kept] @ B.mT
+
+    assert count_forward(nn.Module(), run) == {"rest": 3 * 2 * 6 * 4}
 
 
 def test_unknown_operator_is_an_error_that_names_it() -> None:

@@ -11,7 +11,7 @@ from elip.data.batch import TextBatch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
-from reducers import shelf
+from reducers import Reducer, shelf
 from tests.cost import closed_forms as paper
 
 GIGA = 1e9
@@ -23,8 +23,11 @@ CONFIG = MeterConfig(
 LAYERS, COUNTS = (1, 2), (10, 5)
 
 
-def build(reducer: nn.Module | None) -> tuple[Meter, torch.Tensor, TextBatch]:
-    meter = Meter(CONFIG.resolve(), reducer, Schedule(layers=LAYERS, counts=COUNTS))
+def build(reducer: Reducer | None) -> tuple[Meter, torch.Tensor, TextBatch]:
+    layers, counts = (LAYERS, COUNTS)
+    if reducer is not None and reducer.acts == "fusion":
+        layers, counts = (0,), (5,)
+    meter = Meter(CONFIG.resolve(), reducer, Schedule(layers=layers, counts=counts))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     text = TextBatch(torch.randint(5, 60, (2, LENGTH)), torch.ones(2, LENGTH, dtype=torch.bool))
     return meter, images, text
@@ -73,6 +76,20 @@ def test_probe_of_elip_is_counted_apart() -> None:
     meter, images, text = build(shelf()["ELIP"](probe_depth=(1, 2)))
     cost = measure_cost(meter, lambda: meter(images, text), examples=2)
     assert cost == on_paper([16, 10, 5, 5], 5, "pooled", probe, reducer)
+
+
+@pytest.mark.parametrize("name", sorted(shelf()))
+def test_every_reducer_is_counted(name: str) -> None:
+    """The two counters agree, or this raises; what a method adds is booked on it."""
+    meter, images, text = build(shelf()[name]())
+    cost = measure_cost(meter, lambda: meter(images, text), examples=2)
+    with meter.unreduced():
+        full = measure_cost(meter, lambda: meter(images, text), examples=2)
+    assert full == on_paper([PATCHES] * BLOCKS, PATCHES, "pooled")
+    if meter.reducer.acts == "before_block":
+        assert cost.vision == on_paper(list(meter.plan.entering[:-1]), 5, "pooled").vision
+    if meter.reducer.acts != "never":
+        assert cost.fusion < full.fusion
 
 
 def test_head_is_what_runs_outside_the_model() -> None:
