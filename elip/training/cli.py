@@ -14,10 +14,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from elip.data.module import DataModule
 from elip.data.sources import sources
+from elip.data.sources.base import DataError
 from elip.tasks import tasks
 from elip.training.directory import resolve_checkpoint, run_directory
 from elip.training.module import Experiment
-from elip.training.trainer import build_callbacks, build_loggers
+from elip.training.trainer import build_callbacks, build_loggers, quiet
 from reducers import shelf
 
 
@@ -50,10 +51,18 @@ class Parser(LightningArgumentParser):
         return sorted({name for name in names if name})
 
 
+# Lines in which jsonargparse lists every type it tried; the line that says what is wrong stays.
+_NOISE = re.compile(
+    r"(- )?(Expected a path but|Does not validate against|Subtypes:|Errors:|Given value"
+    r"|Expected a <class 'NoneType'>)"
+)
+
+
 def _first_cause(message: str) -> str:
-    """Return the message without jsonargparse's nested listings of every alternative tried."""
-    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
-    return "\n  ".join(lines[:12])
+    """Return the message without jsonargparse's listing of every alternative that it tried."""
+    message = re.sub(r"Call to compute_fn of link .* failed: ", "", message, flags=re.DOTALL)
+    lines = [line.strip() for line in message.splitlines()]
+    return "\n  ".join(line for line in lines if line and not _NOISE.match(line))
 
 
 def _words(message: str) -> Iterable[str]:
@@ -118,8 +127,17 @@ class ExperimentCLI(LightningCLI):
         asked = config.get("ckpt_path")
         if asked is not None:
             config.ckpt_path = resolve_checkpoint(asked, root)
+        if config.get("weights_only") is None:
+            config.weights_only = True
         self.run_dir = run_directory(root, self.subcommand, resumes=asked is not None)
         config.trainer.default_root_dir = str(self.run_dir)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; what does not fit together is a message, not a traceback."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, FileNotFoundError, ImportError) as error:
+            self.parser.error(str(error), error)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Build the trainer with the run directory's loggers and the callbacks of every run."""
@@ -154,5 +172,10 @@ def _config_name(config: Namespace) -> str:
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line."""
-    ExperimentCLI(args)
+    """Run the command line; wrong or missing data is a message, not a traceback."""
+    quiet()
+    try:
+        ExperimentCLI(args)
+    except DataError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error

@@ -85,12 +85,6 @@ class Experiment(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        """Move a batch, without waiting where it is pinned."""
-        return batch.to(device, non_blocking=device.type == "cuda")
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         loss = self.task.loss(self.meter, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,26 @@ from elip.training.recorder import Recorder
 log = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.csv"
+
+
+# What Lightning says on every run and no user can act on.
+_HARMLESS = (
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # its own use of a deprecated call
+    ".*Experiment logs directory .* exists and is not empty.*",  # older logs were set aside
+    ".*Checkpoint directory .* exists and is not empty.*",  # the run goes on in its own directory
+    ".*does not have many workers.*",  # loading in the main process is a choice, see DataModule
+)
+
+
+def quiet() -> None:
+    """Silence Lightning's standing remarks; everything else is said."""
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    remarks = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    remarks.addFilter(lambda record: "litlogger" not in str(record.msg).lower())
+    logging.getLogger("elip").setLevel(logging.INFO)
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 
 def build_loggers(run_dir: Path, command: str) -> list[Logger]:
