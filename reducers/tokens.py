@@ -132,3 +132,16 @@ def farthest_first(
         chosen.append(nearest.masked_fill(taken, -torch.inf).argmax(dim=1))
         nearest = combine(nearest, distance[batch, chosen[-1]])
     return torch.stack(chosen, dim=1)
+
+
+def number_groups(leader: Tensor) -> Tensor:
+    """Turn "token i goes where token ``leader[i]`` is" into an assignment, in order of leaders.
+
+    Args:
+        leader: [B,N] int64; a leader leads itself.
+
+    Returns:
+        [B,N] int64.
+    """
+    itself = torch.arange(leader.shape[1], device=leader.device)
+    return ((leader == itself).cumsum(dim=1) - 1).gather(1, leader)

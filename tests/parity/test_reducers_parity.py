@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from elip.schedule import Schedule
 from reducers import Text
+from reducers.atc import ATC
 from reducers.ats import ATS
 from reducers.cdpruner import CDPruner
 from reducers.diffrate import DiffRate
@@ -21,6 +22,7 @@ from reducers.dpcknn import DPCKNN
 from reducers.elip import ELIP
 from reducers.evit import EViT
 from reducers.kmedoids import KMedoids
+from reducers.mctf import MCTF
 from reducers.pitome import PiToMe
 from reducers.pool import Pool
 from reducers.pumer import PuMer
@@ -454,3 +456,37 @@ def _feed_forward(case: Case, layer: str, text: Tensor) -> Tensor:
     hidden = linear("output.dense", F.gelu(linear("intermediate.dense", text)))
     norm = (case[f"{layer}.output.LayerNorm.{part}"] for part in ("weight", "bias"))
     return F.layer_norm(hidden + text, text.shape[-1:], *norm, eps=case.params["ln_eps"])
+
+
+@check("mctf")
+def _mctf(case: Case) -> None:
+    params, patches = case.params, case["in.x"][:, 1:]
+    sizes = case["in.size"][:, 1:, 0] if "in.size" in case else ones(patches)
+    reducer = MCTF(
+        params["tau_sim"],
+        params["tau_info"],
+        params["tau_size"],
+        both_ways=bool(params["bidirection"]),
+        by_attention=bool(params["pooling_type"]),
+    )
+    count = case["out.x"].shape[1] - 1
+    known = signals(patches, received=case["in.attn"].mean(dim=(1, 2))[:, 1:], sizes=sizes)
+    reduced = reducer(patches, count, known)
+    # Ours come in the order of their leaders: compare what each old token became.
+    ours, official = reduced.assignment, case["out.assign"][:, 1:]
+    renamed = torch.zeros(len(ours), count, dtype=torch.int64).scatter(1, ours, official)
+    assert torch.equal(renamed.gather(1, ours), official)
+    tokens = case["out.x"].gather(1, renamed.unsqueeze(-1).expand_as(reduced.tokens))
+    torch.testing.assert_close(reduced.tokens, tokens, atol=1e-5, rtol=1e-5)
+    summed = torch.zeros(len(ours), count).scatter_add(1, ours, sizes)
+    torch.testing.assert_close(summed, case["out.size"][..., 0].gather(1, renamed))
+
+
+@check("atc")
+def _atc(case: Case) -> None:
+    patches, sizes = case["in.x"][:, 1:], case["in.size"][:, 1:, 0]
+    known = signals(patches, keys=heads(case["in.metric"][:, 1:]), sizes=sizes)
+    reducer = ATC(linkage=case.params["linkage"])
+    reduced = reducer(patches, case.params["patch_clusters"], known)
+    case.same(with_cls(reduced.assignment), "out.canonical_assign")
+    torch.testing.assert_close(reduced.tokens, case["out.canonical_x"][:, 1:], atol=1e-5, rtol=1e-5)

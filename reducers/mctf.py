@@ -1,0 +1,119 @@
+"""MCTF: merge by similarity, importance and size together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducers.contract import Reduced, Reducer, Signal, Signals
+from reducers.matching import alternate
+from reducers.tokens import (
+    cosine_similarity,
+    merge_tokens,
+    number_groups,
+    scatter_sum,
+    top_indices,
+)
+
+
+class MCTF(Reducer):
+    """Merge tokens that are similar, matter little and are still small.
+
+    Score of merging i into j: ``((cos(x_i, x_j) + 1) / 2) ** (1 / similar)`` times
+    ``(a_i a_j) ** (-1 / informative)`` times ``(s_i s_j) ** (-1 / small)``, with a the attention
+    received and s the size.
+    Patches at odd places merge into even ones for half of the count, then even ones into the odd
+    ones that are left; a new token is the mean of its tokens weighted by attention received times
+    size. One round removes at most half; it is repeated until the count is met.
+
+    Source: Lee, Choi and Kim, Multi-criteria Token Fusion with One-step-ahead Attention for
+    Efficient Vision Transformers, 2024, arXiv:2403.10030, and its code.
+    Differs: the one-step-ahead attention is only measured, and computed again on the merged tokens,
+    where the official code merges the attention map and goes on with it; no floor of ten tokens;
+    the rounds are repeated where more than half has to go, a merged token receiving what its
+    tokens received; the paper fine-tunes with a consistency loss, which is not here.
+
+    Args:
+        similar: Temperature of similarity.
+        informative: Temperature of importance.
+        small: Temperature of size.
+        both_ways: Merge in both directions; False merges odd places only.
+        by_attention: Weight a merge by attention received times size; False by size.
+    """
+
+    needs: frozenset[Signal] = frozenset({"received", "sizes"})
+    family = "similarity"
+    equivariant = False
+
+    def __init__(
+        self,
+        similar: float = 1.0,
+        informative: float = 20.0,
+        small: float = 40.0,
+        both_ways: bool = True,
+        by_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(similar, informative, small) <= 0:
+            raise ValueError("MCTF: the temperatures must be above 0.")
+        self.similar = similar
+        self.informative = informative
+        self.small = small
+        self.both_ways = both_ways
+        self.by_attention = by_attention
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        """Merge ``N - num_keep`` patches away."""
+        assert signals.received is not None
+        assert signals.sizes is not None
+        received, sizes = signals.received.float(), signals.sizes.float()
+        weights = received * sizes if self.by_attention else sizes
+        with torch.no_grad():
+            assignment = self._assignment(patches, num_keep, received, sizes)
+        return Reduced(merge_tokens(patches, assignment, num_keep, weights), assignment)
+
+    def _assignment(self, tokens: Tensor, num_keep: int, received: Tensor, sizes: Tensor) -> Tensor:
+        batch, count, _ = tokens.shape
+        assignment = torch.arange(count, device=tokens.device).expand(batch, count)
+        while count > num_keep:
+            removed = min(count - num_keep, count // 2)
+            merged = self._round(self._scores(tokens, received, sizes), removed)
+            assignment = merged.gather(1, assignment)
+            count -= removed
+            if count > num_keep:
+                weights = received * sizes if self.by_attention else sizes
+                tokens = merge_tokens(tokens, merged, count, weights)
+                received = scatter_sum(received, merged, count)
+                sizes = scatter_sum(sizes, merged, count)
+        return assignment
+
+    def _scores(self, tokens: Tensor, received: Tensor, sizes: Tensor) -> Tensor:
+        """Return how good it is to merge each two tokens, [B,N,N]."""
+        scores = ((cosine_similarity(tokens) + 1) / 2).clamp(min=0) ** (1 / self.similar)
+        for amount, temperature in ((received, self.informative), (sizes, self.small)):
+            low = 1 / amount.clamp(min=1e-12)
+            low = (low / low.amax(dim=1, keepdim=True)) ** (1 / temperature)
+            scores = scores * low.unsqueeze(1) * low.unsqueeze(2)
+        return scores
+
+    def _round(self, scores: Tensor, removed: int) -> Tensor:
+        batch, count, _ = scores.shape
+        odd, even = alternate(count, 1, scores.device)
+        there = removed // 2 if self.both_ways else removed
+        edges = scores[:, odd][:, :, even]
+        best, edge = edges.max(dim=-1)
+        gone = _marked(best, there)
+        leader = torch.arange(count, device=scores.device).expand(batch, count)
+        leader = leader.scatter(1, odd.expand(batch, -1), torch.where(gone, even[edge], odd))
+        if removed > there:
+            back = edges.masked_fill(gone.unsqueeze(2), -torch.inf).transpose(1, 2)
+            best, edge = back.max(dim=-1)
+            gone = _marked(best, removed - there)
+            leader = leader.scatter(1, even.expand(batch, -1), torch.where(gone, odd[edge], even))
+        # A token that went to one that then went on follows it.
+        return number_groups(leader.gather(1, leader))
+
+
+def _marked(scores: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` highest of [B,N] scores."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, top_indices(scores, count), True)
