@@ -239,8 +239,19 @@ def parsed(entries: Iterable[Any], parse: Callable[[Any], Parsed]) -> Parsed:
             rows = list(parse(entry))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             reason = f"{type(error).__name__} {error}"
-            rows = [Note("left out: entry is not as expected", f"{reason} in {entry!r:.200}")]
+            rows = [_unexpected(f"{reason} in", entry)]
         yield from rows
+
+
+def having(entries: Iterable[Any], *keys: str) -> Iterator[Mapping[str, Any] | Note]:
+    """Return the entries that have all these keys, and a note in place of each other one."""
+    for entry in entries:
+        missing = [key for key in keys if not isinstance(entry, Mapping) or key not in entry]
+        yield _unexpected(f"no {', '.join(missing)} in", entry) if missing else entry
+
+
+def _unexpected(reason: str, entry: Any) -> Note:
+    return Note("left out: entry is not as expected", f"{reason} {str(entry)[:200]}")
 
 
 def _num_rows(path: Path) -> int:

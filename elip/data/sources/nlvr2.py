@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elip.data.arrow import PAIR
-from elip.data.conversion import Conversion, Note, Parsed, Row, parsed
+from elip.data.conversion import Conversion, Note, Parsed, Row, having, parsed
 from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("nlvr2_train.arrow",)}
@@ -54,14 +54,14 @@ def _write(job: Conversion, source: str, name: str, split: str) -> None:
 
     def rows() -> Parsed:
         groups: dict[str, list[Mapping[str, Any]]] = {}
-        losses = []
-        for entry in job.lines(job.find(source)):
-            if entry.get("sentence", "").strip() and entry.get("label") in ("True", "False"):
+        for entry in having(job.lines(job.find(source)), "identifier", "sentence", "label"):
+            if isinstance(entry, Note):
+                yield entry
+            elif entry["sentence"].strip() and entry["label"] in ("True", "False"):
                 groups.setdefault(entry["identifier"].rpartition("-")[0], []).append(entry)
             else:
-                losses.append(Note("left out: no sentence or no label", f"{entry}"))
+                yield Note("left out: no sentence or no label", entry["identifier"])
         job.expect(len(groups))
-        yield from losses
         yield from parsed(groups.items(), row)
 
     def row(group: tuple[str, list[Mapping[str, Any]]]) -> Parsed:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elip.data.arrow import ENTAILMENT
-from elip.data.conversion import Conversion, Note, Parsed, Row
+from elip.data.conversion import Conversion, Note, Parsed, Row, having
 from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("snli_train.arrow",)}
@@ -52,14 +52,17 @@ _CLASSES = {"contradiction": 0, "neutral": 1, "entailment": 2}
 def _rows(job: Conversion, annotations: Path) -> Parsed:
     """Return one row an image, in order of first appearance, with all its sentences."""
     images: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in job.lines(annotations):
-        number = str(entry["Flickr30K_ID"])
-        if entry["gold_label"] not in _CLASSES:
-            yield Note("left out: annotators do not agree on a class", str(entry["pairID"]))
+    keys = ("Flickr30K_ID", "gold_label", "sentence1", "sentence2")
+    for entry in having(job.lines(annotations), *keys):
+        if isinstance(entry, Note):
+            yield entry
+        elif entry["gold_label"] not in _CLASSES:
+            yield Note("left out: annotators do not agree on a class", _name(entry))
         elif not entry["sentence2"].strip():
-            yield Note("left out: empty hypothesis", str(entry["pairID"]))
+            yield Note("left out: empty hypothesis", _name(entry))
         else:
-            images.setdefault(number.removesuffix(".jpg"), []).append(entry)
+            number = str(entry["Flickr30K_ID"]).removesuffix(".jpg")
+            images.setdefault(number, []).append(entry)
     job.expect(len(images))
     for number, entries in images.items():
         yield Row(
@@ -69,3 +72,7 @@ def _rows(job: Conversion, annotations: Path) -> Parsed:
                 "labels": [_CLASSES[entry["gold_label"]] for entry in entries],
             },
         )
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("pairID", entry["Flickr30K_ID"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from elip.data.answers import Scored, scored, vocabulary
 from elip.data.arrow import QUESTION, QUESTION_WITHOUT_ANSWERS, write_json
-from elip.data.conversion import Conversion, Note, Parsed, Row
+from elip.data.conversion import Conversion, Note, Parsed, Row, having
 from elip.data.sources.base import Source, View
 
 _TEST = {"test-dev": ("vqav2_test-dev.arrow",), "test-std": ("vqav2_test.arrow",)}
@@ -81,6 +81,7 @@ def _kept_answers(job: Conversion) -> list[str]:
             str(entry["multiple_choice_answer"])
             for split in ("train", "val")
             for entry in job.items(_annotations(job, split), "annotations.item")
+            if "multiple_choice_answer" in entry
         )
         write_json(path, vocabulary(common))
     kept: list[str] = json.loads(path.read_text(encoding="utf-8"))
@@ -95,13 +96,21 @@ def _rows(job: Conversion, split: str, numbers: Mapping[str, int] | None) -> Par
     """Return one row an image, in order of first appearance; without ``numbers`` no answers."""
     answers: _Answers | None = None
     if numbers is not None:
+        entries = having(
+            job.items(_annotations(job, split), "annotations.item"), "question_id", "answers"
+        )
         answers = {
             entry["question_id"]: scored([a["answer"] for a in entry["answers"]], numbers)
-            for entry in job.items(_annotations(job, split), "annotations.item")
+            for entry in entries
+            if not isinstance(entry, Note)  # its question is counted as one without annotation
         }
     images: dict[int, dict[int, str]] = {}
     questions = job.find(f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
-    for entry in job.items(questions, "questions.item"):
+    entries = having(job.items(questions, "questions.item"), "question_id", "image_id", "question")
+    for entry in entries:
+        if isinstance(entry, Note):
+            yield entry
+            continue
         number, image, text = entry["question_id"], entry["image_id"], entry["question"]
         asked = images.setdefault(image, {})
         reason = _reason_against(number, text, asked, answers)
