@@ -11,11 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from elip.cost.count import measure_cost
 from elip.model.meter import Fused, Meter
 from reducers import Reducer
-from tests.contract.subjects import METHODS, pairs, tiny
+from tests.contract.subjects import pairs, tiny
 
 Make = Callable[[], Reducer]
-
-pytestmark = pytest.mark.parametrize("make", METHODS)
 
 
 def run(meter: Meter, read: str = "pooled") -> Fused:

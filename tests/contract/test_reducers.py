@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from reducers import Reduced, Reducer
-from tests.contract.subjects import METHODS, bound, groups, mapped, permuted, rows, scene
+from tests.contract.subjects import bound, groups, mapped, permuted, rows, scene
 
 Make = Callable[[], Reducer]
 COUNTS = [((6, 6), k) for k in (1, 2, 9, 17, 18, 19, 30, 35)] + [
     ((5, 7), k) for k in (1, 3, 17, 18, 34)
 ]
-
-pytestmark = pytest.mark.parametrize("make", METHODS)
 
 
 def valid(reduced: Reduced, reducer: Reducer, batch: int, count: int, num_keep: int) -> None:
