@@ -134,6 +134,18 @@ def test_compiles_as_one_graph(make: Make) -> None:
     torch.testing.assert_close(ours.tokens, plain.tokens)
 
 
+@pytest.mark.slow
+def test_compiles_with_the_default_backend(make: Make) -> None:
+    reducer = bound(make())
+    patches, signals = scene(reducer)
+    torch.compiler.reset()
+    compiled = torch.compile(reducer, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        ours, plain = compiled(patches, 20, signals), reducer(patches, 20, signals)
+    assert torch.equal(ours.assignment, plain.assignment)
+    torch.testing.assert_close(ours.tokens, plain.tokens, atol=1e-5, rtol=1e-5)
+
+
 def test_says_what_it_is(make: Make) -> None:
     reducer = make()
     doc = type(reducer).__doc__ or ""
