@@ -42,6 +42,7 @@ COLUMNS: dict[str, str] = {
     "task": "class name of the task",
     "datasets": "names of the datasets, joined by +",
     "reducer": "class name of the reducer",
+    "reducer_family": "idea of the reducer in one word, for tables and colours",
     "reducer_options": "options of the reducer, as JSON",
     "keep_ratio_asked": "keep ratio of the configuration",
     "keep_ratio": "measured mean share of patch tokens that enter a block",
@@ -237,6 +238,7 @@ class Record:
         task: Class name of the task.
         datasets: Names of the datasets.
         reducer: Class name of the reducer, ``Identity`` for no reduction.
+        reducer_family: Its idea in one word, for tables and colours.
         reducer_options: Its options.
         main_metric: The score that heads the tables.
         evaluations: Scores, one entry a split.
@@ -268,6 +270,7 @@ class Record:
     task: str
     datasets: tuple[str, ...]
     reducer: str
+    reducer_family: str | None = None
     reducer_options: dict[str, Any] = field(default_factory=dict)
     main_metric: str | None = None
     evaluations: tuple[Evaluation, ...] = ()
@@ -314,6 +317,7 @@ class Record:
             "task": self.task,
             "datasets": "+".join(self.datasets),
             "reducer": self.reducer,
+            "reducer_family": self.reducer_family,
             "reducer_options": json.dumps(self.reducer_options, sort_keys=True, default=str),
             "keep_ratio_asked": tokens.keep_ratio_asked if tokens else None,
             "keep_ratio": tokens.keep_ratio if tokens else None,
