@@ -138,7 +138,7 @@ class Recorder(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the record of a run without training, and stop listening."""
-        if self.command in ("validate", "test") and not self.written and self.evaluations:
+        if self.command == "predict" or (self.command != "fit" and self.evaluations):
             self._write(trainer, pl_module, "completed")
         logging.getLogger("elip").removeHandler(self._log)
 
@@ -159,7 +159,7 @@ class Recorder(Callback):
     def _record(
         self, trainer: Trainer, module: Experiment, status: Status, error: str | None
     ) -> Record:
-        reducer = module.meter.image.reducer
+        reducer = module.meter.reducer
         model, image = self.config.get("model", {}), module.meter.image
         notes = [f"{name}: {count} skipped" for name, count in _skipped(trainer).items()]
         return Record(
@@ -177,6 +177,7 @@ class Recorder(Callback):
             task=type(module.task).__name__,
             datasets=tuple(_datasets(self.config)),
             reducer="Identity" if reducer is None else type(reducer).__name__,
+            reducer_family="baseline" if reducer is None else reducer.family,
             reducer_options=(model.get("reducer") or {}).get("init_args", {}),
             main_metric=module.task.main_metric,
             evaluations=self.evaluations,

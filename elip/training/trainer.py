@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ def build_callbacks(
         RichProgressBar(leave=False),
         Recorder(run_dir, command, config, ckpt_path),
     ]
+    if command == "predict" and "Predictions" not in str(config["trainer"].get("callbacks")):
+        callbacks.append(Predictions())
     if command == "fit":
         folder = run_dir / "checkpoints"
         callbacks += [

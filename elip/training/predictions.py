@@ -1,0 +1,208 @@
+"""What ``predict`` leaves: a row an example, the server's file, and pictures of token reduction."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from elip.data.batch import Batch
+from elip.model.image_encoder import EncodedImage
+from elip.tasks.base import Task
+from elip.training.module import Experiment
+
+log = logging.getLogger(__name__)
+
+ROWS_NAME = "predictions.jsonl"
+"""One line of JSON an example: ``split``, then what the task's `predict` returns."""
+
+TOKENS_NAME = "tokens/tokens.json"
+"""Which token stands for each patch of some images, beside those images as PNG files.
+
+Its keys: ``reducer``, ``family``, ``keep_ratio`` (as asked), ``grid`` (rows, columns), and
+``images``, a list with ``file``, ``split``, ``example``, ``image`` (which one of the example's),
+``text``, and ``stages``: for each reduction ``where`` ("block" or "fusion layer"), ``layer``, and
+``origin``, for each patch the index of the token that stands for it then, or -1. A token that
+stands for one patch was kept, one that stands for several is a merged group, -1 is dropped.
+"""
+
+
+class Predictions(Callback):
+    """Write what the task predicts, and what the reducer did to the first images.
+
+    Every ``predict`` has one. To draw more images or fewer:
+    ``--trainer.callbacks+=elip.training.predictions.Predictions --trainer.callbacks.images=4``.
+
+    Args:
+        images: The number of examples whose token reduction is kept.
+    """
+
+    def __init__(self, images: int = 16) -> None:
+        self.images = images
+        self._left = images
+        self._fused: list[EncodedImage] = []
+        self._pictures: list[dict[str, Any]] = []
+        self._hook: RemovableHandle | None = None
+        self._part: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open this process's rows, and listen to the fusion for the first images."""
+        assert isinstance(pl_module, Experiment)
+        self._part = _part(trainer, trainer.global_rank)
+        self._part.parent.mkdir(parents=True, exist_ok=True)
+        self._part.write_text("", encoding="utf-8")
+        if trainer.is_global_zero and self._left:
+            self._hook = pl_module.meter.fusion.register_forward_hook(self._listen)
+
+    def _listen(self, fusion: nn.Module, given: Any, result: tuple[Tensor, EncodedImage]) -> None:
+        self._fused.append(result[1])
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the rows of a batch, and the pictures while some are wanted."""
+        assert isinstance(pl_module, Experiment)
+        assert self._part is not None
+        split = trainer.datamodule.eval_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
+        with self._part.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"split": split, **row}) + "\n" for row in outputs)
+        if self._hook is None:
+            return
+        count = min(self._left, len(batch))
+        self._pictures += _pictures(_folder(trainer), split, batch.first(count), self._fused)
+        self._left, self._fused = self._left - count, []
+        if not self._left:
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._fused = None, []
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the rows of all processes and write what is made of them."""
+        assert isinstance(pl_module, Experiment)
+        self._stop_listening()
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        names = trainer.datamodule.eval_names("predict")  # type: ignore[attr-defined]
+        parts = [_part(trainer, rank) for rank in range(trainer.world_size)]
+        rows = join_rows(parts, names)
+        target = Path(trainer.default_root_dir) / ROWS_NAME
+        target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for part in parts:
+            part.unlink()
+        _write_submissions(trainer, pl_module.task, rows, names)
+        if self._pictures:
+            _write_tokens(_folder(trainer), pl_module, self._pictures)
+        log.info("%d predictions: %s", len(rows), target)
+
+
+def _part(trainer: Trainer, rank: int) -> Path:
+    return Path(trainer.default_root_dir) / f".{ROWS_NAME}.{rank}"
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / Path(TOKENS_NAME).parent
+
+
+def join_rows(parts: Sequence[Path], splits: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of all processes in the order of splits and examples, each example once.
+
+    Args:
+        parts: The files of the processes.
+        splits: Names of the splits in their order.
+    """
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for part in parts:
+        for line in part.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows[splits.index(row["split"]), row["example"]] = row
+    return [rows[key] for key in sorted(rows)]
+
+
+def _write_submissions(
+    trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: Sequence[str]
+) -> None:
+    """Write one file a split, for tasks that have an evaluation server."""
+    if type(task).submission is Task.submission:
+        return
+    for split in splits:
+        mine = [row for row in rows if row["split"] == split]
+        try:
+            content = task.submission(mine, trainer.datamodule.answers)  # type: ignore[attr-defined]
+        except ValueError as error:
+            log.warning("No submission for %s: %s", split, error)
+            continue
+        name = "submission.json" if len(splits) == 1 else f"submission-{_safe(split)}.json"
+        (Path(trainer.default_root_dir) / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _pictures(
+    folder: Path, split: str, batch: Batch, passes: Sequence[EncodedImage]
+) -> list[dict[str, Any]]:
+    """Save the images of a batch, and return what became of their patches in each pass."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for row, example in enumerate(batch.example.tolist()):
+        # A task fuses each image of an example once, in the order of the images.
+        for which, image in enumerate(passes[: batch.images.shape[1]]):
+            name = f"{_safe(split)}-{example}-{which}.png"
+            Image.fromarray(_pixels(batch.images[row, which])).save(folder / name)
+            pictures.append(
+                {
+                    "file": name,
+                    "split": split,
+                    "example": example,
+                    "image": which,
+                    "text": batch.strings[row],
+                    "stages": [
+                        {"layer": stage.layer, "origin": stage.origin[row].tolist()}
+                        for stage in image.stages
+                    ],
+                }
+            )
+    return pictures
+
+
+def _write_tokens(folder: Path, module: Experiment, pictures: list[dict[str, Any]]) -> None:
+    meter, reducer = module.meter, module.meter.reducer
+    where = "block" if meter.fusion.reduction is None else "fusion layer"
+    for picture in pictures:
+        picture["stages"] = [{"where": where, **stage} for stage in picture["stages"]]
+    content = {
+        "reducer": "Identity" if reducer is None else type(reducer).__name__,
+        "family": "baseline" if reducer is None else reducer.family,
+        "keep_ratio": None if module.schedule.counts else module.schedule.keep_ratio,
+        "grid": list(meter.image.grid),
+        "images": pictures,
+    }
+    path = folder / Path(TOKENS_NAME).name
+    path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+
+
+def _pixels(image: Tensor) -> Any:
+    """Return [3,S,S] as an array [S,S,3] of bytes."""
+    if image.is_floating_point():
+        low, high = image.amin(), image.amax()
+        image = ((image - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
+    return image.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _safe(name: str) -> str:
+    return name.replace("/", "-")
