@@ -126,7 +126,10 @@ class ExperimentCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir)
         asked = config.get("ckpt_path")
         if asked is not None:
-            config.ckpt_path = resolve_checkpoint(asked, root)
+            try:
+                config.ckpt_path = resolve_checkpoint(asked, root)
+            except FileNotFoundError as error:
+                self.parser.error(str(error), error)
         if config.get("weights_only") is None:
             config.weights_only = True
         self.run_dir = run_directory(root, self.subcommand, resumes=asked is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class Experiment(LightningModule):
         if compile:
             self.meter.image.compile()
             self.meter.fusion.compile()
+        self._seed = 0
         self._evaluators: list[Evaluator] = []
         self.scores: dict[str, dict[str, float]] = {}
         self.chances: dict[str, dict[str, float]] = {}
@@ -85,8 +87,15 @@ class Experiment(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def on_fit_start(self) -> None:
+        """Remember the seed of the run."""
+        self._seed = torch.initial_seed()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
+        # What a step draws depends on seed, process and step alone: a resumed run draws the same.
+        state = f"{self._seed} {self.global_rank} {self.global_step} {batch_idx}"
+        torch.manual_seed(int.from_bytes(blake2b(state.encode(), digest_size=7).digest(), "big"))
         loss = self.task.loss(self.meter, batch)
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in loss.parts.items()})

@@ -184,7 +184,7 @@ class Recorder(Callback):
             tokens=Tokens(
                 patches=image.num_patches,
                 entering=tuple(float(count) for count in image.plan.entering),
-                keep_ratio_asked=None if module.schedule.counts else module.schedule.keep_ratio,
+                keep_ratio_asked=_asked(module),
                 keep_ratio=image.plan.keep_ratio,
             ),
             peak_memory_bytes=peak_memory_bytes(),
@@ -245,6 +245,12 @@ def _speed(module: Experiment, batch: Batch) -> Speed:
         latency_p95_ms=1e3 * timing.p95,
         examples_per_second=timing.examples_per_second,
     )
+
+
+def _asked(module: Experiment) -> float | None:
+    """Return the keep ratio that was asked for; None where counts were given or nothing reduces."""
+    reduces = bool(module.meter.plan.keep)
+    return module.schedule.keep_ratio if reduces and not module.schedule.counts else None
 
 
 def _datasets(config: dict[str, Any]) -> list[str]:

@@ -69,10 +69,9 @@ def build_callbacks(
         config: The resolved configuration, plain.
         ckpt_path: The checkpoint that is resumed or scored.
     """
-    callbacks: list[Callback] = [
-        RichProgressBar(leave=False),
-        Recorder(run_dir, command, config, ckpt_path),
-    ]
+    callbacks: list[Callback] = [Recorder(run_dir, command, config, ckpt_path)]
+    if config["trainer"]["enable_progress_bar"] is not False:
+        callbacks.append(RichProgressBar(leave=False))
     if command == "predict" and "Predictions" not in str(config["trainer"].get("callbacks")):
         callbacks.append(Predictions())
     if command == "fit":
@@ -129,7 +128,11 @@ class StopCleanly(Callback):
     ) -> None:
         """Save and stop where a signal has come in."""
         if self.asked is not None:
-            trainer.save_checkpoint(self.path)
+            # Lightning logs a step after this hook, which this step will not live to see.
+            last = {name: float(value) for name, value in trainer.logged_metrics.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(last, step=trainer.global_step - 1)
+            trainer.save_checkpoint(self.path, weights_only=False)
             log.warning(
                 "Stopped at step %d. Go on with: --ckpt_path last (same command, same directory).",
                 trainer.global_step,
@@ -138,7 +141,7 @@ class StopCleanly(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last state."""
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the signals back."""

@@ -1,0 +1,52 @@
+"""Imports run one way: reducers -> elip -> experiments -> analysis -> notebooks."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("reducers", "elip", "experiments", "analysis")
+
+
+def imports_of(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_from_their_left(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    right = set(ROOMS[ROOMS.index(room) + 1 :]) | {"tests", "notebooks", "run_experiment"}
+    for file in files:
+        assert not imports_of(file) & right, file
+
+
+def test_reducers_import_torch_and_the_standard_library_only() -> None:
+    import sys
+
+    allowed = {"torch", "reducers", *sys.stdlib_module_names}
+    for file in (ROOT / "reducers").rglob("*.py"):
+        assert imports_of(file) <= allowed, file
+
+
+def test_analysis_never_imports_torch() -> None:
+    for file in (ROOT / "analysis").rglob("*.py"):
+        assert not imports_of(file) & {"torch", "lightning", "transformers", "timm"}, file
+
+
+def test_the_apparatus_names_no_method() -> None:
+    """elip/ knows the contract, not the shelf's methods."""
+    for file in (ROOT / "elip").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("reducers"):
+                assert node.module in ("reducers", "reducers.contract"), file

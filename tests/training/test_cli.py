@@ -1,0 +1,231 @@
+"""The command line: choosing, layering, refusing, running, resuming, and scoring honestly."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from elip.record import Record, read_record
+from elip.training.cli import ExperimentCLI, main
+from reducers.contract import Reducer
+from reducers.random import Random
+
+ROOT = Path(__file__).parents[2]
+ELIP_YAML = str(ROOT / "experiments" / "elip_0.7.yaml")
+
+# The trainer's own remarks about a laptop are no failure of ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+]
+
+
+class Halving(Random):
+    """A reducer of somebody else's, chosen by import path."""
+
+
+def few(root: Path, data: Path, steps: int = 4) -> list[str]:
+    return [
+        f"--data.root={data}",
+        "--data.batch_size=4",
+        "--data.eval_batch_size=8",
+        "--data.train_limit=20",
+        "--data.eval_limit=16",
+        f"--trainer.max_steps={steps}",
+        "--trainer.val_check_interval=2",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={root}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def fit(root: Path, data: Path, *more: str, steps: int = 4) -> Record:
+    main(["fit", "--config", ELIP_YAML, *few(root, data, steps), *more])
+    return read_record(root)
+
+
+def parse(*args: str) -> Any:
+    cli = ExperimentCLI.__new__(ExperimentCLI)
+    parser_only = type("ParserOnly", (ExperimentCLI,), {"instantiate_classes": lambda self: None,
+                       "_run_subcommand": lambda self, name: None})  # fmt: skip
+    del cli
+    return parser_only(["fit", "--config", ELIP_YAML, *args]).config.fit
+
+
+def test_files_and_options_layer(tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("data:\n  batch_size: 7\ntrainer:\n  max_steps: 9\n")
+    config = parse("--config", str(over), "--trainer.max_steps=3")
+    assert config.data.batch_size == 7
+    assert config.trainer.max_steps == 3
+    assert config.data.image_size == 64
+    assert config.model.reducer.class_path == "reducers.elip.ELIP"
+
+
+def test_a_reducer_is_chosen_by_name_or_import_path() -> None:
+    assert parse("--model.reducer=Random").model.reducer.class_path == "reducers.random.Random"
+    path = f"{__name__}.Halving"
+    assert parse(f"--model.reducer={path}").model.reducer.class_path == path
+
+
+@pytest.mark.parametrize(
+    ("option", "hints"),
+    [
+        ("--model.reducer=ELPI", ["ELPI", "ELIP", "Random"]),
+        ("--model.task=Pretrainin", ["Pretrainin", "Pretraining"]),
+        ("--model.reducer.mixx=0.5", ["mixx", "mix"]),
+        ("--model.schedule.keep_ratios=0.5", ["model.schedule.keep_ratio"]),
+        ("--trainer.max_stepz=3", ["trainer.max_steps"]),
+        ("--model.meter.preset=tinny", ["tiny", "clip16_roberta"]),
+        ("--model.meter.image_size=65", ["65", "patch_size 8"]),
+    ],
+)
+def test_mistakes_get_one_message(
+    option: str, hints: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(option)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert len(message.splitlines()) < 12
+    for hint in hints:
+        assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--data.datasets=shaps", "shapes"),
+        ("--model.schedule.keep_ratio=1.5", "at most 1"),
+        ("--model.schedule.layers=[2,40]", "from 0 to 4"),
+        ("--model.meter.text_width=128", "widths must be equal"),
+        ("--model.reducer.mix=3", "between 0 and 1"),
+    ],
+)
+def test_what_does_not_fit_is_a_message_before_training(
+    option: str, hint: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", ELIP_YAML, *few(tmp_path, data), option])
+    assert stop.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_fit_leaves_a_whole_record(tmp_path: Path, data: Path) -> None:
+    record = fit(tmp_path / "run", data)
+    assert record.status == "completed"
+    assert record.reducer == "ELIP"
+    assert record.main_metric == "itm_accuracy"
+    (split,) = record.evaluations
+    assert split.examples == 16
+    assert split.chance["itm_accuracy"] == 0.5
+    assert 0 <= split.metrics["itm_accuracy"] <= 1
+    assert record.tokens is not None
+    assert record.tokens.entering == (64, 56, 40, 40, 23, 23)
+    parts = record.gflops.forward
+    assert all(getattr(parts, name) > 0 for name in ("vision", "probe", "text", "fusion", "head"))
+    assert parts.total < record.gflops_identity.forward.total
+    assert record.gflops.training_step < record.gflops_identity.training_step
+    assert record.gflops_identity.forward.probe == 0
+    assert record.training is not None
+    assert record.training.steps == 4
+    assert record.config["model"]["schedule"]["keep_ratio"] == 0.7
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_a_second_run_does_not_touch_the_first(tmp_path: Path, data: Path) -> None:
+    first = fit(tmp_path / "run", data, steps=2)
+    fit(tmp_path / "run", data, "--seed_everything=1", steps=2)
+    assert read_record(tmp_path / "run") == first
+    assert read_record(tmp_path / "run-2").seed == 1
+
+
+def test_a_checkpoint_is_scored_under_the_reducer_that_was_asked_for(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would take the checkpoint's own configuration back, silently."""
+    root = tmp_path / "run"
+    fit(root, data, steps=2)
+    called: list[str] = []
+    forward = Random.forward
+
+    def spy(self: Reducer, *args: Any) -> Any:
+        called.append(type(self).__name__)
+        return forward(self, *args)
+
+    monkeypatch.setattr(Random, "forward", spy)
+    main(["test", "--config", ELIP_YAML, *few(root, data), "--ckpt_path=last",
+          "--model.reducer=Random"])  # fmt: skip
+    record = read_record(root / "test")
+    assert record.reducer == "Random"
+    assert record.parent is not None
+    assert record.parent.endswith("last.ckpt")
+    assert called
+    assert record.evaluations[0].split == "test"
+
+
+def test_validating_twice_gives_the_same_scores(tmp_path: Path, data: Path) -> None:
+    root = tmp_path / "run"
+    fit(root, data, steps=2)
+    for _ in range(2):
+        main(["validate", "--config", ELIP_YAML, *few(root, data), "--ckpt_path=last"])
+    once, again = read_record(root / "validate"), read_record(root / "validate-2")
+    assert once.evaluations == again.evaluations
+
+
+def test_a_missing_checkpoint_names_what_there_is(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["test", "--config", ELIP_YAML, *few(tmp_path, data), "--ckpt_path=last"])
+    assert "run fit first" in capsys.readouterr().err
+
+
+def losses(folder: Path) -> dict[int, float]:
+    found = {}
+    for file in sorted(folder.glob("metrics*.csv")):
+        for row in csv.DictReader(file.open()):
+            if row.get("train/loss"):
+                found[int(row["step"])] = float(row["train/loss"])
+    return found
+
+
+@pytest.mark.parametrize("stop_at", [3, 5])
+def test_interrupted_and_resumed_equals_undisturbed(
+    tmp_path: Path, data: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    from elip.training.module import Experiment
+
+    whole = fit(tmp_path / "whole", data, steps=8)
+    step = Experiment.training_step
+
+    def interrupted(self: Experiment, batch: Any, index: int) -> Any:
+        if self.global_step == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Experiment, "training_step", interrupted)
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "cut", data, steps=8)
+    monkeypatch.setattr(Experiment, "training_step", step)
+    assert read_record(tmp_path / "cut").status == "interrupted"
+    saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == stop_at
+    resumed = fit(tmp_path / "cut", data, "--ckpt_path=last", steps=8)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert resumed.evaluations == whole.evaluations
