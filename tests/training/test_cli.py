@@ -133,7 +133,7 @@ def test_fit_leaves_a_whole_record(tmp_path: Path, data: Path) -> None:
     assert split.chance["itm_accuracy"] == 0.5
     assert 0 <= split.metrics["itm_accuracy"] <= 1
     assert record.tokens is not None
-    assert record.tokens.entering == (64, 56, 40, 40, 23, 23)
+    assert record.tokens.entering == (64, 56, 41, 41, 23, 23)
     parts = record.gflops.forward
     assert all(getattr(parts, name) > 0 for name in ("vision", "probe", "text", "fusion", "head"))
     assert parts.total < record.gflops_identity.forward.total
