@@ -30,7 +30,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Options:
-    """How much is made, and of what size.
+    """How much is made, and of what size (``python -m elip.data.shapes --help``).
 
     Attributes:
         pixels: Edge of the images.
