@@ -1,0 +1,1 @@
+"""The fixed apparatus: METER, tasks, data, training, cost, and the run record."""

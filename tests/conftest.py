@@ -11,7 +11,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden",
         default=str(Path(__file__).parent / "golden"),
-        help="folder with recorded inputs and outputs (subfolders meter, reducers, reader, convert)",
+        help="recorded inputs and outputs (subfolders meter, reducers, reader, convert)",
     )
 
 

@@ -91,11 +91,13 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved: Batch = _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned memory (the data loader calls this)."""
-        return _map(self, Tensor.pin_memory)
+        pinned: Batch = _map(self, Tensor.pin_memory)
+        return pinned
 
 
 def _map(part: Any, function: Any) -> Any:

@@ -22,7 +22,8 @@ class MaskedLanguageHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map [..., W] to logits [..., vocab_size]."""
-        return self.decoder(self.norm(F.gelu(self.dense(tokens))))
+        logits: Tensor = self.decoder(self.norm(F.gelu(self.dense(tokens))))
+        return logits
 
 
 class Classifier(nn.Sequential):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def start_size(width: int) -> float:
 
     See `elip.model.meter.initialise`.
     """
-    return 0.02 * max(1.0, 768 / width) ** 0.5
+    return 0.02 * math.sqrt(max(1.0, 768 / width))
 
 
 def _build(

@@ -1,1 +1,1 @@
-"""Training and evaluation: the Lightning module, the optimiser, the run directory, the command line."""
+"""Training and evaluation: Lightning module, optimiser, run directory, command line."""

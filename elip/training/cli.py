@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 
 from elip.data.module import DataModule
 from elip.data.sources import sources
@@ -66,12 +71,10 @@ def _first_cause(message: str) -> str:
 
 
 def _words(message: str) -> Iterable[str]:
-    for quoted in re.findall(r"'([\w.\-]+)'|\"([\w.\-]+)\"|: ([\w.\-]+)$|path string: (\S+)", message):
-        for word in quoted:
-            if word:
-                yield word.removeprefix("--")
-    for option in re.findall(r"--([\w.]+)", message):
-        yield option
+    quotes = r"'([\w.\-]+)'|\"([\w.\-]+)\"|: ([\w.\-]+)$|path string: (\S+)"
+    for quoted in re.findall(quotes, message):
+        yield from (word.removeprefix("--") for word in quoted if word)
+    yield from re.findall(r"--([\w.]+)", message)
 
 
 class ExperimentCLI(LightningCLI):
@@ -136,7 +139,7 @@ class ExperimentCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.run_dir)
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; what does not fit together is a message, not a traceback."""
+        """Build data, model and trainer; what does not fit is a message, not a traceback."""
         try:
             super().instantiate_classes()
         except (ValueError, FileNotFoundError, ImportError) as error:

@@ -151,7 +151,7 @@ def learning_rate_factor(step: int, num_steps: int, options: Optimization) -> fl
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warm) / rest)))
     end = options.end_learning_rate / options.learning_rate
     remaining = max(0.0, 1 - (step - warm) / rest)
-    return (1 - end) * remaining ** float(options.decay_power) + end
+    return float((1 - end) * remaining ** float(options.decay_power) + end)
 
 
 def build_schedule(optimizer: AdamW, num_steps: int, options: Optimization) -> LambdaLR:
@@ -159,5 +159,3 @@ def build_schedule(optimizer: AdamW, num_steps: int, options: Optimization) -> L
     if isinstance(options.decay_power, str) and options.decay_power != "cosine":
         raise ValueError(f"decay_power is {options.decay_power!r}; give a number or 'cosine'.")
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, options))
-
-

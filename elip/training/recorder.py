@@ -116,7 +116,7 @@ class Recorder(Callback):
         self.evaluations = tuple(
             Evaluation(
                 split=name,
-                dataset=name.split("/")[0] if name.split("/")[0] in datasets else "+".join(datasets),
+                dataset=_dataset_of(name, datasets),
                 examples=int(_sum_over_processes(trainer, self._counts.get(name, 0))),
                 metrics=dict(scores),
                 chance=dict(module.chances[name]),
@@ -251,6 +251,12 @@ def _asked(module: Experiment) -> float | None:
     """Return the keep ratio that was asked for; None where counts were given or nothing reduces."""
     reduces = bool(module.meter.plan.keep)
     return module.schedule.keep_ratio if reduces and not module.schedule.counts else None
+
+
+def _dataset_of(split: str, datasets: list[str]) -> str:
+    """Return whose split it is: joined datasets put their name in front (``coco_val``)."""
+    own = [name for name in datasets if split.startswith(f"{name}_")]
+    return own[0] if own else "+".join(datasets)
 
 
 def _datasets(config: dict[str, Any]) -> list[str]:

@@ -41,7 +41,7 @@ class Case:
         for file in entry["weights"]:
             state |= load_file(self.folder / file)
         drop = tuple(f"{prefix}." for prefix in self.about.get("drop_prefixes", []))
-        return {name: value for name, value in state.items() if not name.startswith(drop or ("\0",))}
+        return {name: value for name, value in state.items() if not name.startswith(drop)}
 
 
 def load_case(golden: Path, name: str) -> Case:

@@ -70,7 +70,9 @@ def test_forward(golden: Path, tmp_path: Path, name: str) -> None:
         for key, text in (("nomask", case.text()), ("mlm", case.text("_mlm"))):
             encoded = whole.meter.encode_text(text)
             image = whole.meter.encode_image(images, encoded)
-            assert [1 + count for count in image.entering] == case.about["token_counts"]["main_path"]
+            assert [1 + count for count in image.entering] == case.about["token_counts"][
+                "main_path"
+            ]
             if key == "nomask":
                 assert_close(encoded.tokens, out["inter.nomask.text_encoder_out"], FEATURES)
                 assert_close(image.tokens, out["inter.nomask.vit_out"], FEATURES)
@@ -198,7 +200,9 @@ def assert_norms(case: Case, ours: dict[str, nn.Parameter]) -> None:
     """
     names = list(case.about["grad_norms"])
     weights = case.weights()
-    places, _ = from_meter({n: torch.full_like(weights[n], i, dtype=torch.float32) for i, n in enumerate(names)})
+    places, _ = from_meter(
+        {n: torch.full_like(weights[n], i, dtype=torch.float32) for i, n in enumerate(names)}
+    )
     got = dict.fromkeys(names, 0.0)
     for name, place in places.items():
         grad = ours[name].grad if name in ours else None
