@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reducers.contract import Reduced, Reducer, Signal, Signals
@@ -48,8 +47,7 @@ class CDPruner(Reducer):
         return keep_tokens(patches, kept.sort(dim=1).values)
 
     def _relevance(self, image: Tensor, text: Tensor) -> Tensor:
-        image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-        cosine = (image @ text.transpose(1, 2)).mean(dim=-1)
+        cosine = cosine_similarity(image, text).mean(dim=-1)
         cosine = -cosine if self.negate else cosine
         over = (0, 1) if self.over_batch else (1,)
         low, high = cosine.amin(dim=over, keepdim=True), cosine.amax(dim=over, keepdim=True)
@@ -74,7 +72,8 @@ def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
     size, items, _ = kernel.shape
     batch = torch.arange(size, device=kernel.device)
     rows = kernel.new_zeros(size, count, items)
-    gain = kernel.diagonal(dim1=1, dim2=2).clone()
+    index = torch.arange(items, device=kernel.device)
+    gain = kernel[:, index, index]
     chosen: list[Tensor] = []
     for step in range(count):
         best = gain.argmax(dim=1)
@@ -84,7 +83,8 @@ def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
         here = best.unsqueeze(1)
         before = rows[:, :step]
         column = before.gather(2, here.unsqueeze(1).expand(-1, step, -1))
-        known = (column.transpose(1, 2) @ before).squeeze(1)
+        with torch.autocast(kernel.device.type, enabled=False):
+            known = (column.transpose(1, 2) @ before).squeeze(1)
         # Behind the kernel's rank all gains are rounding noise around 0: nothing is left to learn.
         left = gain.gather(1, here)
         row = (kernel[batch, best] - known) / left.clamp(min=1e-12).sqrt()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
-from reducers.tokens import assignment_of_kept, gather_tokens, merge_tokens
+from reducers.tokens import assignment_of_kept, cosine_similarity, gather_tokens, merge_tokens
 
 
 class DiffRate(Reducer):
@@ -51,8 +50,9 @@ class DiffRate(Reducer):
         end = num_keep + round(self.merged * (count - num_keep))
         kept, merging = order[:, :num_keep], order[:, num_keep:end]
         with torch.no_grad():
-            unit = F.normalize(patches.float(), dim=-1)
-            similar = gather_tokens(unit, merging) @ gather_tokens(unit, kept).transpose(1, 2)
+            similar = cosine_similarity(
+                gather_tokens(patches, merging), gather_tokens(patches, kept)
+            )
         assignment = assignment_of_kept(kept, count)
         if end > num_keep:
             assignment = assignment.scatter(1, merging, similar.argmax(dim=-1))

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from reducers.tokens import gather_tokens, merge_tokens, scatter_sum, top_indices
+from reducers.tokens import cosine_similarity, gather_tokens, merge_tokens, scatter_sum, top_indices
 
 Step = Callable[[Tensor, int], Tensor]
 """``step(metric [B,N,C], removed) -> assignment [B,N]`` into ``N - removed`` new tokens."""
@@ -65,8 +64,7 @@ def match(metric: Tensor, sources: Tensor, targets: Tensor, removed: int) -> Ten
     """
     batch = metric.shape[0]
     sources, targets = sources.expand(batch, -1), targets.expand(batch, -1)
-    unit = F.normalize(metric.float(), dim=-1)
-    similarity = gather_tokens(unit, sources) @ gather_tokens(unit, targets).transpose(1, 2)
+    similarity = cosine_similarity(gather_tokens(metric, sources), gather_tokens(metric, targets))
     best, edge = similarity.max(dim=-1)
     return assign(best, edge, sources, targets, removed)
 

@@ -90,23 +90,40 @@ def scatter_sum(values: Tensor, assignment: Tensor, count: int) -> Tensor:
     )
 
 
-def cosine_similarity(tokens: Tensor) -> Tensor:
-    """Cosine of the angle between every two tokens: [B,N,C] -> [B,N,N], in float32."""
-    unit = F.normalize(tokens.float(), dim=-1)
-    return unit @ unit.transpose(1, 2)
+def cosine_similarity(tokens: Tensor, others: Tensor | None = None) -> Tensor:
+    """Cosine of the angle between every two tokens, in float32 whatever precision runs around it.
+
+    Args:
+        tokens: [B,N,C] float.
+        others: [B,M,C] float; None compares ``tokens`` among themselves.
+
+    Returns:
+        [B,N,M] float32.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        unit = F.normalize(tokens.float(), dim=-1)
+        other = unit if others is None else F.normalize(others.float(), dim=-1)
+        return unit @ other.transpose(1, 2)
 
 
 def distances(tokens: Tensor) -> Tensor:
-    """Euclidean distance between every two tokens: [B,N,C] -> [B,N,N], in float32.
+    """Euclidean distance between every two tokens, in float32 whatever precision runs around it.
 
     By ``|x|^2 + |y|^2 - 2 x y`` on centred tokens; a token's distance to itself is exactly 0.
+
+    Args:
+        tokens: [B,N,C] float.
+
+    Returns:
+        [B,N,N] float32.
     """
-    tokens = tokens.float()
-    tokens = tokens - tokens.mean(dim=1, keepdim=True)
-    square = tokens.square().sum(dim=-1)
-    squared = square.unsqueeze(1) + square.unsqueeze(2) - 2 * tokens @ tokens.transpose(1, 2)
-    itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-    return squared.clamp(min=0).masked_fill(itself, 0).sqrt()
+    with torch.autocast(tokens.device.type, enabled=False):
+        tokens = tokens.float()
+        tokens = tokens - tokens.mean(dim=1, keepdim=True)
+        square = tokens.square().sum(dim=-1)
+        squared = square.unsqueeze(1) + square.unsqueeze(2) - 2 * tokens @ tokens.transpose(1, 2)
+        itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        return squared.clamp(min=0).masked_fill(itself, 0).sqrt()
 
 
 @torch.no_grad()

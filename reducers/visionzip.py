@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
-from reducers.tokens import assignment_of_kept, gather_tokens, merge_tokens
+from reducers.tokens import assignment_of_kept, cosine_similarity, gather_tokens, merge_tokens
 
 
 class VisionZip(Reducer):
@@ -70,7 +69,7 @@ class VisionZip(Reducer):
         """Return for each of the [B,R,C] remaining tokens the contextual token it goes into."""
         stride = metric.shape[1] // contextual
         places = torch.arange(contextual, device=metric.device)
-        unit = F.normalize(metric.float(), dim=-1)
-        nearest = (unit @ unit[:, : stride * contextual : stride].transpose(1, 2)).argmax(dim=-1)
+        targets = metric[:, : stride * contextual : stride]
+        nearest = cosine_similarity(metric, targets).argmax(dim=-1)
         own = places.expand(len(metric), -1)
         return nearest.scatter(1, (places * stride).expand(len(metric), -1), own)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from elip.cost.count import measure_cost
@@ -93,6 +94,44 @@ def test_half_precision_stays_finite(make: Make) -> None:
     meter = tiny(make()).eval().to(torch.bfloat16)
     with torch.no_grad():
         assert bool(torch.isfinite(run(meter).text).all())
+
+
+def test_mixed_precision_trains(make: Make) -> None:
+    meter = tiny(make()).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        fused = run(meter)
+        assert fused.pooled is not None
+        loss = fused.pooled.float().square().mean()
+    loss.backward()
+    assert bool(torch.isfinite(loss))
+    gradients = [p.grad for p in meter.parameters() if p.grad is not None]
+    assert gradients
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+class _Spy(TorchDispatchMode):
+    """Notes operators that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "::equal")
+        if any(part in name for part in waits):
+            self.found.add(name)
+        indices = args[1] if name == "aten::index.Tensor" else ()
+        if any(index is not None and index.dtype == torch.bool for index in indices):
+            self.found.add("indexing by a mask")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_never_waits_for_the_device(make: Make) -> None:
+    meter = tiny(make()).eval()
+    with torch.no_grad(), _Spy() as spy:
+        run(meter)
+    assert not spy.found
 
 
 def test_what_is_not_read_is_not_needed(make: Make) -> None:
