@@ -121,8 +121,8 @@ def count_forward(
     Args:
         model: The model that ``forward`` runs; its submodules are called ``model.<path>``.
         forward: Runs the pass and returns its tensors (also inside dataclasses and containers).
-        parts: Part that the work inside a submodule belongs to, by the submodule's name. Where
-            several of them are running, the first in this mapping counts.
+        parts: Part that the work of a submodule and of all below it belongs to, by the
+            submodule's name. Where several of them are running, the first in this mapping counts.
         rest: Name of the part for work outside all of these.
         others: A module outside the model whose parameters ``forward`` uses too.
 
@@ -207,8 +207,13 @@ def _count_by_fvcore(traced: _Traced, parts: Mapping[str, str], rest: str) -> di
         # fvcore groups counts by the key that a formula returns; here that is the part, read off
         # the stack of modules that were running.
         def count(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-            running = set(outputs[0].node().scopeName().split("/"))
-            part = next((part for name, part in parts.items() if name in running), rest)
+            running = [f"{name}." for name in outputs[0].node().scopeName().split("/")]
+            inside = (
+                part
+                for name, part in parts.items()
+                if any(path.startswith(f"{name}.") for path in running)
+            )
+            part = next(inside, rest)
             return Counter({part: formula(inputs, outputs)})
 
         return count

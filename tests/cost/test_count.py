@@ -174,6 +174,11 @@ def test_borrowed_layers_are_booked_on_the_borrower() -> None:
     assert counted == {"model": 2 * 48, "probe": 48, "chooser": 48, "head": 84}
 
 
+def test_work_below_a_module_is_its_own_however_it_is_reached() -> None:
+    model, tokens = Encoder(), torch.randn(3, 4)
+    assert count_forward(model, lambda: model.layer(tokens), PARTS) == {"model": 48}
+
+
 def test_compiled_modules_are_counted() -> None:
     model, tokens = Encoder(), torch.randn(3, 4)
     model.compile()
