@@ -1,0 +1,1 @@
+"""Studies: configurations, grids, and the launcher that carries them out."""

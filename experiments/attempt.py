@@ -1,0 +1,258 @@
+"""One attempt at one run: what is on disk, who holds it, how it is started, how it ended.
+
+All that is known of a run is in its folder, so a launcher can be killed at any moment:
+
+- ``cell.json``: which run of which grid this is; ``cell.yaml``: its configuration
+- ``.lock``: held by whoever runs it, and by the run itself for as long as it lives
+- ``attempts.jsonl``: a line an attempt that came to its end under a launcher
+- ``log.txt``: all output of all attempts; ``run.json``: the record
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from elip.provenance import code_version, config_hash, package_versions
+from elip.record import (
+    RECORD_NAME,
+    Hardware,
+    Record,
+    RecordError,
+    Status,
+    read_record,
+    write_record,
+)
+from experiments.plan import Cell
+
+Seen = Literal["done", "failed", "open"]
+
+_TAIL_LINES = 40
+_TAIL_BYTES = 20_000
+
+
+def look(cell: Cell) -> Seen:
+    """Return what the run's record says: done, failed, or still to be run."""
+    if not (cell.record_folder / RECORD_NAME).exists():
+        return "open"
+    try:
+        status = read_record(cell.record_folder).status
+    except RecordError:
+        return "failed"
+    return {"completed": "done", "failed": "failed", "interrupted": "open"}[status]  # type: ignore[return-value]
+
+
+def error_of(cell: Cell) -> str:
+    """Return the error of a failed run, or what is wrong with its record."""
+    try:
+        return read_record(cell.record_folder).error or "no error was recorded"
+    except RecordError as error:
+        return str(error)
+
+
+def acquire(path: Path) -> IO[str] | None:
+    """Take the lock at ``path``; None when another living process has it.
+
+    The lock belongs to the open file. Handed to a child, it is held until both have closed it or
+    have died, so a run keeps its folder even when its launcher is killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def sign(file: IO[str], pid: int) -> None:
+    """Write into a lock who holds it."""
+    file.seek(0)
+    file.truncate()
+    json.dump({"pid": pid, "host": socket.gethostname(), "since": now()}, file)
+    file.flush()
+
+
+def holder(path: Path) -> dict[str, Any]:
+    """Return who holds a lock: ``pid``, ``host``, ``since``; empty where that is not known."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A started attempt.
+
+    Attributes:
+        cell: The run.
+        arguments: What the command line is given.
+        started: Date and time, ISO 8601.
+    """
+
+    cell: Cell
+    arguments: tuple[str, ...]
+    started: str
+
+
+def lock_of(cell: Cell) -> Path:
+    """Return the path of a run's lock."""
+    return cell.folder / ".lock"
+
+
+def log_of(cell: Cell) -> Path:
+    """Return the path of a run's log."""
+    return cell.folder / "log.txt"
+
+
+def prepare(cell: Cell, grid: str) -> Attempt:
+    """Write the run's files and return how to start it: on from its last checkpoint, if any.
+
+    An older record is kept under a number.
+    """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    _write(cell.folder / "cell.yaml", yaml.safe_dump(cell.config, sort_keys=False))
+    identity = {
+        "grid": grid,
+        "stage": cell.stage.name,
+        "name": cell.name,
+        "id": cell.id,
+        "parent": cell.parent.id if cell.parent else None,
+        "labels": cell.labels,
+    }
+    _write(cell.folder / "cell.json", json.dumps(identity, indent=1))
+    _set_aside(cell.record_folder / RECORD_NAME)
+    arguments = [cell.stage.command, "--config", str(cell.folder / "cell.yaml")]
+    if cell.stage.command == "fit" and (cell.folder / "checkpoints" / "last.ckpt").is_file():
+        arguments += ["--ckpt_path", "last"]
+    with log_of(cell).open("a", encoding="utf-8") as log:
+        log.write(f"=== {now()} {' '.join(arguments)}\n")
+    return Attempt(cell, tuple(arguments), now())
+
+
+def conclude(attempt: Attempt, status: int, seconds: float) -> Seen:
+    """Note how an attempt ended, and see to it that there is a record.
+
+    A process that was killed leaves none: it gets one that says so. A failed one gets the end of
+    its log.
+
+    Args:
+        attempt: The attempt.
+        status: Exit status of the process; negative for the signal that ended it.
+        seconds: How long it took.
+
+    Returns:
+        What has become of the run; ``open`` when it was stopped from outside and can go on.
+    """
+    cell = attempt.cell
+    with (cell.folder / "attempts.jsonl").open("a", encoding="utf-8") as file:
+        line = {"started": attempt.started, "seconds": round(seconds, 3), "status": status}
+        file.write(json.dumps(line) + "\n")
+    tail = log_tail(log_of(cell))
+    try:
+        record = read_record(cell.record_folder)
+    except RecordError:
+        killed = status in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
+        ended: Status = "interrupted" if killed else "failed"
+        write_record(_stand_in(attempt, ended, _reason(status, tail), tail), cell.record_folder)
+    else:
+        if record.status == "failed":
+            write_record(replace(record, log_tail=tail), cell.record_folder)
+    return look(cell)
+
+
+def give_up(cell: Cell, error: str) -> None:
+    """Turn the record of a run that was stopped again and again into one that failed."""
+    record = read_record(cell.record_folder)
+    tail = log_tail(log_of(cell))
+    write_record(replace(record, status="failed", error=error, log_tail=tail), cell.record_folder)
+
+
+def seconds_spent(cell: Cell) -> float | None:
+    """Return the time of all attempts at a run, in seconds; None where none was recorded."""
+    try:
+        text = (cell.folder / "attempts.jsonl").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return sum(float(json.loads(line)["seconds"]) for line in text.splitlines())
+
+
+def log_tail(path: Path) -> tuple[str, ...]:
+    """Return the last lines of a log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(text.splitlines()[-_TAIL_LINES:])
+
+
+def now() -> str:
+    """Return date and time, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _reason(status: int, tail: Sequence[str]) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"Killed from outside ({name})."
+    for index in reversed(range(len(tail))):
+        if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", tail[index]):
+            return "\n".join(line.strip() for line in tail[index : index + 5])
+    return f"Ended with status {status} and without a record; see {RECORD_NAME}'s log_tail."
+
+
+def _stand_in(attempt: Attempt, status: Status, error: str, tail: tuple[str, ...]) -> Record:
+    cell, resolved = attempt.cell, attempt.cell.resolved
+    model, datasets = resolved.get("model", {}), resolved.get("data", {}).get("datasets", [])
+    reducer = model.get("reducer") or {"class_path": "Identity"}
+    task = model.get("task") or ""
+    parent = cell.parent_checkpoint or model.get("weights") or resolved.get("ckpt_path")
+    return Record(
+        name=cell.record_folder.name,
+        subcommand=cell.stage.command,
+        status=status,
+        started=attempt.started,
+        ended=now(),
+        config=resolved,
+        config_hash=config_hash(resolved),
+        code=code_version(),
+        packages=package_versions(),
+        hardware=Hardware(cores=os.cpu_count()),
+        seed=resolved.get("seed_everything"),
+        task=str(task["class_path"] if isinstance(task, dict) else task).rsplit(".", 1)[-1],
+        datasets=(datasets,) if isinstance(datasets, str) else tuple(datasets),
+        reducer=reducer["class_path"].rsplit(".", 1)[-1],
+        reducer_options=reducer.get("init_args", {}),
+        parent=None if parent is None else str(parent),
+        error=error,
+        log_tail=tail,
+        notes=("Written by the launcher: the process left no record.",),
+    )
+
+
+def _set_aside(path: Path) -> None:
+    if path.exists():
+        taken = len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
+        path.rename(path.with_stem(f"{path.stem}-{taken + 1}"))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

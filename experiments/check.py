@@ -1,0 +1,210 @@
+"""Parse every run of a grid with the command line's own parser.
+
+The launcher calls ``python -m experiments.check GRID`` once and reads the JSON that it prints, so
+that it never has to import the model itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elip.provenance import VOLATILE, config_hash
+from experiments.grid import Draft, Grid, GridError, read_grid
+
+if TYPE_CHECKING:
+    from reducers.contract import Acts
+
+# What a method that never reduces does not depend on.
+_UNREDUCED = ("model.schedule", "model.reducer")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A combination that the parser has seen.
+
+    Attributes:
+        stage: Name of the stage.
+        labels: Label on each axis.
+        config: Nested configuration, only what the grid says.
+        settings: Hash of the resolved configuration, without what leaves the result as it is.
+        resolved: The resolved configuration.
+        reduces: Whether the reducer ever acts; if not, its keep ratio means nothing.
+        files: Hash of each file that the run starts from, by option; None where it is missing.
+        problem: What is wrong with it; None where all is well.
+    """
+
+    stage: str
+    labels: dict[str, str]
+    config: dict[str, Any]
+    settings: str = ""
+    resolved: dict[str, Any] = field(default_factory=dict)
+    reduces: bool = True
+    files: dict[str, str | None] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def check(grid: Grid) -> Iterator[Checked]:
+    """Parse every combination of a grid, in its order."""
+    # Imported late: the command line takes seconds to import, and a wrong grid file should not.
+    from reducers import shelf
+
+    parser = _Parser()
+    digests: dict[str, str | None] = {}
+    for draft in grid.drafts(list(shelf())):
+        command = grid.stage(draft.stage).command
+        try:
+            resolved = parser.parse(command, draft.config)
+            reduces = _reduces(resolved)
+        except ValueError as error:
+            yield Checked(draft.stage, draft.labels, draft.config, problem=str(error))
+            continue
+        yield _checked(draft, resolved, reduces, digests)
+
+
+def _checked(
+    draft: Draft, resolved: dict[str, Any], reduces: bool, digests: dict[str, str | None]
+) -> Checked:
+    config = draft.config
+    if not reduces:
+        # One run stands for all keep ratios; it must not carry the one that came first.
+        model = {key: value for key, value in config["model"].items() if key != "schedule"}
+        config = {**config, "model": model}
+    leave_out = VOLATILE if reduces else (*VOLATILE, *_UNREDUCED)
+    return Checked(
+        draft.stage, draft.labels, config, config_hash(resolved, leave_out), resolved, reduces,
+        _files(resolved, digests),
+    )  # fmt: skip
+
+
+def _files(resolved: dict[str, Any], digests: dict[str, str | None]) -> dict[str, str | None]:
+    model = resolved.get("model", {})
+    given = {
+        "model.weights": model.get("weights"),
+        "ckpt_path": resolved.get("ckpt_path"),
+        "model.image_weights": model.get("image_weights"),
+        "model.text_weights": model.get("text_weights"),
+    }
+    files: dict[str, str | None] = {}
+    for option, path in given.items():
+        # Image and text weights may be names on a hub: only those that are files are hashed.
+        if path is None or ("_weights" in option and not Path(path).is_file()):
+            continue
+        if path not in digests:
+            digests[path] = _digest(Path(path).expanduser())
+        files[option] = digests[path]
+    return files
+
+
+def _digest(path: Path) -> str | None:
+    if path.is_dir():
+        there = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+        path = next((file for file in there if file.is_file()), path)
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class _Parser:
+    """The command line's parser, built once, without anything behind it."""
+
+    def __init__(self) -> None:
+        from elip.training.cli import ExperimentCLI
+
+        class ParserOnly(ExperimentCLI):
+            """A command line that stops when its parser stands."""
+
+            def parse_arguments(self, parser: Any, args: Any) -> None:
+                self.config = {"subcommand": None}
+
+            def _set_seed(self) -> None: ...
+
+            def _add_instantiators(self) -> None: ...
+
+            def before_instantiate_classes(self) -> None: ...
+
+            def instantiate_classes(self) -> None: ...
+
+            def _run_subcommand(self, subcommand: str) -> None: ...
+
+        self._parser = ParserOnly(["fit"]).parser
+
+    def parse(self, command: str, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the resolved configuration as plain values.
+
+        Raises:
+            ValueError: The parser refuses it; the message is the parser's.
+        """
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                parsed = self._parser.parse_object({"subcommand": command, command: config})
+        except SystemExit as error:
+            lines = said.getvalue().removeprefix("error: ").strip().splitlines()
+            told = [line for line in lines if not line.strip().startswith("See: ")]
+            raise ValueError("\n".join(told)) from error
+        plain: dict[str, Any] = json.loads(json.dumps(parsed[command].as_dict(), default=str))
+        return plain
+
+
+def _reduces(resolved: dict[str, Any]) -> bool:
+    """Return whether the reducer ever acts.
+
+    Raises:
+        ValueError: The schedule or the sizes fit no model; found here, before anything is built.
+    """
+    from elip.model.config import MeterConfig
+    from elip.schedule import Schedule
+
+    model = resolved["model"]
+    sizes = MeterConfig(**model["meter"]).resolve()
+    lists = {name: value for name, value in model["schedule"].items() if isinstance(value, list)}
+    schedule = Schedule(**{**model["schedule"], **{k: tuple(v) for k, v in lists.items()}})
+    acts = _acts(model["reducer"])
+    blocks = sizes.fusion_layers if acts == "fusion" else sizes.image_blocks
+    if acts != "never" and blocks is not None:
+        schedule.plan((sizes.image_size // sizes.patch_size) ** 2, blocks, acts)
+    return acts != "never"
+
+
+def _acts(reducer: dict[str, Any] | None) -> Acts:
+    if reducer is None:
+        return "never"
+    module, _, name = reducer["class_path"].rpartition(".")
+    acts: Acts = getattr(importlib.import_module(module), name).acts
+    return acts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every parsed run of a grid as one JSON list; return the status of the process."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.check", description=__doc__)
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE")
+    options = parser.parse_args(arguments)
+    try:
+        grid = read_grid(options.grid, options.set)
+        # Whatever libraries print while they are imported is kept out of the JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            checked = [asdict(each) for each in check(grid)]
+    except GridError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(json.dumps(checked))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,375 @@
+"""A grid file: base configurations, axes and stages, and the runs that they unfold into.
+
+The format is described in docs/grids.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ALIASES = {
+    "reducer": "model.reducer",
+    "keep_ratio": "model.schedule.keep_ratio",
+    "seed": "seed_everything",
+    "image_size": "model.meter.image_size",
+    "task": "model.task",
+    "dataset": "data.datasets",
+}
+"""Short names of axes, and the option that each stands for."""
+
+SHELF = "shelf"
+"""On the axis ``reducer``: every reducer of the shelf."""
+
+_COMMANDS = ("fit", "validate", "test")
+
+
+class GridError(ValueError):
+    """A grid file does not say what it should; the message says where and what would be right."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One value of an axis.
+
+    Attributes:
+        label: Its name, in names of runs and in filters.
+        options: What it sets, by dotted option.
+    """
+
+    label: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run of a stage needs; a cluster is asked for it.
+
+    Attributes:
+        minutes: Time limit; the run is stopped and continued when it is reached.
+        memory_gb: Main memory, in GB; None leaves it to the cluster.
+        cpus: Processor cores a device.
+        gpus: GPUs of a node; None takes ``trainer.devices``, 0 none.
+        partition: Partition of the cluster; None for its default.
+        throttle: How many runs of the stage are on the cluster at once, at most.
+    """
+
+    minutes: int = 60
+    memory_gb: float | None = None
+    cpus: int = 1
+    gpus: int | None = 0
+    partition: str | None = None
+    throttle: int = 8
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run is expected to compute, for an estimate before anything was timed.
+
+    Attributes:
+        gflops: G multiply-adds an example (one multiply-add = 1), of a step or a forward pass.
+        examples: Examples that go through, all epochs together.
+        tera_per_second: T multiply-adds a second that the device keeps up in practice.
+    """
+
+    gflops: float
+    examples: float
+    tera_per_second: float
+
+    @property
+    def seconds(self) -> float:
+        """Device seconds of one run."""
+        return self.gflops * self.examples / (self.tera_per_second * 1e3)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of every run of the grid: a command, on some of the axes.
+
+    Attributes:
+        name: Name of the stage.
+        command: ``fit``, ``validate`` or ``test``.
+        axes: The axes that matter here.
+        after: The stage whose checkpoints it starts from; None for none.
+        start: What the checkpoint is: ``weights`` to start from, or ``ckpt_path`` to score.
+        checkpoint: Which checkpoint: ``best`` or ``last``.
+        config: Configuration of its own, over the grid's.
+        resources: What a cluster is asked for.
+        price: What a run is expected to compute; None where nothing is stated.
+    """
+
+    name: str
+    command: str
+    axes: tuple[str, ...]
+    after: str | None = None
+    start: str = "weights"
+    checkpoint: str = "best"
+    config: dict[str, Any] = field(default_factory=dict)
+    resources: Resources = Resources()
+    price: Price | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One combination of axis values in one stage, before it is parsed.
+
+    Attributes:
+        stage: Name of the stage.
+        labels: Label of its value on each of the stage's axes.
+        config: Nested configuration, only what the grid says.
+    """
+
+    stage: str
+    labels: dict[str, str]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file, read.
+
+    Attributes:
+        name: Name of the file without its ending.
+        axes: The values of each axis. `SHELF` stands as a level without options.
+        exclude: Combinations that are left out: labels that must all match, by axis.
+        stages: The stages, each behind the one it comes after.
+        config: Configuration of all runs.
+    """
+
+    name: str
+    axes: dict[str, tuple[Level, ...]]
+    exclude: tuple[dict[str, tuple[str, ...]], ...]
+    stages: tuple[Stage, ...]
+    config: dict[str, Any]
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def drafts(self, shelf: Sequence[str]) -> Iterator[Draft]:
+        """Yield every combination of every stage, in the order of the file.
+
+        Args:
+            shelf: Names of the reducers that ``shelf`` stands for.
+        """
+        for stage in self.stages:
+            levels = [self._levels(axis, shelf) for axis in stage.axes]
+            for chosen in itertools.product(*levels):
+                labels = {axis: each.label for axis, each in zip(stage.axes, chosen, strict=True)}
+                if any(_matches(rule, labels) for rule in self.exclude):
+                    continue
+                config = merged(self.config, stage.config)
+                for each in chosen:
+                    for option, value in each.options.items():
+                        put(config, option, value)
+                yield Draft(stage.name, labels, config)
+
+    def _levels(self, axis: str, shelf: Sequence[str]) -> list[Level]:
+        levels: list[Level] = []
+        for level in self.axes[axis]:
+            if axis == "reducer" and level.label == SHELF:
+                there = {each.label for each in levels}
+                levels += [_level(axis, name, name) for name in shelf if name not in there]
+            else:
+                levels.append(level)
+        return levels
+
+
+def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
+    """Read a grid file.
+
+    Args:
+        path: The file.
+        sets: ``option=value`` each, laid over everything that the file says.
+
+    Raises:
+        GridError: The file is no grid; the message says what is wrong.
+    """
+    content = _mapping(_load(path), str(path))
+    _known(content, ("base", "set", "axes", "exclude", "stages"), str(path))
+    axes = {
+        name: _axis(name, values, f"{path}: axes.{name}")
+        for name, values in _mapping(content.get("axes", {}), f"{path}: axes").items()
+    }
+    stages: dict[str, Stage] = {}
+    for name, value in _mapping(content.get("stages", {}), f"{path}: stages").items():
+        stages[name] = _stage(name, value, axes, stages, path)
+    if not stages:
+        raise GridError(f"{path} has no stages; give at least one, such as `test: {{}}`.")
+    for stage in stages.values():
+        for each in sets:
+            option, equals, text = each.partition("=")
+            if not equals:
+                raise GridError(f"--set {each}: give option=value.")
+            put(stage.config, option, yaml.safe_load(text))
+    exclude = tuple(_rule(rule, axes, path) for rule in content.get("exclude") or [])
+    return Grid(path.stem, axes, exclude, tuple(stages.values()), _config(content, path, str(path)))
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``below`` with ``above`` laid over it; a class with its options goes over whole."""
+    result = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and "class_path" not in value:
+            result[key] = merged(old, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def put(config: dict[str, Any], option: str, value: Any) -> None:
+    """Set a dotted option in a nested configuration."""
+    *parents, last = option.split(".")
+    node = config
+    for key in parents:
+        child = node.setdefault(key, {})
+        if isinstance(child, str):  # a class by its name alone
+            child = node[key] = {"class_path": child, "init_args": {}}
+        elif not isinstance(child, dict):
+            child = node[key] = {}
+        node = child
+    node[last] = copy.deepcopy(value)
+
+
+def _stage(
+    name: str, value: Any, axes: Mapping[str, Any], before: Mapping[str, Stage], path: Path
+) -> Stage:
+    where = f"{path}: stages.{name}"
+    content = _mapping(value or {}, where)
+    allowed = (
+        "command", "axes", "after", "start", "checkpoint", "base", "set", "resources", "price",
+    )  # fmt: skip
+    _known(content, allowed, where)
+    command = content.get("command", name)
+    _one_of(command, _COMMANDS, f"{where}.command")
+    after = content.get("after")
+    if after is not None:
+        _one_of(after, tuple(before), f"{where}.after (stages that stand before it)")
+    chosen = tuple(content.get("axes", axes))
+    for axis in chosen:
+        _one_of(axis, tuple(axes), f"{where}.axes")
+    lost = [axis for axis in (before[after].axes if after else ()) if axis not in chosen]
+    if lost:
+        raise GridError(f"{where}.axes lacks {lost}: one run has one parent in stage {after!r}.")
+    start = content.get("start", "weights" if command == "fit" else "ckpt_path")
+    _one_of(start, ("weights", "ckpt_path"), f"{where}.start")
+    if start == "ckpt_path" and command == "fit":
+        raise GridError(f"{where}.start: a fit starts from weights; ckpt_path would continue it.")
+    checkpoint = content.get("checkpoint", "best")
+    _one_of(checkpoint, ("best", "last"), f"{where}.checkpoint")
+    resources = _fields(Resources, content.get("resources") or {}, f"{where}.resources")
+    price = content.get("price")
+    return Stage(
+        name, command, chosen, after, start, checkpoint, _config(content, path, where),
+        resources, None if price is None else _fields(Price, price, f"{where}.price"),
+    )  # fmt: skip
+
+
+def _fields(kind: type[Any], value: Any, where: str) -> Any:
+    content = _mapping(value, where)
+    _known(content, tuple(kind.__dataclass_fields__), where)
+    try:
+        return kind(**content)
+    except TypeError as error:
+        needed = ", ".join(kind.__dataclass_fields__)
+        raise GridError(f"{where} needs {needed}; it has {sorted(content)}.") from error
+
+
+def _config(content: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
+    base = content.get("base") or []
+    config: dict[str, Any] = {}
+    for name in [base] if isinstance(base, str) else base:
+        file = path.parent / name
+        config = merged(config, _mapping(_load(file), str(file)))
+    for option, value in _mapping(content.get("set") or {}, f"{where}: set").items():
+        put(config, option, value)
+    return config
+
+
+def _axis(name: str, values: Any, where: str) -> tuple[Level, ...]:
+    if isinstance(values, dict):
+        levels = tuple(_level(name, str(label), value) for label, value in values.items())
+    else:
+        given = values if isinstance(values, list) else [values]
+        levels = tuple(_level(name, _label(value), value) for value in given)
+    labels = [level.label for level in levels]
+    if len(set(labels)) < len(labels):
+        raise GridError(f"{where} has two values named alike in {labels}; write `label: value`.")
+    plain = any(tuple(level.options) == (name,) for level in levels)
+    if plain and "." not in name:
+        near = get_close_matches(name, ALIASES, n=1)
+        raise GridError(
+            f"{where}: {name!r} is no option. Name a dotted option, one of {sorted(ALIASES)}, or "
+            "give each value the options that it sets."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+    if not levels:
+        raise GridError(f"{where} has no values.")
+    return levels
+
+
+def _level(axis: str, label: str, value: Any) -> Level:
+    """Make a level: a mapping whose keys hold a dot sets these options, else it is the value."""
+    if isinstance(value, dict) and value and all("." in str(key) for key in value):
+        return Level(label, value)
+    if axis == "reducer" and isinstance(value, str):
+        value = {"class_path": value, "init_args": {}}
+    return Level(label, {ALIASES.get(axis, axis): value})
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, dict) and "class_path" in value:
+        return str(value["class_path"]).rsplit(".", 1)[-1]
+    if isinstance(value, str):
+        return value.rsplit(".", 1)[-1] if "/" not in value else Path(value).stem
+    return str(value)
+
+
+def _rule(rule: Any, axes: Mapping[str, Any], path: Path) -> dict[str, tuple[str, ...]]:
+    content = _mapping(rule, f"{path}: exclude")
+    for axis in content:
+        _one_of(axis, tuple(axes), f"{path}: exclude")
+    return {
+        axis: tuple(_label(each) for each in (value if isinstance(value, list) else [value]))
+        for axis, value in content.items()
+    }
+
+
+def _matches(rule: Mapping[str, Sequence[str]], labels: Mapping[str, str]) -> bool:
+    """Return whether a rule meets a combination; an axis that the stage lacks does not match."""
+    return all(labels.get(axis) in allowed for axis, allowed in rule.items())
+
+
+def _load(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GridError(f"Cannot read {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise GridError(f"{path} is no YAML: {error}") from error
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise GridError(f"{where} is {value!r}; it must be a mapping (`name: value` lines).")
+    return value
+
+
+def _known(content: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
+    for key in content:
+        _one_of(key, allowed, where)
+
+
+def _one_of(value: Any, allowed: Sequence[str], where: str) -> None:
+    if value not in allowed:
+        near = get_close_matches(str(value), allowed, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise GridError(f"{where}: {value!r} is not one of {list(allowed)}.{hint}")

@@ -1,0 +1,140 @@
+"""Carry out a grid: ``python -m experiments.launch GRID``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.attempt import acquire, holder, sign
+from experiments.board import Board, Estimates
+from experiments.check import Checked
+from experiments.grid import Grid, GridError, read_grid
+from experiments.local import LocalLauncher, find_slots
+from experiments.plan import Cell, build_plan, select
+from experiments.show import Screen, show_end, show_plan
+
+_HOME = Path(__file__).resolve().parent.parent
+RUNNER = (sys.executable, str(_HOME / "run_experiment.py"))
+CHECKER = (sys.executable, "-m", "experiments.check")
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    runner: Sequence[str] = RUNNER,
+    checker: Sequence[str] = CHECKER,
+) -> int:
+    """Carry out a grid.
+
+    Args:
+        arguments: The command line's; None takes those of the process.
+        runner: How a run is started: the command line of this project.
+        checker: How all runs are parsed: `experiments.check`.
+
+    Returns:
+        The exit status: 0 when every run is done, 1 when some failed or were skipped, 2 when
+        nothing could start, 130 when it was stopped.
+    """
+    options = _parse(arguments)
+    console = Console(soft_wrap=False)
+    try:
+        grid = read_grid(options.grid, options.set)
+        root = options.runs / grid.name
+        checked = _check(options.grid, options.set, checker)
+        cells = select(build_plan(grid, checked, root), options.only)
+        return _carry_out(grid, cells, root, options, runner, console)
+    except GridError as error:
+        console.file = sys.stderr
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+
+
+def _carry_out(
+    grid: Grid,
+    cells: list[Cell],
+    root: Path,
+    options: argparse.Namespace,
+    runner: Sequence[str],
+    console: Console,
+) -> int:
+    slots = find_slots(options.jobs)
+    estimates = Estimates(root)
+    if options.dry_run:
+        show_plan(console, grid, Board(cells, options.retry_failed), estimates, slots.count)
+        return 0
+    lock = acquire(root / ".lock")
+    if lock is None:
+        who = holder(root / ".lock")
+        raise GridError(
+            f"{grid.name} is being launched already, by process {who.get('pid')} on "
+            f"{who.get('host')} since {who.get('since')}. Wait for it or stop it."
+        )
+    with lock:
+        sign(lock, os.getpid())
+        board = Board(cells, options.retry_failed)
+        console.print(f"{grid.name}: {len(cells)} runs, {len(board.found_done)} done before.")
+        if options.launcher == "slurm":
+            from experiments.slurm import run_on_slurm
+
+            finished = run_on_slurm(board, grid.name, root, runner, console)
+        else:
+            with Screen(console, estimates, slots.count) as screen:
+                finished = LocalLauncher(board, grid.name, slots, runner, screen).run()
+        show_end(console, board, root)
+    if not finished:
+        return 130
+    return 0 if len(board.of("done")) == len(cells) else 1
+
+
+def _check(path: Path, sets: Sequence[str], checker: Sequence[str]) -> list[Checked]:
+    """Have every run parsed in a child process.
+
+    Raises:
+        GridError: The grid file is wrong, or the child failed.
+    """
+    command = [*checker, str(path), *(f"--set={each}" for each in sets)]
+    search = os.pathsep.join([str(_HOME), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": search}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        said = done.stderr.strip().removeprefix("error: ")
+        raise GridError(said or f"{' '.join(command)} ended with status {done.returncode}.")
+    return [Checked(**each) for each in json.loads(done.stdout)]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.launch", description=__doc__)
+    parser.add_argument("grid", type=Path, help="grid file, see docs/grids.md")
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    parser.add_argument(
+        "--jobs", type=_positive, help="runs at once (default: one a GPU, or one for two cores)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="FILTER",
+        help="'stage/pattern*' or axis=label,...; with the runs that they start from",
+    )  # fmt: skip
+    parser.add_argument("--retry-failed", action="store_true", help="run failed ones again")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE",
+        help="lay an option over the grid's base, such as model.weights=PATH",
+    )  # fmt: skip
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

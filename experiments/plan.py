@@ -1,0 +1,200 @@
+"""The plan of a grid: which runs there are, what each is called, where it lies, what it awaits."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.check import Checked
+from experiments.grid import Grid, GridError, Stage, put
+
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        id: Identity: a hash of all that determines the result, 16 hexadecimal digits.
+        name: Readable name, from the labels on the axes.
+        stage: The stage that it belongs to.
+        labels: Label on each axis; a method that never reduces has none for the keep ratio.
+        config: The configuration that the command line is given.
+        resolved: What that resolves to.
+        folder: Its run directory.
+        parent: The run whose checkpoint it starts from; None for none.
+    """
+
+    id: str
+    name: str
+    stage: Stage = field(repr=False)
+    labels: dict[str, str] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    resolved: dict[str, Any] = field(repr=False)
+    folder: Path = field(repr=False)
+    parent: Cell | None = field(repr=False, default=None)
+
+    @property
+    def key(self) -> str:
+        """Stage and name, as tables show them."""
+        return f"{self.stage.name}/{self.name}"
+
+    @property
+    def record_folder(self) -> Path:
+        """Where the command line writes the run's record."""
+        return self.folder if self.stage.command == "fit" else self.folder / self.stage.command
+
+    @property
+    def parent_checkpoint(self) -> Path | None:
+        """The checkpoint that it starts from, of its parent."""
+        if self.parent is None:
+            return None
+        return self.parent.folder / "checkpoints" / f"{self.stage.checkpoint}.ckpt"
+
+    @property
+    def devices(self) -> int:
+        """Devices of one node that it takes; ``auto`` takes one."""
+        asked = self.resolved.get("trainer", {}).get("devices", 1)
+        if isinstance(asked, list):
+            return len(asked)
+        return max(1, int(asked)) if str(asked).lstrip("-").isdigit() else 1
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that it takes."""
+        return int(self.resolved.get("trainer", {}).get("num_nodes") or 1)
+
+
+def build_plan(grid: Grid, checked: Sequence[Checked], root: Path) -> list[Cell]:
+    """Turn parsed combinations into runs, each once, parents before children.
+
+    Args:
+        grid: The grid.
+        checked: All its combinations, parsed.
+        root: Folder of the grid's runs.
+
+    Raises:
+        GridError: A combination is wrong or lacks a file; all are named, and nothing has started.
+    """
+    _refuse(checked)
+    cells: dict[str, Cell] = {}
+    found: dict[tuple[str, frozenset[tuple[str, str]]], Cell] = {}
+    for each in checked:
+        stage = grid.stage(each.stage)
+        parent = None
+        if stage.after is not None:
+            axes = grid.stage(stage.after).axes
+            labels = {axis: label for axis, label in each.labels.items() if axis in axes}
+            parent = found.get((stage.after, frozenset(labels.items())))
+            if parent is None:
+                continue  # its parent is excluded
+        cell = _cell(each, stage, parent, root)
+        # Where combinations mean the same run, the first one stands for all.
+        cell = cells.setdefault(cell.id, cell)
+        found[each.stage, frozenset(each.labels.items())] = cell
+    return list(cells.values())
+
+
+def select(cells: Iterable[Cell], filters: Sequence[str]) -> list[Cell]:
+    """Return the runs that a filter names, with the runs that they start from.
+
+    Args:
+        cells: The plan.
+        filters: Each is a pattern of ``stage/name`` (``test/*``), or ``axis=label`` pairs joined
+            by commas, labels joined by ``|`` (``reducer=ELIP|ToMe,seed=0``). A run is taken when
+            one of them fits; none at all takes everything.
+
+    Raises:
+        GridError: A filter fits no run.
+    """
+    cells = list(cells)
+    if not filters:
+        return cells
+    wanted: set[str] = set()
+    for each in filters:
+        fitting = [cell for cell in cells if _fits(cell, each)]
+        if not fitting:
+            axes = sorted({axis for cell in cells for axis in cell.labels})
+            raise GridError(
+                f"--only {each} fits none of {len(cells)} runs. Give a pattern such as "
+                f"'{cells[0].stage.name}/*', or axis=label of the axes {axes}."
+                if cells
+                else "The grid has no runs."
+            )
+        for cell in fitting:
+            node: Cell | None = cell
+            while node is not None:
+                wanted.add(node.id)
+                node = node.parent
+    return [cell for cell in cells if cell.id in wanted]
+
+
+def _fits(cell: Cell, text: str) -> bool:
+    if "=" not in text:
+        return any(fnmatch.fnmatchcase(name, text) for name in (cell.key, cell.name))
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    return all(cell.labels.get(axis.strip()) in label.split("|") for axis, _, label in pairs)
+
+
+def _refuse(checked: Sequence[Checked]) -> None:
+    bad = [(each, each.problem) for each in checked if each.problem is not None]
+    bad += [
+        (each, f"{option}: no such file {_value(each.resolved, option)}")
+        for each in checked
+        for option, digest in each.files.items()
+        if digest is None
+    ]
+    if not bad:
+        return
+    lines = [f"  {each.stage} {_title(each.labels)}: {why}" for each, why in bad[:_SHOWN_PROBLEMS]]
+    if len(bad) > _SHOWN_PROBLEMS:
+        lines.append(f"  and {len(bad) - _SHOWN_PROBLEMS} more")
+    raise GridError(
+        f"{len(bad)} of {len(checked)} runs cannot start, so none was started:\n" + "\n".join(lines)
+    )
+
+
+def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
+    determines = {
+        "command": stage.command,
+        "settings": each.settings,
+        "files": each.files,
+        "parent": parent and [parent.id, stage.start, stage.checkpoint],
+    }
+    text = json.dumps(determines, sort_keys=True)
+    identity = hashlib.sha256(text.encode()).hexdigest()[:16]
+    labels = {a: b for a, b in each.labels.items() if each.reduces or a != "keep_ratio"}
+    name = _title(labels)
+    folder = root / stage.name / f"{name}-{identity[:8]}"
+    config = json.loads(json.dumps(each.config))
+    put(config, "trainer.default_root_dir", str(folder))
+    # A bar in a log file is a thousand lines.
+    config["trainer"].setdefault("enable_progress_bar", False)
+    cell = Cell(identity, name, stage, labels, config, each.resolved, folder, parent)
+    if parent is not None:
+        put(config, "model.weights" if stage.start == "weights" else "ckpt_path",
+            str(cell.parent_checkpoint))  # fmt: skip
+    return cell
+
+
+def _title(labels: Mapping[str, str]) -> str:
+    """Return a name that a file may have: words speak for themselves, numbers say of what."""
+    parts = []
+    for axis, label in labels.items():
+        bare = re.fullmatch(r"-?[\d.e+-]+|True|False|None", label)
+        parts.append(f"{axis.rsplit('.', 1)[-1]}{label}" if bare else label)
+    return re.sub(r"[^\w.+=-]", "_", "-".join(parts)) or "run"
+
+
+def _value(resolved: Mapping[str, Any], option: str) -> Any:
+    node: Any = resolved
+    for key in option.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node

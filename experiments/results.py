@@ -1,0 +1,145 @@
+"""Gather run records into one table: ``python -m experiments.results RUNS --out table.parquet``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from elip.record import COLUMNS, RECORD_NAME, RecordError, read_record
+from elip.record import SCHEMA as RECORD_SCHEMA
+
+SCHEMA = 1
+"""Version of the table. It rises when a column changes its meaning or goes."""
+
+CELL_COLUMNS: dict[str, str] = {
+    "grid": "name of the grid; missing for a run of its own",
+    "stage": "stage of the grid",
+    "cell": "name of the run within its stage",
+    "cell_id": "identity of the run: a hash of all that determines its result",
+    "parent_id": "cell_id of the run that it started from",
+    "folder": "run directory, relative to the folder that was gathered",
+    "attempts": "how often the run was started, until it ended by itself",
+    "wall_s": "time of all attempts, start-up included, seconds",
+}
+"""Columns that say which run of which grid a row is, with their meaning and unit."""
+
+_WHOLE = {"seed", "patches", "batch_size", "train_steps", "attempts"}
+_WORDS = {
+    "name", "status", "subcommand", "config_hash", "commit", "started", "task", "datasets",
+    "reducer", "reducer_options", "cpu", "gpus", "parent", "main_metric", "error", "grid", "stage",
+    "cell", "cell_id", "parent_id", "folder",
+}  # fmt: skip
+
+
+def gather(runs: Path) -> tuple[pa.Table, list[str]]:
+    """Return one row a record below a folder, sorted by folder, and what could not be read.
+
+    After `CELL_COLUMNS` and the columns of every record come ``axis/<name>``, the label of the
+    run on each axis of its grid, and the scores, ``<split>/<score>``. Missing is null, never 0.
+
+    Args:
+        runs: Folder that holds run directories at any depth.
+    """
+    rows, bad = [], []
+    for file in sorted(runs.rglob(RECORD_NAME)):
+        try:
+            record = read_record(file)
+        except RecordError as error:
+            bad.append(str(error))
+            continue
+        rows.append({**_cell_columns(file.parent, runs), **record.row()})
+    return _table(rows), bad
+
+
+def _cell_columns(folder: Path, runs: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"folder": str(folder.relative_to(runs))}
+    for place in (folder, folder.parent):  # what is scored lies one below its run directory
+        if (place / "cell.json").is_file():
+            cell = json.loads((place / "cell.json").read_text(encoding="utf-8"))
+            row |= {
+                "grid": cell["grid"],
+                "stage": cell["stage"],
+                "cell": cell["name"],
+                "cell_id": cell["id"],
+                "parent_id": cell["parent"],
+                **{f"axis/{axis}": label for axis, label in cell["labels"].items()},
+                **_attempts(place),
+            }
+            break
+    return row
+
+
+def _attempts(folder: Path) -> dict[str, Any]:
+    try:
+        lines = (folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    seconds = sum(float(json.loads(line)["seconds"]) for line in lines)
+    return {"attempts": len(lines), "wall_s": seconds}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    known = {**CELL_COLUMNS, **COLUMNS}
+    others = sorted({name for row in rows for name in row} - set(known))
+    names = [*CELL_COLUMNS, *(each for each in others if each.startswith("axis/")), *COLUMNS]
+    names += [each for each in others if not each.startswith("axis/")]
+    fields = [
+        pa.field(name, kind(name), metadata={"description": known.get(name) or _describe(name)})
+        for name in names
+    ]
+    versions = {"elip.table.schema": str(SCHEMA), "elip.record.schema": str(RECORD_SCHEMA)}
+    return pa.Table.from_pylist(list(rows), schema=pa.schema(fields, metadata=versions))
+
+
+def kind(name: str) -> pa.DataType:
+    """Return the type of a column: words, truth, whole numbers, and else float64."""
+    if name in _WORDS or name.startswith("axis/"):
+        return pa.string()
+    if name == "dirty":
+        return pa.bool_()
+    if name in _WHOLE or name.endswith("/examples"):
+        return pa.int64()
+    return pa.float64()
+
+
+def _describe(name: str) -> str:
+    if name.startswith("axis/"):
+        return "label on this axis of the grid"
+    if name.endswith("/examples"):
+        return "number of examples that were scored"
+    if name.endswith("/chance"):
+        return "this score of guessing, as a share of 1 unless the task says otherwise"
+    return "score, as a share of 1 unless the task says otherwise"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the table; return the status of the process: 1 when a record could not be read."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__)
+    parser.add_argument("runs", type=Path, help="folder of runs, such as runs/keep_ratio")
+    parser.add_argument("--out", type=Path, required=True, metavar="TABLE.parquet")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    if not options.runs.is_dir():
+        console.print(f"error: no folder {options.runs}.")
+        return 2
+    table, bad = gather(options.runs)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.out.with_name(f".{options.out.name}.part")
+    pq.write_table(table, temporary)
+    temporary.replace(options.out)
+    for message in bad:
+        console.print(f"left out: {message}")
+    console.print(f"{table.num_rows} runs, {table.num_columns} columns: {options.out}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
