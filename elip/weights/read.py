@@ -28,6 +28,9 @@ class _Inert:
     def __setitem__(self, key: object, value: object) -> None:
         pass
 
+    def __call__(self, *args: object, **kwargs: object) -> _Inert:
+        return self
+
     def append(self, value: object) -> None:
         """Swallow a list item."""
 
@@ -80,7 +83,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         )
     if _is_torchscript(path):
         with warnings.catch_warnings():
+            # TorchScript is old and OpenAI still ships it; both categories have been used for that.
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     return _tensors(_load(path), path)
 

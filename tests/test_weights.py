@@ -1,0 +1,212 @@
+"""Weights: every key accounted for, nothing run that a file carries, errors that say what was found."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elip.model.config import MeterConfig
+from elip.model.meter import Meter
+from elip.tasks import tasks
+from elip.weights import load_image_weights, load_text_weights, load_weights
+from elip.weights.load import resize_positions
+from elip.weights.names import from_meter
+from elip.weights.read import read_state
+
+# What METER carries along and never uses, or what is no weight.
+DEAD = {"vit_model.positional_embedding", "vit_model.ln_final.weight", "vit_model.ln_final.bias"}
+UNNAMED = {"text.transformer.pooler.dense.weight", "text.transformer.pooler.dense.bias",
+           "text.transformer.embeddings.position_ids"}  # fmt: skip
+
+
+class Whole(nn.Module):
+    def __init__(self, meter: Meter, task: nn.Module) -> None:
+        super().__init__()
+        self.meter = meter
+        self.task = task
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Meter:
+    torch.manual_seed(0)
+    return Meter(MeterConfig().resolve(), vocab_size=50)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "answers"),
+    [
+        ("pretrain_288", "Pretraining", 0),
+        ("irtr_f30k_384", "Retrieval", 0),
+        ("nlvr2_288", "NLVR2", 2),
+        ("snli_384", "SNLIVE", 3),
+        ("vqa_576", "VQA", 3129),
+    ],
+)
+def test_every_published_key_is_accounted_for(
+    golden: Path, name: str, task: str, answers: int
+) -> None:
+    about = json.loads((golden / "meter" / f"keys_meter_clip16_roberta_{name}.json").read_text())
+    size = int(name.rsplit("_", 1)[1])
+    with torch.device("meta"):
+        state = {
+            key: torch.empty(shape, dtype=getattr(torch, dtype))
+            for key, (dtype, shape) in about["state_dict"].items()
+        }
+        meter = Meter(MeterConfig("clip16_roberta", image_size=size).resolve())
+        head = tasks()[task]()
+        head.build(meter, answers)
+    renamed, unknown = from_meter(state)
+    assert set(unknown) == DEAD
+    target = Whole(meter, head).state_dict()
+    left = {key for key in renamed if key not in target}
+    extra = {"task.itm.weight", "task.itm.bias"} if task == "Retrieval" else set()
+    assert left == {f"meter.{key}" for key in UNNAMED} | extra
+    assert not set(target) - set(renamed)
+    for key, value in renamed.items():
+        if key in target:
+            assert value.shape == target[key].shape, key
+
+
+def clip_state(width: int, blocks: int, patches: int, patch: int) -> dict[str, Tensor]:
+    """An image tower under OpenAI's names, with one block and a projection too many."""
+    state = {
+        "visual.class_embedding": torch.randn(width),
+        "visual.positional_embedding": torch.randn(1 + patches, width),
+        "visual.conv1.weight": torch.randn(width, 3, patch, patch),
+        "visual.proj": torch.randn(width, 32),
+    }
+    for norm in ("ln_pre", "ln_post"):
+        state |= {f"visual.{norm}.{kind}": torch.randn(width) for kind in ("weight", "bias")}
+    for block in range(blocks):
+        prefix = f"visual.transformer.resblocks.{block}"
+        for name, rows, columns in (
+            ("attn.in_proj_", 3 * width, width),
+            ("attn.out_proj.", width, width),
+            ("mlp.c_fc.", 4 * width, width),
+            ("mlp.c_proj.", width, 4 * width),
+        ):
+            state[f"{prefix}.{name}weight"] = torch.randn(rows, columns)
+            state[f"{prefix}.{name}bias"] = torch.randn(rows)
+        for norm in ("ln_1", "ln_2"):
+            state |= {f"{prefix}.{norm}.{kind}": torch.randn(width) for kind in ("weight", "bias")}
+    return state
+
+
+@pytest.mark.parametrize("form", ["plain", "torchscript", "half"])
+def test_clip_archives(tiny: Meter, tmp_path: Path, form: str) -> None:
+    state = clip_state(64, blocks=6, patches=64, patch=8)
+    if form == "half":
+        state = {k: v.half() for k, v in state.items()}
+    file = tmp_path / "clip.pt"
+    if form == "torchscript":
+        archive = nn.Module()
+        for name, value in state.items():
+            *parents, last = name.split(".")
+            module = archive
+            for parent in parents:
+                if not hasattr(module, parent):
+                    module.add_module(parent, nn.Module())
+                module = getattr(module, parent)
+            module.register_parameter(last, nn.Parameter(value))
+        archive.forward = lambda: 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(archive), file)
+    else:
+        torch.save(state, file)
+    report = load_image_weights(tiny, str(file))
+    assert not report.missing
+    assert "visual.proj" in report.unused
+    assert {name.split(".")[1] for name in report.unused if name.startswith("blocks")} == {"5"}
+    want = state["visual.transformer.resblocks.3.attn.in_proj_weight"].float()
+    assert torch.equal(tiny.image.vit.blocks[3].attn.qkv.weight, want)
+
+
+def test_a_text_encoder_comes_from_a_folder(tiny: Meter, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    config = tiny.text.transformer.config
+    other = AutoModel.from_config(config)
+    other.save_pretrained(tmp_path)
+    report = load_text_weights(tiny, str(tmp_path))
+    assert not report.missing
+    want = other.encoder.layer[1].output.dense.weight
+    assert torch.equal(tiny.text.transformer.encoder.layer[1].output.dense.weight, want)
+
+
+class Dangerous:
+    """Runs code when it is unpickled the usual way."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.target,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tiny: Meter, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    state = {f"meter.{name}": value for name, value in tiny.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": Dangerous(mark)}, tmp_path / "bad.ckpt")
+    whole = Whole(tiny, nn.Module())
+    report = load_weights(whole, str(tmp_path / "bad.ckpt"))
+    assert not mark.exists()
+    assert len(report.used) == len(state)
+    # The same bytes do run code when they are loaded without care: the check can fail.
+    torch.load(tmp_path / "bad.ckpt", weights_only=False)
+    assert mark.exists()
+
+
+def test_a_plain_pickle_is_refused(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    file = tmp_path / "bad.pt"
+    file.write_bytes(pickle.dumps(Dangerous(mark), protocol=2))
+    with pytest.raises(ValueError, match="bad.pt"):
+        read_state(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors"])
+def test_damaged_files_are_named(tmp_path: Path, content: bytes, suffix: str) -> None:
+    file = tmp_path / f"weights{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="weights"):
+        read_state(file)
+
+
+def test_truncated_checkpoint_is_named(tiny: Meter, tmp_path: Path) -> None:
+    file = tmp_path / "whole.ckpt"
+    torch.save({"state_dict": tiny.state_dict()}, file)
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="cut.ckpt"):
+        read_state(cut)
+
+
+def test_wrong_kinds_of_weights_say_what_they_are(tiny: Meter, tmp_path: Path) -> None:
+    whole = Whole(tiny, nn.Module())
+    torch.save(clip_state(64, 5, 64, 8), tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match="image_weights"):
+        load_weights(whole, str(tmp_path / "clip.pt"))
+    torch.save({"a": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="no METER checkpoint"):
+        load_weights(whole, str(tmp_path / "other.pt"))
+    with pytest.raises(FileNotFoundError, match="checkpoints"):
+        load_weights(whole, str(tmp_path))
+    wide = Meter(MeterConfig(image_width=128).resolve(), vocab_size=50)
+    state = {f"meter.{name}": value for name, value in wide.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "wide.ckpt")
+    with pytest.raises(ValueError, match="does not fit this model"):
+        load_weights(whole, str(tmp_path / "wide.ckpt"))
+
+
+def test_positions_of_odd_grids_are_refused() -> None:
+    with pytest.raises(ValueError, match="squares"):
+        resize_positions(torch.zeros(1, 8, 4), 9)
