@@ -52,6 +52,28 @@ class Loader(DataLoader[Any]):
                 yield batch
 
 
+class PlainLoader:
+    """The same batches from something that is no `DataLoader`.
+
+    For prediction, Lightning (2.6) builds every `DataLoader` anew with a sampler of its own. It
+    leaves alone what is none.
+
+    Args:
+        loader: What yields the batches.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        """Return the number of batches, empty ones included."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches."""
+        return iter(self.loader)
+
+
 class TrainLoader(Loader):
     """Batches for training; an epoch that was interrupted goes on with the batch that was next.
 

@@ -17,7 +17,7 @@ from elip.data.catalog import Catalog
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
 from elip.data.images import find_transform
-from elip.data.loader import Loader, TrainLoader
+from elip.data.loader import Loader, PlainLoader, TrainLoader
 from elip.data.sampling import Batches
 from elip.data.sources.base import DataError, Phase
 from elip.data.tokenize import TextEncoder, load_tokenizer
@@ -176,9 +176,9 @@ class DataModule(LightningDataModule):
         """Return one loader for each of `eval_names("test")`."""
         return self._eval_loaders("test")
 
-    def predict_dataloader(self) -> list[Loader]:
+    def predict_dataloader(self) -> list[PlainLoader]:
         """Return one loader for each of `eval_names("predict")`, the test splits."""
-        return self._eval_loaders("predict")
+        return [PlainLoader(loader) for loader in self._eval_loaders("predict")]
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
