@@ -1,4 +1,4 @@
-"""Weights: every key accounted for, nothing run that a file carries, errors that say what was found."""
+"""Weights: every key accounted for, no code run from a file, errors that say what was found."""
 
 from __future__ import annotations
 
@@ -114,7 +114,6 @@ def test_clip_archives(tiny: Meter, tmp_path: Path, form: str) -> None:
                     module.add_module(parent, nn.Module())
                 module = getattr(module, parent)
             module.register_parameter(last, nn.Parameter(value))
-        archive.forward = lambda: 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.save(torch.jit.script(archive), file)
@@ -167,7 +166,7 @@ def test_a_plain_pickle_is_refused(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     file = tmp_path / "bad.pt"
     file.write_bytes(pickle.dumps(Dangerous(mark), protocol=2))
-    with pytest.raises(ValueError, match="bad.pt"):
+    with pytest.raises(ValueError, match=r"bad\.pt"):
         read_state(file)
     assert not mark.exists()
 
@@ -186,7 +185,7 @@ def test_truncated_checkpoint_is_named(tiny: Meter, tmp_path: Path) -> None:
     torch.save({"state_dict": tiny.state_dict()}, file)
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match="cut.ckpt"):
+    with pytest.raises(ValueError, match=r"cut\.ckpt"):
         read_state(cut)
 
 
