@@ -164,3 +164,14 @@ def test_cost_is_known_to_the_last_operator(make: Make) -> None:
     cost = measure_cost(meter, lambda: meter(images, text, "pooled", seeds), len(images))
     assert cost.vision is not None
     assert cost.vision > 0
+
+
+@pytest.mark.slow
+def test_compiles_with_its_host_as_one_graph(make: Make) -> None:
+    meter = tiny(make()).eval()
+    images, text, seeds = pairs()
+    torch.compiler.reset()
+    compiled = torch.compile(meter, fullgraph=True, backend="eager", dynamic=False)
+    with torch.no_grad():
+        ours, plain = compiled(images, text, "pooled", seeds), run(meter)
+    assert torch.equal(ours.pooled, plain.pooled)
