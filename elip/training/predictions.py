@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,14 @@ class Predictions(Callback):
 
     Args:
         images: The number of examples whose token reduction is kept.
+        texts: Of an image that has several texts, at most so many.
     """
 
-    def __init__(self, images: int = 16) -> None:
+    def __init__(self, images: int = 16, texts: int = 2) -> None:
         self.images = images
+        self.texts = texts
         self._left = images
+        self._shown: Counter[int] = Counter()
         self._fused: list[EncodedImage] = []
         self._pictures: list[dict[str, Any]] = []
         self._hook: RemovableHandle | None = None
@@ -82,11 +86,19 @@ class Predictions(Callback):
             file.writelines(json.dumps({"split": split, **row}) + "\n" for row in outputs)
         if self._hook is None:
             return
-        count = min(self._left, len(batch))
-        self._pictures += _pictures(_folder(trainer), split, batch.first(count), self._fused)
-        self._left, self._fused = self._left - count, []
+        rows = self._choose(batch.image_id.tolist())
+        self._pictures += _pictures(_folder(trainer), split, batch, rows, self._fused)
+        self._left, self._fused = self._left - len(rows), []
         if not self._left:
             self._stop_listening()
+
+    def _choose(self, image_ids: list[int]) -> list[int]:
+        rows = []
+        for row, image_id in enumerate(image_ids):
+            if len(rows) < self._left and self._shown[image_id] < self.texts:
+                self._shown[image_id] += 1
+                rows.append(row)
+        return rows
 
     def _stop_listening(self) -> None:
         if self._hook is not None:
@@ -154,12 +166,13 @@ def _write_submissions(
 
 
 def _pictures(
-    folder: Path, split: str, batch: Batch, passes: Sequence[EncodedImage]
+    folder: Path, split: str, batch: Batch, rows: Sequence[int], passes: Sequence[EncodedImage]
 ) -> list[dict[str, Any]]:
-    """Save the images of a batch, and return what became of their patches in each pass."""
+    """Save some images of a batch, and return what became of their patches in each pass."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for row, example in enumerate(batch.example.tolist()):
+    for row in rows:
+        example = int(batch.example[row])
         # A task fuses each image of an example once, in the order of the images.
         for which, image in enumerate(passes[: batch.images.shape[1]]):
             name = f"{_safe(split)}-{example}-{which}.png"

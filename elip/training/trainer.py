@@ -27,7 +27,6 @@ _HARMLESS = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # its own use of a deprecated call
     ".*Experiment logs directory .* exists and is not empty.*",  # older logs were set aside
     ".*Checkpoint directory .* exists and is not empty.*",  # the run goes on in its own directory
-    ".*infer the batch indices.*",  # predictions name their examples themselves
     ".*does not have many workers.*",  # loading in the main process is a choice, see DataModule
 )
 
