@@ -154,7 +154,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Patch tokens in the image encoder, CLS left out.
+    """Patch tokens in the image encoder, or in the fusion where the reducer acts there; no CLS.
 
     Attributes:
         patches: P, without reduction.

@@ -183,9 +183,9 @@ class Recorder(Callback):
             evaluations=self.evaluations,
             tokens=Tokens(
                 patches=image.num_patches,
-                entering=tuple(float(count) for count in image.plan.entering),
+                entering=tuple(float(count) for count in module.meter.plan.entering),
                 keep_ratio_asked=_asked(module),
-                keep_ratio=image.plan.keep_ratio,
+                keep_ratio=module.meter.plan.keep_ratio,
             ),
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=(
