@@ -77,8 +77,7 @@ def _checked(
     config = draft.config
     if not reduces:
         # One run stands for all keep ratios; it must not carry the one that came first.
-        model = {key: value for key, value in config["model"].items() if key != "schedule"}
-        config = {**config, "model": model}
+        config = {**config, "model": {**config["model"], "schedule": {"keep_ratio": 1.0}}}
     leave_out = VOLATILE if reduces else (*VOLATILE, *_UNREDUCED)
     return Checked(
         draft.stage, draft.labels, config, config_hash(resolved, leave_out), resolved, reduces,

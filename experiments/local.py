@@ -251,8 +251,11 @@ class LocalLauncher:
                 self.board.set(cell, "waiting")
                 self.listener.event(cell, "was killed from outside; it is started again")
                 return
-            give_up(cell, f"{error_of(cell)} {deaths} times in a row. Where memory runs out, the "
-                    "system kills: fewer --jobs or a smaller batch help.")  # fmt: skip
+            give_up(
+                cell,
+                f"{error_of(cell).rstrip('.')}, {deaths} times in a row. Where memory runs out, "
+                "the system kills: fewer --jobs or a smaller batch help.",
+            )
             seen = "failed"
         self.board.set(cell, "done" if seen == "done" else "failed")
         first = error_of(cell).splitlines()[0] if seen == "failed" else ""

@@ -1,0 +1,181 @@
+"""A grid file unfolds into the runs that it says, and nothing else passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.check import Checked
+from experiments.grid import GridError, merged, put, read_grid
+from experiments.plan import Cell, build_plan, select
+
+SHELF = ("ELIP", "Identity", "ToMe")
+
+
+def write(folder: Path, content: dict[str, Any], name: str = "grid.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def plan(path: Path, sets: tuple[str, ...] = ()) -> list[Cell]:
+    """The plan of a grid, with a parser that takes everything."""
+    grid = read_grid(path, sets)
+    checked = []
+    for draft in grid.drafts(SHELF):
+        reducer = draft.config["model"].get("reducer", {"class_path": "ELIP"})
+        reduces = reducer["class_path"] != "Identity"
+        config = dict(draft.config)
+        if not reduces:
+            config["model"] = {k: v for k, v in config["model"].items() if k != "schedule"}
+        checked.append(
+            Checked(draft.stage, draft.labels, config, repr(config), draft.config, reduces)
+        )
+    return build_plan(grid, checked, path.parent / "runs")
+
+
+STUDY = {
+    "set": {"model.meter.preset": "tiny"},
+    "axes": {"reducer": ["Identity", "ELIP"], "keep_ratio": [0.5, 0.7], "seed": [0, 1]},
+    "stages": {"fit": {"set": {"trainer.max_steps": 3}}, "test": {"after": "fit"}},
+}
+
+
+def test_product_without_repeats_and_with_parents(tmp_path: Path) -> None:
+    cells = plan(write(tmp_path, STUDY))
+    names = [cell.key for cell in cells]
+    fits = ["Identity-seed0", "Identity-seed1"]
+    fits += [f"ELIP-keep_ratio{ratio}-seed{seed}" for ratio in (0.5, 0.7) for seed in (0, 1)]
+    assert names == [f"{stage}/{name}" for stage in ("fit", "test") for name in fits]
+    for cell in cells[6:]:
+        assert cell.parent is not None
+        assert cell.parent.name == cell.name
+        assert cell.config["ckpt_path"] == str(cell.parent.folder / "checkpoints" / "best.ckpt")
+    first = cells[2].config
+    assert first["model"]["reducer"] == {"class_path": "ELIP", "init_args": {}}
+    assert first["model"]["schedule"] == {"keep_ratio": 0.5}
+    assert first["model"]["meter"] == {"preset": "tiny"}
+    assert first["trainer"]["max_steps"] == 3
+    assert first["seed_everything"] == 0
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+def test_identity_follows_the_configuration_and_nothing_else(tmp_path: Path) -> None:
+    before = {cell.key: cell.id for cell in plan(write(tmp_path, STUDY))}
+    turned = {**STUDY, "axes": {**STUDY["axes"], "keep_ratio": [0.7, 0.5]}}  # type: ignore[dict-item]
+    assert {cell.key: cell.id for cell in plan(write(tmp_path, turned))} == before
+    after = {cell.key: cell.id for cell in plan(write(tmp_path, STUDY), ("trainer.max_steps=4",))}
+    assert not set(before.values()) & set(after.values())
+
+
+def test_a_change_in_a_parent_changes_its_children_only(tmp_path: Path) -> None:
+    before = {cell.key: cell.id for cell in plan(write(tmp_path, STUDY))}
+    longer = {
+        **STUDY,
+        "stages": {**STUDY["stages"], "test": {"after": "fit", "checkpoint": "last"}},
+    }  # type: ignore[dict-item]
+    after = {cell.key: cell.id for cell in plan(write(tmp_path, longer))}
+    assert {key for key in before if before[key] == after[key]} == {
+        key for key in before if key.startswith("fit/")
+    }
+
+
+def test_stages_on_different_axes(tmp_path: Path) -> None:
+    tasks = {"vqa": {"model.task": "VQA", "data.batch_size": 2}, "pairs": {"model.task": "NLVR2"}}
+    content = {
+        "axes": {"reducer": ["shelf"], "task": tasks},
+        "exclude": [{"reducer": "ToMe", "task": "pairs"}],
+        "stages": {
+            "pretrain": {
+                "command": "fit",
+                "axes": ["reducer"],
+                "set": {"model.task": "Pretraining"},
+            },
+            "finetune": {"command": "fit", "after": "pretrain", "checkpoint": "last"},
+            "test": {"after": "finetune"},
+        },
+    }
+    cells = plan(write(tmp_path, content))
+    assert [cell.key for cell in cells if cell.stage.name != "test"] == [
+        "pretrain/ELIP", "pretrain/Identity", "pretrain/ToMe", "finetune/ELIP-vqa",
+        "finetune/ELIP-pairs", "finetune/Identity-vqa", "finetune/Identity-pairs",
+        "finetune/ToMe-vqa",
+    ]  # fmt: skip
+    finetune = cells[3]
+    assert finetune.config["model"]["weights"] == str(cells[0].folder / "checkpoints" / "last.ckpt")
+    assert finetune.config["model"]["task"] == "VQA"
+    assert finetune.config["data"]["batch_size"] == 2
+
+
+def test_only_takes_parents_along(tmp_path: Path) -> None:
+    cells = plan(write(tmp_path, STUDY))
+    keys = [cell.key for cell in select(cells, ["test/ELIP-keep_ratio0.5-*"])]
+    names = ["ELIP-keep_ratio0.5-seed0", "ELIP-keep_ratio0.5-seed1"]
+    assert keys == [f"{stage}/{name}" for stage in ("fit", "test") for name in names]
+    assert len(select(cells, ["reducer=Identity|ELIP,seed=1"])) == 6
+    assert len(select(cells, [])) == 12
+    with pytest.raises(GridError, match="fits none of 12 runs"):
+        select(cells, ["reducer=Elip"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stagess": {}}, "Did you mean 'stages'"),
+        ({"stages": {}}, "no stages"),
+        ({"stages": {"fit": {"comand": "fit"}}}, "Did you mean 'command'"),
+        ({"stages": {"train": {}}}, "'train' is not one of"),
+        ({"stages": {"fit": {"axes": ["sed"]}}}, "Did you mean 'seed'"),
+        ({"stages": {"test": {"after": "fit"}, "fit": {}}}, "stand before it"),
+        ({"stages": {"fit": {}, "test": {"after": "fit", "axes": ["seed"]}}}, "lacks .'reducer'"),
+        ({"stages": {"fit": {"resources": {"minute": 3}}}}, "Did you mean 'minutes'"),
+        ({"stages": {"fit": {"price": {"gflops": 3}}}}, "needs gflops, examples"),
+        ({"axes": {"sead": [0]}}, "Did you mean 'seed'"),
+        ({"axes": {"seed": []}}, "has no values"),
+        ({"axes": {"seed": [1, 1]}}, "named alike"),
+        ({"axes": [1]}, "must be a mapping"),
+        ({"exclude": [{"size": 1}]}, "'size' is not one of"),
+        ({"base": "nowhere.yaml"}, "Cannot read .*nowhere.yaml"),
+    ],
+)
+def test_wrong_files_are_told_what_would_be_right(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GridError, match=message):
+        read_grid(write(tmp_path, {**STUDY, **change}))
+
+
+def test_layers_and_dotted_options() -> None:
+    below = {"model": {"reducer": {"class_path": "A", "init_args": {"x": 1}}, "task": "VQA"}}
+    above = {"model": {"reducer": {"class_path": "B", "init_args": {}}}}
+    assert merged(below, above)["model"] == {
+        "reducer": {"class_path": "B", "init_args": {}},
+        "task": "VQA",
+    }
+    put(below, "model.task.init_args.y", [1])
+    put(below, "trainer.max_steps", 3)
+    assert below["model"]["task"] == {"class_path": "VQA", "init_args": {"y": [1]}}
+    assert below["trainer"] == {"max_steps": 3}
+
+
+def test_problems_are_listed_and_nothing_is_planned(tmp_path: Path) -> None:
+    grid = read_grid(write(tmp_path, STUDY))
+    checked = [
+        Checked(each.stage, each.labels, each.config, problem="no such option 'mixx'")
+        for each in grid.drafts(SHELF)
+    ]
+    with pytest.raises(
+        GridError, match=r"16 of 16 runs.*\n  fit Identity-keep_ratio0.5.*mixx"
+    ) as e:
+        build_plan(grid, checked, tmp_path)
+    assert "and 11 more" in str(e.value)
+    missing = [
+        Checked(
+            "fit", {}, {}, files={"model.weights": None}, resolved={"model": {"weights": "w.ckpt"}}
+        )
+    ]
+    with pytest.raises(GridError, match="model.weights: no such file w.ckpt"):
+        build_plan(grid, missing, tmp_path)

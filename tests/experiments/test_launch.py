@@ -1,0 +1,302 @@
+"""The launcher carries a grid to its end, whatever is killed on the way.
+
+The runs are stand-ins (see fake.py); the launcher is a process of its own, as a person starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from elip.record import read_record
+from experiments.attempt import acquire
+from experiments.results import gather
+
+FAKE = Path(__file__).with_name("fake.py")
+ROOT = Path(__file__).parents[2]
+CHANGING = ("attempts", "wall_s", "folder", "started")
+
+STUDY: dict[str, Any] = {
+    "set": {"fake.steps": 3},
+    "axes": {"reducer": ["Identity", "Random", "ELIP"], "keep_ratio": [0.5, 0.7], "seed": [0, 1]},
+    "stages": {"fit": {}, "test": {"after": "fit", "checkpoint": "last", "set": {"fake.steps": 1}}},
+}
+SMALL = {**STUDY, "axes": {"reducer": ["Identity", "ELIP"], "seed": [0]}}
+
+
+def write(folder: Path, content: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def start(grid: Path, *options: str, **more: Any) -> subprocess.Popen[str]:
+    search = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "PYTHONPATH": search, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, str(FAKE), "launch", str(grid), "--runs", str(grid.parent / "runs"), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **more,
+    )  # fmt: skip
+
+
+def launch(grid: Path, *options: str) -> tuple[int, str]:
+    process = start(grid, "--jobs", "4", *options)
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def table(grid: Path) -> pa.Table:
+    """All that a launch must end in, without what differs from one time to the next."""
+    found, bad = gather(grid.parent / "runs")
+    assert not bad
+    found = found.drop_columns([*CHANGING, "parent"])
+    return found.sort_by([("stage", "ascending"), ("cell", "ascending")])
+
+
+def attempts(grid: Path) -> dict[str, list[dict[str, Any]]]:
+    files = sorted(grid.parent.glob("runs/*/*/*/attempts.jsonl"))
+    return {
+        f"{file.parents[1].name}/{file.parent.name[:-9]}": [
+            json.loads(line) for line in file.read_text().splitlines()
+        ]
+        for file in files
+    }
+
+
+def record_of(grid: Path, key: str) -> Any:
+    stage, name = key.split("/")
+    folder = next(grid.parent.glob(f"runs/*/{stage}/{name}-????????"))
+    return read_record(folder if stage.startswith("fit") else folder / "test")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    grid = write(tmp_path_factory.mktemp("undisturbed"), STUDY)
+    status, said = launch(grid)
+    assert status == 0, said
+    found = table(grid)
+    assert found.num_rows == 20  # (1 + 2 + 2) x 2 seeds x 2 stages
+    assert found["status"].to_pylist() == ["completed"] * 20
+    return found
+
+
+def test_nothing_is_run_twice(tmp_path: Path) -> None:
+    grid = write(tmp_path, SMALL)
+    assert launch(grid)[0] == 0
+    once = attempts(grid)
+    status, said = launch(grid)
+    assert status == 0
+    assert "4 runs, 4 done before" in said
+    assert attempts(grid) == once
+    # A changed run is run; the others are not.
+    changed = {**SMALL, "axes": {**SMALL["axes"], "seed": [0, 1]}}
+    status, said = launch(write(tmp_path, changed))
+    assert "8 runs, 4 done before" in said
+    assert {key: value for key, value in attempts(grid).items() if "seed0" in key} == once
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_launcher_killed_three_times_gives_the_same_table(
+    tmp_path: Path, undisturbed: pa.Table, seed: int
+) -> None:
+    grid = write(tmp_path, STUDY)
+    draw = random.Random(seed)
+    for _ in range(3):
+        process = start(grid, "--jobs", "2")
+        time.sleep(draw.uniform(0.8, 2.2))
+        process.kill()
+        process.communicate()
+    status, said = launch(grid)
+    assert status == 0, said
+    assert table(grid).equals(undisturbed)
+    # No run was ever at work twice at once: each step was done once, or again after a death.
+    for log in grid.parent.glob("runs/*/fit/*/log.txt"):
+        steps = [line for line in log.read_text().splitlines() if line.startswith("step")]
+        assert steps == ["step 1", "step 2", "step 3"], log
+
+
+def test_worker_and_launcher_killed_give_the_same_table(
+    tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    grid = write(tmp_path, STUDY)
+    draw = random.Random(3)
+    for _ in range(3):
+        process = start(grid, "--jobs", "2")
+        time.sleep(draw.uniform(1.0, 2.0))
+        process.kill()
+        process.communicate()
+        for lock in grid.parent.glob("runs/*/*/*/.lock"):
+            held = acquire(lock)
+            if held is None:
+                os.killpg(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+            else:
+                held.close()
+    status, said = launch(grid)
+    assert status == 0, said
+    assert table(grid).equals(undisturbed)
+
+
+def test_ctrl_c_stops_and_goes_on(tmp_path: Path, undisturbed: pa.Table) -> None:
+    grid = write(tmp_path, {**STUDY, "set": {"fake.steps": 40}})
+    process = start(grid, "--jobs", "2")
+    _wait_for(lambda: len(list(grid.parent.glob("runs/*/fit/*/checkpoints/last.ckpt"))) == 2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert said.count("stopped; start again to go on") == 2
+    assert record_of(grid, "fit/Identity-seed0").status == "interrupted"
+    _, said = launch(grid, "--only", "fit/Identity-*")
+    assert said.count("goes on") == 2
+    log = next(grid.parent.glob("runs/*/fit/Identity-seed0-*/log.txt")).read_text()
+    assert [line for line in log.splitlines() if line.startswith("step")] == [
+        f"step {number}" for number in range(1, 41)
+    ]
+
+
+def test_failing_cell_is_isolated_and_said(tmp_path: Path) -> None:
+    axes = {
+        "reducer": {
+            "Identity": "Identity",
+            "bad": {"model.reducer.class_path": "ELIP", "fake.fail": True},
+        }
+    }
+    grid = write(tmp_path, {**STUDY, "axes": axes})
+    status, said = launch(grid)
+    assert status == 1
+    assert "fit/bad: failed: ValueError: mix is 2; it must lie in [0, 1]" in said
+    assert "test/bad: skipped, since fit/bad failed" in said
+    assert "test/Identity: done" in said
+    record = record_of(grid, "fit/bad")
+    assert record.status == "failed"
+    assert record.error == "ValueError: mix is 2; it must lie in [0, 1]"
+    assert "about to fail" in record.log_tail
+    assert record.reducer == "ELIP"
+    assert record.datasets == ()
+    assert table(grid)["status"].to_pylist() == ["failed", "completed", "completed"]
+    # It is not tried again unless that is asked for; then its children come along.
+    status, said = launch(grid)
+    assert status == 1
+    assert "starts" not in said
+    assert launch(grid, "--retry-failed")[0] == 1
+    assert len(attempts(grid)["fit/bad"]) == 2
+    assert len(list(grid.parent.glob("runs/*/fit/bad-*/run-1.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error", "tries"),
+    [
+        ({"fake.memory": True}, "MemoryError: ", 1),
+        ({"fake.killed": "always"}, "Killed from outside (SIGKILL), 3 times in a row.", 3),
+    ],
+)
+def test_out_of_memory(tmp_path: Path, behaviour: dict[str, Any], error: str, tries: int) -> None:
+    axes = {"reducer": {"ToMe": "ToMe", "big": {"model.reducer.class_path": "ELIP", **behaviour}}}
+    grid = write(tmp_path, {**STUDY, "axes": axes})
+    status, _ = launch(grid)
+    assert status == 1
+    record = record_of(grid, "fit/big")
+    assert record.status == "failed"
+    assert record.error.startswith(error)
+    assert len(attempts(grid)["fit/big"]) == tries
+    assert record_of(grid, "test/ToMe").status == "completed"
+
+
+@pytest.mark.parametrize("behaviour", [{"fake.killed": "once"}, {"fake.preempted": True}])
+def test_preempted_cell_resumes(tmp_path: Path, behaviour: dict[str, Any]) -> None:
+    content = {**SMALL, "stages": {"fit": {"set": behaviour}, "test": {"after": "fit"}}}
+    grid = write(tmp_path, content)
+    status, said = launch(grid)
+    assert status == 0, said
+    assert "fit/ELIP-seed0: was killed from outside; it is started again" in said
+    assert "fit/ELIP-seed0: goes on" in said
+    log = next(grid.parent.glob("runs/*/fit/ELIP-seed0-*/log.txt")).read_text()
+    assert [line for line in log.splitlines() if line.startswith("step")] == [
+        "step 1", "step 2", "step 3",
+    ]  # fmt: skip
+
+
+def test_dry_run_starts_nothing_and_knows_times(tmp_path: Path) -> None:
+    price = {"gflops": 50.0, "examples": 7.2e6, "tera_per_second": 100.0}
+    fit = {**SMALL["stages"]["fit"], "price": price}
+    grid = write(tmp_path, {**SMALL, "stages": {**SMALL["stages"], "fit": fit}})
+    status, said = launch(grid, "--dry-run")
+    assert status == 0
+    assert not (tmp_path / "runs").exists()
+    assert "4 runs in study: 0 done, 4 to run." in said
+    assert "About 2.0 h one after the other" in said
+    assert "Of 2 of them nothing is known" in said
+    assert launch(grid, "--only", "Identity-*")[0] == 0
+    status, said = launch(grid, "--dry-run")
+    assert "4 runs in study: 2 done, 2 to run." in said
+    assert "nothing is known" not in said
+
+
+def test_a_typo_in_one_cell_stops_everything(tmp_path: Path) -> None:
+    axes = {"reducer": {"ELIP": "ELIP", "bad": {"model.reducer.class_path": "ELIP", "modle.x": 1}}}
+    grid = write(tmp_path, {**STUDY, "axes": axes})
+    status, said = launch(grid)
+    assert status == 2
+    assert "2 of 4 runs cannot start, so none was started" in said
+    assert "fit bad: no option modle" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_launcher_a_grid(tmp_path: Path) -> None:
+    grid = write(tmp_path, {**SMALL, "set": {"fake.steps": 40}})
+    first = start(grid, "--jobs", "1")
+    _wait_for(lambda: list(grid.parent.glob("runs/*/fit/*/log.txt")))
+    status, said = launch(grid)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=30)
+    assert status == 2
+    assert f"is being launched already, by process {first.pid}" in said
+
+
+def test_damaged_record_is_a_failure_that_can_be_retried(tmp_path: Path) -> None:
+    grid = write(tmp_path, SMALL)
+    assert launch(grid)[0] == 0
+    whole = table(grid)
+    next(tmp_path.glob("runs/*/test/ELIP-*/test/run.json")).write_text('{"schema": 1')
+    status, said = launch(grid)
+    assert status == 1
+    assert "half written or damaged" in said
+    assert launch(grid, "--retry-failed")[0] == 0
+    assert table(grid).equals(whole)
+
+
+def test_overhead_of_a_cell_is_small(tmp_path: Path) -> None:
+    """What the launcher adds to the time of its child processes, at one run at a time."""
+    content = {"axes": {"reducer": ["ELIP"], "seed": list(range(10))}, "stages": {"fit": {}}}
+    grid = write(tmp_path, content)
+    assert launch(grid, "--only", "seed=0")[0] == 0  # also makes the check's files warm
+    process = start(grid, "--jobs", "1")
+    began = time.monotonic()
+    said, _ = process.communicate(timeout=120)
+    wall = time.monotonic() - began
+    assert process.returncode == 0, said
+    inside = sum(each[0]["seconds"] for key, each in attempts(grid).items() if "seed0" not in key)
+    again = time.monotonic()
+    assert launch(grid)[0] == 0
+    fixed = time.monotonic() - again
+    overhead = (wall - inside - fixed) / 9
+    print(f"launcher overhead: {1e3 * overhead:.0f} ms a run")
+    assert overhead < 0.5
+
+
+def _wait_for(condition: Any, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
