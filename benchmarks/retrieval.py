@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from torch import Tensor
 
@@ -27,7 +27,9 @@ from elip.schedule import Schedule
 from elip.tasks.base import begin_images
 from elip.tasks.gallery import Gallery
 from elip.tasks.retrieval import Retrieval
-from reducers import shelf
+from reducers import Reducer, shelf
+
+METHODS = shelf()
 
 
 def main() -> None:
@@ -36,9 +38,9 @@ def main() -> None:
     columns = ("reducer", "cached s", "pair by pair s", "speed-up", "largest difference")
     shape = f"{options.preset}, {options.images} images x {options.texts} texts"
     table = Table(*columns, title=f"Retrieval evaluation: {shape}, {options.device}")
-    for name in options.reducers:
-        table.add_row(name, *_row(name, options))
-    Console().print(table)
+    with Live(table):
+        for name in options.reducers:
+            table.add_row(name, *_row(METHODS[name], options))
 
 
 def _options() -> argparse.Namespace:
@@ -49,7 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--pairs", type=int, default=64, help="pairs at once, in both ways")
     parser.add_argument("--keep-ratio", type=float, default=0.7)
-    parser.add_argument("--reducers", nargs="+", choices=shelf(), metavar="NAME",
+    parser.add_argument("--reducers", nargs="+", choices=METHODS, metavar="NAME",
                         default=["Identity", "Random", "ELIP"])  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="run in bfloat16 autocast")
@@ -57,11 +59,11 @@ def _options() -> argparse.Namespace:
 
 
 @torch.inference_mode()
-def _row(name: str, options: argparse.Namespace) -> tuple[str, ...]:
+def _row(method: type[Reducer], options: argparse.Namespace) -> tuple[str, ...]:
     torch.manual_seed(0)
     sizes = MeterConfig(preset=options.preset, image_size=options.image_size).resolve()
     schedule = Schedule(keep_ratio=options.keep_ratio)
-    meter = Meter(sizes, shelf()[name](), schedule, vocab_size=1000).eval().to(options.device)
+    meter = Meter(sizes, method(), schedule, vocab_size=1000).eval().to(options.device)
     task = Retrieval(pairs=options.pairs)
     task.build(meter, 0)
     task.eval().to(options.device)
