@@ -1,5 +1,8 @@
 """Cost of reducers in one METER: multiply-adds, time, memory.
 
+The model has random weights and the heads of pre-training: inference is one image-text pair scored,
+a training step both passes (masked words and matching).
+
 python -m elip.cost --config experiments/elip_0.7.yaml --reducers ELIP,ToMe --keep-ratios 0.9,0.5
 """
 

@@ -24,6 +24,7 @@ from elip.tasks.pretrain import Pretraining
 from reducers.contract import Reducer
 
 NO_REDUCTION = "no reduction"
+# Word pieces of a text encoder that has no vocabulary of its own; the data would bring it.
 _VOCAB = 1000
 _COUNTED_EXAMPLES = 2
 
@@ -168,14 +169,16 @@ def _candidates(
     keep_ratios: Sequence[float],
     device: torch.device,
 ) -> list[_Candidate]:
-    base = Meter(config.resolve(), vocab_size=_VOCAB).to(device)
+    sizes = config.resolve()
+    vocab = _VOCAB if sizes.text_encoder in ("roberta", "bert") else None
+    base = Meter(sizes, vocab_size=vocab).to(device)
     found = [_candidate(NO_REDUCTION, base, base)]
     for name, make in methods.items():
         # A method that never acts is no reduction: it has no ratio.
         for ratio in keep_ratios if make().acts != "never" else ():
             asked = replace(schedule, keep_ratio=ratio, counts=None)
             with torch.device("meta"):
-                meter = Meter(base.sizes, make(), asked, _VOCAB)
+                meter = Meter(sizes, make(), asked, vocab)
             _share_weights(meter, base, device)
             found.append(_candidate(name, meter, base))
     return found
@@ -270,7 +273,9 @@ def _batch(meter: Meter, count: int) -> Batch:
     """Return a batch of random pixels and words; what they say does not change a cost."""
     sizes, generator = meter.sizes, torch.Generator().manual_seed(0)
     shape = (count, 1, 3, sizes.image_size, sizes.image_size)
-    text = _words(count, sizes.max_text_len, generator)
+    words = (count, sizes.max_text_len)
+    ids = torch.randint(5, meter.text.vocab_size, words, generator=generator)
+    text = TextBatch(ids, torch.ones(words, dtype=torch.bool))
     return Batch(
         images=torch.randint(256, shape, generator=generator).to(torch.uint8),
         text=text,
@@ -281,8 +286,3 @@ def _batch(meter: Meter, count: int) -> Batch:
         masked_labels=text.ids,
         false_images=torch.randint(256, shape, generator=generator).to(torch.uint8),
     )
-
-
-def _words(count: int, length: int, generator: torch.Generator) -> TextBatch:
-    ids = torch.randint(5, _VOCAB, (count, length), generator=generator)
-    return TextBatch(ids, torch.ones(count, length, dtype=torch.bool))
