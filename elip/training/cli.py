@@ -99,6 +99,12 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Tie together what the model, the data and the seed must agree on."""
+        parser.add_argument(
+            "--effective_batch_size",
+            type=int | None,
+            default=None,
+            help="Examples an optimiser step over all processes; gradients are accumulated to it.",
+        )
         parser.link_arguments(
             "model.meter", "data.image_size", compute_fn=lambda meter: _sizes(meter).image_size
         )
@@ -155,7 +161,16 @@ class ExperimentCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = build_callbacks(
             self.run_dir, self.subcommand, self._plain_config(), config.get("ckpt_path")
         )
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        wanted, at_once = config.effective_batch_size, config.data.batch_size * trainer.world_size
+        if wanted is not None:
+            if wanted % at_once:
+                raise ValueError(
+                    f"effective_batch_size {wanted} is not a multiple of data.batch_size "
+                    f"{config.data.batch_size} times {trainer.world_size} processes."
+                )
+            trainer.accumulate_grad_batches = wanted // at_once
+        return trainer
 
     def _plain_config(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""

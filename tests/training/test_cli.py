@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from elip.record import Record, read_record
-from elip.training.cli import ExperimentCLI, main
+from elip.training.cli import main
 from reducers.contract import Reducer
 from reducers.random import Random
+from tests.training.test_configs import Parsed
 
 ROOT = Path(__file__).parents[2]
 ELIP_YAML = str(ROOT / "experiments" / "elip_0.7.yaml")
@@ -56,11 +57,7 @@ def fit(root: Path, data: Path, *more: str, steps: int = 4) -> Record:
 
 
 def parse(*args: str) -> Any:
-    cli = ExperimentCLI.__new__(ExperimentCLI)
-    parser_only = type("ParserOnly", (ExperimentCLI,), {"instantiate_classes": lambda self: None,
-                       "_run_subcommand": lambda self, name: None})  # fmt: skip
-    del cli
-    return parser_only(["fit", "--config", ELIP_YAML, *args]).config.fit
+    return Parsed(["fit", "--config", ELIP_YAML, *args]).config.fit
 
 
 def test_files_and_options_layer(tmp_path: Path) -> None:
