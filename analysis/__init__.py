@@ -1,0 +1,1 @@
+"""From run records to tables, figures and a report. Reads files only and never imports torch."""

@@ -1,0 +1,189 @@
+"""Folders of runs in, one table out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from elip.provenance import VOLATILE, config_hash
+from elip.record import RECORD_NAME, Record, RecordError, read_record
+
+# What differs between the seeds of one setting, or says where a run's files lie.
+_NO_PART_OF_A_SETTING = (
+    *VOLATILE, "trainer", "seed_everything", "data.seed", "data.root", "ckpt_path", "weights_only",
+    "model.weights", "optimizer", "lr_scheduler",
+)  # fmt: skip
+
+_FROM_TRAINING = (
+    "gflops_training_step", "gflops_identity_training_step",
+    "train_steps", "train_epochs", "train_s", "train_images_per_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record that could not be read.
+
+    Attributes:
+        path: Where it lies.
+        message: Why.
+    """
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Everything that was found.
+
+    Attributes:
+        table: One row a run: the columns of `elip.record.COLUMNS`, the scores, and ``folder``,
+            ``setup`` (identity of the configuration without the seed), ``label`` (the method in
+            tables and figures), ``keep`` (the keep ratio that it stands under: as asked, else as
+            measured; 1 without reduction; the share of patches of a smaller image) and ``mode`` ("trained", or "off the shelf" where the reducer was
+            put on a model that was trained without it).
+        records: The records, in the order of the rows.
+        broken: Records that could not be read.
+    """
+
+    table: pd.DataFrame
+    records: tuple[Record, ...]
+    broken: tuple[Broken, ...]
+
+
+def load(folders: Iterable[Path | str]) -> Runs:
+    """Read every run record below some folders.
+
+    Args:
+        folders: Searched at any depth.
+
+    Raises:
+        FileNotFoundError: A folder does not exist, or there is no record in any of them.
+    """
+    folders = [Path(folder) for folder in folders]
+    for folder in folders:
+        if not folder.exists():
+            raise FileNotFoundError(f"There is no folder {folder}.")
+    records, broken, rows = [], [], []
+    for path in sorted(set(_find(folders))):
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            broken.append(Broken(str(path), str(error)))
+            continue
+        records.append(record)
+        setup = config_hash(record.config, _NO_PART_OF_A_SETTING)
+        rows.append({"folder": str(path.parent), "setup": setup, **record.row()})
+    if not records and not broken:
+        raise FileNotFoundError(
+            f"No {RECORD_NAME} below {', '.join(map(str, folders))}. A run writes it when it ends."
+        )
+    table = pd.DataFrame(rows)
+    if records:
+        table = _with_mode(_with_labels(table))
+    return Runs(table, tuple(records), tuple(broken))
+
+
+def _find(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        for place, below, files in os.walk(folder):
+            below[:] = sorted(name for name in below if name not in ("checkpoints", "tensorboard"))
+            if RECORD_NAME in files:
+                yield Path(place, RECORD_NAME)
+
+
+def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """Name the methods: the reducer, and its options where the runs differ in them."""
+    labels = table["reducer"].copy()
+    for reducer, rows in table.groupby("reducer"):
+        options = {text: json.loads(text) for text in rows["reducer_options"].unique()}
+        differing = _differing(list(options.values()))
+        for text, values in options.items():
+            said = ", ".join(f"{name}={_short(values.get(name))}" for name in differing)
+            mine = rows.index[rows["reducer_options"] == text]
+            labels.loc[mine] = f"{reducer} ({said})" if said else str(reducer)
+    largest = table.groupby(["task", "datasets"])["patches"].transform("max")
+    identity = table["reducer"] == "Identity"
+    smaller = identity & (table["patches"] < largest)
+    keep = table["keep_ratio_asked"].astype(float).fillna(table["keep_ratio"].astype(float))
+    keep = keep.mask(identity, 1.0).mask(smaller, table["patches"] / largest)
+    labels[smaller] = "Smaller image"
+    return table.assign(label=labels, keep=keep.fillna(1.0).round(3))
+
+
+def _differing(options: list[dict[str, Any]]) -> list[str]:
+    names = sorted({name for each in options for name in each})
+    return [
+        name
+        for name in names
+        if len({json.dumps(each.get(name), sort_keys=True, default=str) for each in options}) > 1
+    ]
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _with_mode(table: pd.DataFrame) -> pd.DataFrame:
+    """Take the cost of training from the run that the weights came from, and name the mode."""
+    table = table.assign(mode="trained")
+    by_folder = {str(Path(folder).resolve()): i for i, folder in enumerate(table["folder"])}
+    for row, parent in zip(table.index, table["parent"], strict=True):
+        source = by_folder.get(_run_of(parent))
+        if table.at[row, "subcommand"] == "fit" or source is None:
+            continue
+        before = table.loc[source]
+        same = before["label"] == table.at[row, "label"] and (
+            before["keep_ratio_asked"] == table.at[row, "keep_ratio_asked"]
+            or pd.isna(table.at[row, "keep_ratio_asked"])
+        )
+        if same:
+            table.loc[row, list(_FROM_TRAINING)] = before[list(_FROM_TRAINING)]
+        else:
+            table.at[row, "mode"] = "off the shelf"
+    return table
+
+
+def _run_of(parent: Any) -> str:
+    """Return the run folder that a checkpoint's path points into; '' where there is none."""
+    if not isinstance(parent, str):
+        return ""
+    path = Path(parent)
+    path = path.parent.parent if path.parent.name == "checkpoints" else path
+    return str(path.resolve())
+
+
+def training_curves(runs: Runs) -> pd.DataFrame:
+    """Return ``val/main`` over the steps of every training run: folder, label, step, score.
+
+    Logs that were set aside when a run was continued count as well; the latest entry of a step
+    stands.
+    """
+    frames = []
+    fits = runs.table[runs.table["subcommand"] == "fit"] if len(runs.table) else runs.table
+    for row in fits.itertuples():
+        pieces = [_read_log(path) for path in sorted(Path(row.folder).glob("metrics*.csv"))]
+        pieces = [piece for piece in pieces if piece is not None]
+        if pieces:
+            joined = pd.concat(pieces).drop_duplicates("step", keep="last").sort_values("step")
+            frames.append(joined.assign(folder=row.folder))
+    if not frames:
+        return pd.DataFrame(columns=["step", "score", "folder"])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _read_log(path: Path) -> pd.DataFrame | None:
+    try:
+        log = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError):
+        return None
+    if not {"step", "val/main"} <= set(log.columns):
+        return None
+    return log[["step", "val/main"]].dropna().rename(columns={"val/main": "score"})

@@ -1,0 +1,272 @@
+"""Means with intervals, fair comparisons, and summaries over tasks.
+
+Every interval is at the 95% level unless told otherwise. Where the data cannot carry an interval
+(one seed, or no spread over seeds) there is none: ``low`` and ``high`` are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Sequence[Array]], Array]
+"""Reduces the last axis of each stratum, and then the strata, to one number."""
+
+LEVEL = 0.95
+"""Level of all intervals unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and where the truth may lie.
+
+    Attributes:
+        value: The estimate.
+        low, high: Ends of the interval; None where the data carry none.
+        count: How many values (seeds, in a study) went in.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+def t_interval(values: Sequence[float] | Array, level: float = LEVEL) -> Interval:
+    """Return the mean of independent values with Student's interval.
+
+    ``mean ± t(n - 1) * s / sqrt(n)``.
+
+    Args:
+        values: One a seed, at least one.
+        level: Share of studies whose interval holds the true mean.
+    """
+    data = np.asarray(values, dtype=float)
+    mean, count = float(data.mean()), len(data)
+    spread = float(data.std(ddof=1)) if count > 1 else 0.0
+    if spread <= _rounding(data):
+        return Interval(mean, None, None, count)
+    half = stats.t.ppf((1 + level) / 2, count - 1) * spread / count**0.5
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def bootstrap_interval(
+    strata: Sequence[Sequence[float] | Array],
+    statistic: Statistic,
+    level: float = LEVEL,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return a statistic of several groups of seeds with a stratified bootstrap interval.
+
+    Seeds are drawn anew within each stratum (a task), n - 1 of n, which makes the bootstrap
+    variance of a mean unbiased for the few seeds that a study has; the half-width is Student's t
+    (n - 1 degrees of freedom, summed over the strata) times the bootstrap standard error.
+
+    Source: Rao and Wu, 1988, Resampling Inference with Complex Survey Data; Agarwal et al., 2021,
+    arXiv:2108.13264, for strata in comparisons over tasks.
+
+    Args:
+        strata: The values of each group, one a seed.
+        statistic: What is estimated.
+        level: Share of studies whose interval holds the truth.
+        resamples: Bootstrap samples.
+        seed: Of the draws.
+    """
+    data = [np.asarray(values, dtype=float) for values in strata]
+    value, count = float(statistic(data)), sum(map(len, data))
+    if min(map(len, data)) < 2:
+        return Interval(value, None, None, count)
+    generator = np.random.default_rng(seed)
+    drawn = [
+        group[generator.integers(len(group), size=(resamples, len(group) - 1))] for group in data
+    ]
+    error = float(statistic(drawn).std(ddof=1))
+    if error <= _rounding(np.concatenate(data)):
+        return Interval(value, None, None, count)
+    half = stats.t.ppf((1 + level) / 2, count - len(data)) * error
+    return Interval(value, value - half, value + half, count)
+
+
+def _rounding(data: Array) -> float:
+    return 1e-12 * max(1.0, float(np.abs(data).max()))
+
+
+def mean_over_tasks(strata: Sequence[Array]) -> Array:
+    """Return the mean over tasks of the mean over seeds."""
+    return np.stack([group.mean(axis=-1) for group in strata]).mean(axis=0)
+
+
+def interquartile_mean(strata: Sequence[Array]) -> Array:
+    """Return the mean of the middle half of all scores of all tasks together.
+
+    Scores must be on one scale, such as shares of the score without reduction. It is meant for
+    several tasks: on one task of five seeds its bootstrap interval is on the wide side (97.4%).
+    """
+    together = np.concatenate(list(strata), axis=-1)
+    trimmed: Array = np.asarray(stats.trim_mean(together, 0.25, axis=-1))
+    return trimmed
+
+
+def probability_of_improvement(
+    a: Sequence[Sequence[float] | Array],
+    b: Sequence[Sequence[float] | Array],
+    level: float = LEVEL,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return how often a run of A scores above a run of B, averaged over tasks; ties count half.
+
+    ``mean over tasks of U / (n m)`` with the Mann-Whitney U. The interval is cut to [0, 1].
+
+    Args:
+        a: Scores of A, one group a task.
+        b: Scores of B, in the same order of tasks.
+        level: Share of studies whose interval holds the truth.
+        resamples: Bootstrap samples.
+        seed: Of the draws.
+    """
+    half = len(a)
+
+    def wins(groups: Sequence[Array]) -> Array:
+        shares = []
+        for left, right in zip(groups[:half], groups[half:], strict=True):
+            gap = left[..., :, None] - right[..., None, :]
+            shares.append(((gap > 0) + 0.5 * (gap == 0)).mean(axis=(-2, -1)))
+        return np.stack(shares).mean(axis=0)
+
+    found = bootstrap_interval([*a, *b], wins, level, resamples, seed)
+    if found.low is None or found.high is None:
+        return found
+    return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0), found.count)
+
+
+def curve_area(cost: Sequence[float], score: Sequence[float], low: float, high: float) -> float:
+    """Return the mean height of a score-cost curve between two costs, in units of the score.
+
+    The points are joined by straight lines; nothing is extended beyond them.
+
+    Args:
+        cost: GFLOPs of the points, in any order.
+        score: Their scores.
+        low: Where the range starts.
+        high: Where it ends.
+
+    Raises:
+        ValueError: The points do not reach over the range; the message gives both.
+    """
+    x, y = np.asarray(cost, dtype=float), np.asarray(score, dtype=float)
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    if not low < high or low < x[0] or high > x[-1]:
+        raise ValueError(
+            f"The curve spans {x[0]:g} to {x[-1]:g} GFLOPs; asked for {low:g} to {high:g}."
+        )
+    inside = (x > low) & (x < high)
+    grid = np.concatenate([[low], x[inside], [high]])
+    heights = np.concatenate([[np.interp(low, x, y)], y[inside], [np.interp(high, x, y)]])
+    return float(np.trapezoid(heights, grid) / (high - low))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, by Holm's step-down rule.
+
+    Source: Holm, 1979, A Simple Sequentially Rejective Multiple Test Procedure.
+    """
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return [float(p) for p in corrected]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Two methods on the same seeds.
+
+    Attributes:
+        a, b: Their names.
+        where: What was scored: task, keep ratio.
+        scores_a, scores_b: Score by seed; seeds that only one has are left out.
+    """
+
+    a: str
+    b: str
+    where: str
+    scores_a: Mapping[int, float]
+    scores_b: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a pairing shows.
+
+    Attributes:
+        a, b, where: As in the pairing.
+        pairs: Seeds that both have.
+        difference: Mean of A minus B; None without a common seed.
+        low, high: Its interval, corrected for the number of comparisons; None where there is none.
+        p_value: Of the paired t-test, corrected likewise.
+    """
+
+    a: str
+    b: str
+    where: str
+    pairs: int
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+    @property
+    def verdict(self) -> str:
+        """``A beats B`` only where the corrected interval lies wholly on one side of 0."""
+        if self.pairs < 2:
+            return "one seed: no comparison" if self.pairs else "no common seed"
+        if self.low is not None and self.low > 0:
+            return f"{self.a} beats {self.b}"
+        if self.high is not None and self.high < 0:
+            return f"{self.b} beats {self.a}"
+        return "no difference shown"
+
+
+def compare(pairings: Sequence[Pairing], level: float = LEVEL) -> list[Comparison]:
+    """Compare by seed with paired t-tests, and correct all of them together (Holm).
+
+    The interval of a comparison is Student's at level ``1 - alpha * p / p_corrected``, so that it
+    leaves out 0 exactly where the corrected p-value is below alpha = 1 - level. Differences
+    without any spread carry no interval: seeds that change nothing say nothing.
+
+    Args:
+        pairings: Everything that is compared in one table.
+        level: 1 minus the chance of any false "A beats B" among them.
+    """
+    gaps = [_gaps(pairing) for pairing in pairings]
+    tested = [i for i, gap in enumerate(gaps) if len(gap) > 1 and t_interval(gap).low is not None]
+    raw = [float(stats.ttest_1samp(gaps[i], 0.0).pvalue) for i in tested]
+    corrected = dict(zip(tested, zip(raw, holm(raw), strict=True), strict=True))
+    results = []
+    for index, (pairing, gap) in enumerate(zip(pairings, gaps, strict=True)):
+        mean = float(gap.mean()) if len(gap) else None
+        interval, p_corrected = Interval(0.0, None, None, 0), None
+        if index in corrected:
+            p, p_corrected = corrected[index]
+            share = p / p_corrected if p_corrected > 0 else 1 / len(tested)
+            interval = t_interval(gap, 1 - (1 - level) * share)
+        results.append(
+            Comparison(
+                pairing.a, pairing.b, pairing.where, len(gap), mean,
+                interval.low, interval.high, p_corrected,
+            )
+        )  # fmt: skip
+    return results
+
+
+def _gaps(pairing: Pairing) -> Array:
+    seeds = sorted(pairing.scores_a.keys() & pairing.scores_b.keys())
+    return np.array([pairing.scores_a[seed] - pairing.scores_b[seed] for seed in seeds])
