@@ -42,10 +42,12 @@ class Level:
     Attributes:
         label: Its name, in names of runs and in filters.
         options: What it sets, by dotted option.
+        base: Configuration that it brings, under what the grid sets.
     """
 
     label: str
     options: dict[str, Any]
+    base: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Stage:
         after: The stage whose checkpoints it starts from; None for none.
         start: What the checkpoint is: ``weights`` to start from, or ``ckpt_path`` to score.
         checkpoint: Which checkpoint: ``best`` or ``last``.
-        config: Configuration of its own, over the grid's.
+        base: Configuration of its own, over the grid's.
+        sets: What it sets in it, by dotted option.
         resources: What a cluster is asked for.
         price: What a run is expected to compute; None where nothing is stated.
     """
@@ -111,7 +114,8 @@ class Stage:
     after: str | None = None
     start: str = "weights"
     checkpoint: str = "best"
-    config: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, Any] = field(default_factory=dict)
     resources: Resources = Resources()
     price: Price | None = None
 
@@ -140,14 +144,18 @@ class Grid:
         axes: The values of each axis. `SHELF` stands as a level without options.
         exclude: Combinations that are left out: labels that must all match, by axis.
         stages: The stages, each behind the one it comes after.
-        config: Configuration of all runs.
+        base: Configuration of all runs.
+        sets: What the grid sets in it, by dotted option.
+        last: What lies over everything else, by dotted option.
     """
 
     name: str
     axes: dict[str, tuple[Level, ...]]
     exclude: tuple[dict[str, tuple[str, ...]], ...]
     stages: tuple[Stage, ...]
-    config: dict[str, Any]
+    base: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
         """Return the stage of that name."""
@@ -165,18 +173,28 @@ class Grid:
                 labels = {axis: each.label for axis, each in zip(stage.axes, chosen, strict=True)}
                 if any(_matches(rule, labels) for rule in self.exclude):
                     continue
-                config = merged(self.config, stage.config)
-                for each in chosen:
-                    for option, value in each.options.items():
-                        put(config, option, value)
-                yield Draft(stage.name, labels, config)
+                yield Draft(stage.name, labels, self._config(stage, chosen))
+
+    def _config(self, stage: Stage, chosen: Sequence[Level]) -> dict[str, Any]:
+        config = self.base
+        for level in chosen:
+            config = merged(config, level.base)
+        config = merged(config, {})
+        _put_all(config, self.sets)
+        config = merged(config, stage.base)
+        for options in (stage.sets, *(level.options for level in chosen), self.last):
+            _put_all(config, options)
+        if stage.after is not None:  # the parent's take their place
+            config.get("model", {}).pop("weights", None)
+            config.pop("ckpt_path", None)
+        return config
 
     def _levels(self, axis: str, shelf: Sequence[str]) -> list[Level]:
         levels: list[Level] = []
         for level in self.axes[axis]:
             if axis == "reducer" and level.label == SHELF:
                 there = {each.label for each in levels}
-                levels += [_level(axis, name, name) for name in shelf if name not in there]
+                levels += [_level(axis, name, name, Path()) for name in shelf if name not in there]
             else:
                 levels.append(level)
         return levels
@@ -195,7 +213,7 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
     content = _mapping(_load(path), str(path))
     _known(content, ("base", "set", "axes", "exclude", "stages"), str(path))
     axes = {
-        name: _axis(name, values, f"{path}: axes.{name}")
+        name: _axis(name, values, path)
         for name, values in _mapping(content.get("axes", {}), f"{path}: axes").items()
     }
     stages: dict[str, Stage] = {}
@@ -203,14 +221,9 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
         stages[name] = _stage(name, value, axes, stages, path)
     if not stages:
         raise GridError(f"{path} has no stages; give at least one, such as `test: {{}}`.")
-    for stage in stages.values():
-        for each in sets:
-            option, equals, text = each.partition("=")
-            if not equals:
-                raise GridError(f"--set {each}: give option=value.")
-            put(stage.config, option, yaml.safe_load(text))
     exclude = tuple(_rule(rule, axes, path) for rule in content.get("exclude") or [])
-    return Grid(path.stem, axes, exclude, tuple(stages.values()), _config(content, path, str(path)))
+    base, own = _layers(content, path, str(path))
+    return Grid(path.stem, axes, exclude, tuple(stages.values()), base, own, _given(sets))
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,7 +281,7 @@ def _stage(
     resources = _fields(Resources, content.get("resources") or {}, f"{where}.resources")
     price = content.get("price")
     return Stage(
-        name, command, chosen, after, start, checkpoint, _config(content, path, where),
+        name, command, chosen, after, start, checkpoint, *_layers(content, path, where),
         resources, None if price is None else _fields(Price, price, f"{where}.price"),
     )  # fmt: skip
 
@@ -283,23 +296,44 @@ def _fields(kind: type[Any], value: Any, where: str) -> Any:
         raise GridError(f"{where} needs {needed}; it has {sorted(content)}.") from error
 
 
-def _config(content: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
-    base = content.get("base") or []
+def _layers(
+    content: Mapping[str, Any], path: Path, where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _files(content.get("base"), path), _mapping(content.get("set") or {}, f"{where}: set")
+
+
+def _files(names: Any, path: Path) -> dict[str, Any]:
+    """Merge configuration files, named from the grid file's folder."""
     config: dict[str, Any] = {}
-    for name in [base] if isinstance(base, str) else base:
+    for name in [names] if isinstance(names, str) else names or []:
         file = path.parent / name
         config = merged(config, _mapping(_load(file), str(file)))
-    for option, value in _mapping(content.get("set") or {}, f"{where}: set").items():
-        put(config, option, value)
     return config
 
 
-def _axis(name: str, values: Any, where: str) -> tuple[Level, ...]:
+def _put_all(config: dict[str, Any], options: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        put(config, option, value)
+
+
+def _given(sets: Sequence[str]) -> dict[str, Any]:
+    """Read the ``option=value`` of the command line."""
+    options = {}
+    for each in sets:
+        option, equals, text = each.partition("=")
+        if not equals:
+            raise GridError(f"--set {each}: give option=value.")
+        options[option] = yaml.safe_load(text)
+    return options
+
+
+def _axis(name: str, values: Any, path: Path) -> tuple[Level, ...]:
+    where = f"{path}: axes.{name}"
     if isinstance(values, dict):
-        levels = tuple(_level(name, str(label), value) for label, value in values.items())
+        levels = tuple(_level(name, str(label), value, path) for label, value in values.items())
     else:
         given = values if isinstance(values, list) else [values]
-        levels = tuple(_level(name, _label(value), value) for value in given)
+        levels = tuple(_level(name, _label(value), value, path) for value in given)
     labels = [level.label for level in levels]
     if len(set(labels)) < len(labels):
         raise GridError(f"{where} has two values named alike in {labels}; write `label: value`.")
@@ -316,10 +350,11 @@ def _axis(name: str, values: Any, where: str) -> tuple[Level, ...]:
     return levels
 
 
-def _level(axis: str, label: str, value: Any) -> Level:
-    """Make a level: a mapping whose keys hold a dot sets these options, else it is the value."""
-    if isinstance(value, dict) and value and all("." in str(key) for key in value):
-        return Level(label, value)
+def _level(axis: str, label: str, value: Any, path: Path) -> Level:
+    """Make a level: a mapping of dotted options (and ``base``) sets these, else it is the value."""
+    if isinstance(value, dict) and value and all("." in key or key == "base" for key in value):
+        options = {option: each for option, each in value.items() if option != "base"}
+        return Level(label, options, _files(value.get("base"), path))
     if axis == "reducer" and isinstance(value, str):
         value = {"class_path": value, "init_args": {}}
     return Level(label, {ALIASES.get(axis, axis): value})

@@ -123,8 +123,9 @@ def record(
     write_record(
         Record(
             name=folder.name, subcommand=command, status=status,
-            started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:01+00:00", config=config, config_hash=identity,
-            code=Code("0"), packages={}, hardware=Hardware(), seed=config.get("seed_everything"),
+            started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:00:01+00:00", config=config,
+            config_hash=identity, code=Code("0"), packages={}, hardware=Hardware(),
+            seed=config.get("seed_everything"),
             task="VQA", datasets=("shapes",), reducer=reducer, main_metric="accuracy", error=error,
             evaluations=scores if status == "completed" else (),
         ),

@@ -71,6 +71,21 @@ def test_identity_follows_the_configuration_and_nothing_else(tmp_path: Path) -> 
     assert not set(before.values()) & set(after.values())
 
 
+def test_layers_lie_over_each_other_in_order(tmp_path: Path) -> None:
+    write(tmp_path, {"trainer": {"a": 0, "b": 0, "c": 0, "d": 0, "e": 0, "f": 0}}, "base.yaml")
+    write(tmp_path, {"trainer": {"b": 1, "c": 1, "d": 1, "e": 1, "f": 1}}, "vqa.yaml")
+    write(tmp_path, {"trainer": {"d": 3, "e": 3, "f": 3}}, "stage.yaml")
+    content = {
+        "base": "base.yaml",
+        "set": {"trainer.c": 2, "trainer.d": 2},
+        "axes": {"task": {"vqa": {"base": "vqa.yaml", "trainer.e": 4, "trainer.f": 4}}},
+        "stages": {"fit": {"base": "stage.yaml"}},
+    }
+    grid = read_grid(write(tmp_path, content), ["trainer.f=5"])
+    (draft,) = grid.drafts(SHELF)
+    assert draft.config["trainer"] == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5}
+
+
 def test_a_change_in_a_parent_changes_its_children_only(tmp_path: Path) -> None:
     before = {cell.key: cell.id for cell in plan(write(tmp_path, STUDY))}
     longer = {
@@ -177,5 +192,5 @@ def test_problems_are_listed_and_nothing_is_planned(tmp_path: Path) -> None:
             "fit", {}, {}, files={"model.weights": None}, resolved={"model": {"weights": "w.ckpt"}}
         )
     ]
-    with pytest.raises(GridError, match="model.weights: no such file w.ckpt"):
+    with pytest.raises(GridError, match=r"model\.weights: no such file w\.ckpt"):
         build_plan(grid, missing, tmp_path)
