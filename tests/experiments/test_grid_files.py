@@ -1,0 +1,95 @@
+"""The grids of this repository are taken by the command line's own parser, every run of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.check import check
+from experiments.grid import Grid, read_grid
+from experiments.plan import build_plan
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(ROOT.glob("experiments/**/grids/*.yaml"))
+
+
+def few(grid: Grid) -> Grid:
+    """One value of each number and three reducers: every option once, not every combination."""
+    shorter = {axis: grid.axes[axis][:1] for axis in ("keep_ratio", "seed") if axis in grid.axes}
+    reducers = tuple(level for level in grid.axes["reducer"] if level.label != "shelf")[:3]
+    return replace(grid, axes={**grid.axes, **shorter, "reducer": reducers})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_stage_of_every_grid_parses(path: Path, tmp_path: Path) -> None:
+    assert path.read_text().startswith(f"# python -m experiments.launch {path.relative_to(ROOT)}")
+    grid = read_grid(path)
+    checked = list(check(few(grid)))
+    assert [each.problem for each in checked] == [None] * len(checked)
+    # Weights that are made or downloaded first need not lie here.
+    present = [replace(each, files={}) for each in checked]
+    cells = build_plan(few(grid), present, tmp_path)
+    assert {cell.stage.name for cell in cells} == {stage.name for stage in grid.stages}
+    assert all(cell.parent is not None for cell in cells if cell.stage.after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_run_of_every_grid_parses(path: Path) -> None:
+    checked = list(check(read_grid(path)))
+    assert [each.problem for each in checked if each.problem] == []
+
+
+def test_no_reduction_has_one_identity_and_others_one_each(tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_text(
+        f"base: {ROOT}/experiments/elip_0.7.yaml\n"
+        "axes: {reducer: [Identity, ELIP], keep_ratio: [0.5, 0.7, 1.7, 0.1]}\n"
+        "exclude: [{reducer: ELIP, keep_ratio: [1.7, 0.1]}, {reducer: Identity, keep_ratio: 1.7}]\n"
+        "stages: {fit: {}}\n"
+    )
+    grid = read_grid(tmp_path / "g.yaml")
+    cells = build_plan(grid, list(check(grid)), tmp_path)
+    assert [cell.name for cell in cells] == ["Identity", "ELIP-keep_ratio0.5", "ELIP-keep_ratio0.7"]
+    assert cells[0].config["model"]["schedule"] == {"keep_ratio": 1.0}
+    nothing = replace(grid, axes={**grid.axes, "reducer": grid.axes["reducer"][:1]})
+    nothing = replace(nothing, last={"model.reducer": None})
+    (same,) = build_plan(nothing, list(check(nothing)), tmp_path)
+    assert same.id == cells[0].id
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.reducer=ELIPP", "near it: ELIP"),
+        ("model.schedule.keep_ratoi=0.5", "keep_ratoi"),
+        ("model.schedule.keep_ratio=1.7", "keep_ratio is 1.7"),
+        ("model.schedule.keep_ratio=0.01", "cannot be reached"),
+        ("model.meter.image_size=65", "not a multiple of patch_size"),
+        ("trainer.max_stepz=3", "max_stepz"),
+    ],
+)
+def test_a_wrong_option_is_a_problem_of_its_run(tmp_path: Path, option: str, message: str) -> None:
+    (tmp_path / "g.yaml").write_text(
+        f"base: {ROOT}/experiments/elip_0.7.yaml\naxes: {{seed: [0]}}\nstages: {{fit: {{}}}}\n"
+    )
+    (checked,) = check(read_grid(tmp_path / "g.yaml", [option]))
+    assert checked.problem is not None
+    assert message in checked.problem
+
+
+def test_the_child_process_answers_in_json(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.check", "experiments/grids/smoke.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    answers = json.loads(done.stdout)
+    assert [each["stage"] for each in answers] == ["fit"] * 3 + ["test"] * 3
+    assert answers[0]["resolved"]["model"]["reducer"]["class_path"] == "reducers.identity.Identity"
+    (tmp_path / "wrong.yaml").write_text("stages: {}")
+    command = [*command[:-1], str(tmp_path / "wrong.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "has no stages" in done.stderr
