@@ -16,7 +16,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from elip.cost import CostError, measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
 from elip.data.batch import Batch
-from elip.provenance import code_version, config_hash, hardware, package_versions, peak_memory_bytes
+from elip.provenance import (
+    VOLATILE,
+    code_version,
+    config_hash,
+    hardware,
+    package_versions,
+    peak_memory_bytes,
+)
 from elip.record import Evaluation, Gflops, Record, Speed, Status, Tokens, Training, write_record
 from elip.summary import print_summary
 from elip.training.module import Experiment
@@ -169,7 +176,7 @@ class Recorder(Callback):
             started=self.started,
             ended=_now(),
             config=self.config,
-            config_hash=config_hash(self.config),
+            config_hash=config_hash(self.config, self._volatile()),
             code=code_version(),
             packages=package_versions(),
             hardware=hardware(),
@@ -197,6 +204,10 @@ class Recorder(Callback):
             log_tail=tuple(self._log.lines),
             notes=tuple(notes),
         )
+
+    def _volatile(self) -> tuple[str, ...]:
+        """Return what is no part of the run's identity: also where a training run was resumed."""
+        return (*VOLATILE, "ckpt_path") if self.command == "fit" else VOLATILE
 
     def _training(self, trainer: Trainer) -> Training:
         return Training(

@@ -6,8 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from elip.training.optimization import Optimization, learning_rate_factor
+from elip.model.config import MeterConfig
+from elip.model.meter import Meter
+from elip.tasks import tasks
+from elip.training.optimization import (
+    Optimization,
+    build_optimizer,
+    learning_rate_factor,
+    placements,
+)
+from elip.weights.names import from_meter
+from tests.parity.meter_cases import Whole
 
 
 def test_schedule(golden: Path) -> None:
@@ -32,3 +43,71 @@ def test_schedule(golden: Path) -> None:
                 assert got == pytest.approx(rate, rel=1e-9, abs=1e-20), (settings, step)
                 checked += 1
     assert checked > 500
+
+
+_TASKS = {
+    "pretrain": ("Pretraining", 0),
+    "irtr_f30k": ("Retrieval", 0),
+    "nlvr2": ("NLVR2", 2),
+    "snli": ("SNLIVE", 3),
+    "vqa": ("VQA", 3129),
+}
+
+
+@pytest.fixture(scope="module")
+def published() -> Meter:
+    with torch.device("meta"):
+        return Meter(MeterConfig("clip16_roberta").resolve())
+
+
+@pytest.mark.parametrize("name", list(_TASKS))
+def test_groups_of_the_reference(golden: Path, published: Meter, name: str) -> None:
+    """Weight decay and learning-rate multiplier of every official parameter, by name."""
+    about = json.loads((golden / "meter" / f"c9_optim_groups_{name}.json").read_text())
+    task, answers = _TASKS[name]
+    with torch.device("meta"):
+        head = tasks()[task]()
+        head.build(published, answers)
+    places = placements(Whole(published, head), "reference")
+    multipliers = {
+        "backbone": 1.0,
+        "head": float(about["settings"]["lr_mult_head"]),
+        "cross_modal": float(about["settings"]["lr_mult_cross_modal"]),
+    }
+    compared = set()
+    for group in about["groups"]:
+        for official in group["names"]:
+            # Keys and values share a tensor here; each of them must want the same.
+            one = {official: torch.zeros(1)}
+            if ".key." in official or ".value." in official:
+                one = {official.replace(".value.", ".key."): torch.zeros(1)}
+                one[next(iter(one)).replace(".key.", ".value.")] = torch.zeros(1)
+            renamed = [ours for ours in from_meter(one)[0] if ours in places]
+            for ours in renamed:
+                place = places[ours]
+                assert place.decays == (group["weight_decay"] > 0), official
+                assert multipliers[place.owner] == group["lr_multiplier"], official
+                compared.add(ours)
+    assert compared == set(places)
+
+
+def test_groups_by_ownership_are_what_they_say() -> None:
+    meter = Meter(MeterConfig().resolve(), vocab_size=50)
+    head = tasks()["VQA"]()
+    head.build(meter, 5)
+    whole = Whole(meter, head)
+    places = placements(whole, "ownership")
+    assert set(places) == {name for name, _ in whole.named_parameters()}
+    for name, place in places.items():
+        assert (place.owner == "head") == name.startswith("task.")
+        assert (place.owner == "backbone") == name.startswith(("meter.image.", "meter.text."))
+        if name.endswith("bias") or ".norm" in name or "LayerNorm" in name:
+            assert not place.decays, name
+    assert places["task.classifier.0.weight"].decays
+    assert not places["task.classifier.1.weight"].decays
+    groups = build_optimizer(whole, Optimization(learning_rate=1e-3)).param_groups
+    rates = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
+    assert rates["head"] == pytest.approx((5e-3, 0.01))
+    assert rates["backbone without decay"] == (1e-3, 0.0)
+    counted = sum(len(group["params"]) for group in groups)
+    assert counted == len(places)
