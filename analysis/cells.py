@@ -242,25 +242,44 @@ def over_tasks(found: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def comparisons(found: Study, against: tuple[str, ...] = ENDS) -> list[Comparison]:
-    """Compare every method by seed with some others, at each keep ratio, corrected together.
+def comparisons(
+    found: Study, against: tuple[str, ...] = ENDS, by_ratio: bool = False
+) -> list[Comparison]:
+    """Compare every method by seed with some others; all in one table are corrected together.
 
     Args:
         found: The study.
         against: Labels of the others; Identity is the same at every keep ratio.
+        by_ratio: One comparison a keep ratio, or one of the means over all ratios that both have.
     """
+    cells: dict[tuple[str, str], dict[float, dict[int, float]]] = {}
+    seeded = found.scores.dropna(subset=["seed"])
+    for (setting, label, keep), group in seeded.groupby(KEYS):
+        scores = dict(zip(group["seed"].astype(int), group["score"], strict=True))
+        cells.setdefault((setting, label), {})[keep] = scores
     pairings = []
-    by_cell = {
-        key: dict(zip(group["seed"], group["score"], strict=True))
-        for key, group in found.scores.dropna(subset="seed").groupby(KEYS)
-    }
-    for setting, label, keep in sorted(by_cell):
+    for setting, label in sorted(cells):
         for other in against:
-            base = by_cell.get((setting, other, 1.0 if other == "Identity" else keep))
-            if base is not None and label not in (other, "Identity"):
-                where = f"{setting}, keep ratio {keep:g}"
-                pairings.append(Pairing(label, other, where, by_cell[setting, label, keep], base))
+            if (setting, other) not in cells or label in (other, "Identity"):
+                continue
+            mine, base = cells[setting, label], cells[setting, other]
+            whole = base.get(1.0) if other == "Identity" else None
+            pairs = {keep: (mine[keep], whole or base.get(keep)) for keep in sorted(mine)}
+            both = {keep: (a, b) for keep, (a, b) in pairs.items() if b is not None}
+            groups = [[keep] for keep in both] if by_ratio else [list(both)]
+            for keeps in filter(None, groups):
+                ratios = ", ".join(f"{keep:g}" for keep in keeps)
+                where = f"{setting}, keep ratio {ratios}"
+                ours = _mean_by_seed([both[keep][0] for keep in keeps])
+                theirs = _mean_by_seed([both[keep][1] for keep in keeps])
+                pairings.append(Pairing(label, other, where, ours, theirs))
     return compare(pairings)
+
+
+def _mean_by_seed(cells: list[dict[int, float]]) -> dict[int, float]:
+    """Return each seed's mean over several cells; seeds that one of them lacks are left out."""
+    seeds = set.intersection(*(set(cell) for cell in cells))
+    return {seed: float(np.mean([cell[seed] for cell in cells])) for seed in seeds}
 
 
 def areas(found: Study, setting: str) -> tuple[tuple[float, float], dict[str, Interval]]:

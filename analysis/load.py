@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -47,8 +48,9 @@ class Runs:
         table: One row a run: the columns of `elip.record.COLUMNS`, the scores, and ``folder``,
             ``setup`` (identity of the configuration without the seed), ``label`` (the method in
             tables and figures), ``keep`` (the keep ratio that it stands under: as asked, else as
-            measured; 1 without reduction; the share of patches of a smaller image) and ``mode`` ("trained", or "off the shelf" where the reducer was
-            put on a model that was trained without it).
+            measured; 1 without reduction; the share of patches of a smaller image) and ``mode``
+            ("trained", or "off the shelf" where the reducer was put on a model that was trained
+            without it).
         records: The records, in the order of the rows.
         broken: Records that could not be read.
     """
@@ -161,29 +163,29 @@ def _run_of(parent: Any) -> str:
 
 
 def training_curves(runs: Runs) -> pd.DataFrame:
-    """Return ``val/main`` over the steps of every training run: folder, label, step, score.
+    """Return ``val/main`` over the steps of every training run: ``folder``, ``step``, ``score``.
 
     Logs that were set aside when a run was continued count as well; the latest entry of a step
     stands.
     """
-    frames = []
-    fits = runs.table[runs.table["subcommand"] == "fit"] if len(runs.table) else runs.table
-    for row in fits.itertuples():
-        pieces = [_read_log(path) for path in sorted(Path(row.folder).glob("metrics*.csv"))]
-        pieces = [piece for piece in pieces if piece is not None]
-        if pieces:
-            joined = pd.concat(pieces).drop_duplicates("step", keep="last").sort_values("step")
-            frames.append(joined.assign(folder=row.folder))
-    if not frames:
-        return pd.DataFrame(columns=["step", "score", "folder"])
-    return pd.concat(frames, ignore_index=True)
+    rows: dict[tuple[str, int], float] = {}
+    for record, folder in zip(runs.records, runs.table.get("folder", ()), strict=True):
+        if record.subcommand == "fit":
+            for path in sorted(Path(folder).glob("metrics*.csv"), key=_age):
+                rows |= {(folder, step): score for step, score in _read_log(path)}
+    table = [(folder, step, score) for (folder, step), score in rows.items()]
+    return pd.DataFrame(table, columns=["folder", "step", "score"]).sort_values(["folder", "step"])
 
 
-def _read_log(path: Path) -> pd.DataFrame | None:
-    try:
-        log = pd.read_csv(path)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError):
-        return None
-    if not {"step", "val/main"} <= set(log.columns):
-        return None
-    return log[["step", "val/main"]].dropna().rename(columns={"val/main": "score"})
+def _age(path: Path) -> float:
+    """Order logs that were set aside (``metrics-1.csv``, ...) before the one in use."""
+    number = path.stem.removeprefix("metrics-")
+    return int(number) if number.isdigit() else float("inf")
+
+
+def _read_log(path: Path) -> Iterator[tuple[int, float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step, score = row.get("step"), row.get("val/main")
+            if step and score:
+                yield int(step), float(score)

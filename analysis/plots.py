@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from analysis.cells import Study, over_tasks, pareto
 from analysis.literature import Published
@@ -42,13 +44,23 @@ class Subject:
     study: Study
     published: tuple[Published, ...] = ()
 
-    @property
+    @cached_property
+    def logs(self) -> pd.DataFrame:
+        """The validation scores of all training runs."""
+        return training_curves(self.runs)
+
+    @cached_property
+    def over_tasks(self) -> pd.DataFrame:
+        """The cells averaged over the settings."""
+        return over_tasks(self.study) if len(self.study.cells) else pd.DataFrame()
+
+    @cached_property
     def looks(self) -> dict[str, Look]:
         """Colour and marker of every method."""
         cells = self.study.cells
         return looks(dict(zip(cells["label"], cells["family"], strict=True)))
 
-    @property
+    @cached_property
     def reference(self) -> float:
         """The keep ratio at which most methods were run; of several, the middle one."""
         cells = self.study.cells
@@ -82,98 +94,107 @@ def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     across = 1 if width <= ONE_COLUMN + 0.1 or count == 1 else 2
     down = -(-count // across)
     figure = Figure(figsize=(width, height * down), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, hspace=0.04)  # type: ignore[union-attr]
     panels = list(np.ravel(figure.subplots(down, across, squeeze=False)))
     for empty in panels[count:]:
         empty.set_axis_off()
     return figure, panels[:count]
 
 
-def _labels(
-    axes: Axes, points: Sequence[tuple[float, float, str, str]], room: float, left: bool = True
-) -> None:
-    """Write names beside the data instead of a legend, in a column without overlaps.
+@dataclass(frozen=True)
+class _Names:
+    """Names that go beside the data of one panel instead of a legend.
 
-    Args:
-        axes: Where; the limits of its y axis must stand.
-        points: x, y, text and colour of each label.
-        room: Width of the column, in inches.
-        left: Whether the column is left of the data or right of it.
+    Attributes:
+        axes: The panel.
+        points: x, y, text and colour of each name.
+        left: Whether they stand left of the data or right of it.
     """
-    if not points:
-        return
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
+
+    axes: Axes
+    points: Sequence[tuple[float, float, str, str]]
+    left: bool = True
+
+
+def _write(figure: Figure, columns: Sequence[_Names]) -> Figure:
+    """Write the names into columns without overlaps, with a thin line to each point.
+
+    Call it last: the layout is settled here, once, and kept.
+    """
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for names in columns:
+        _column(names, figure.dpi)
+    return figure
+
+
+def _column(names: _Names, dpi: float) -> None:
+    axes, left = names.axes, names.left
     box = axes.get_window_extent()
-    inches_wide, inches_high = box.width / figure.dpi, box.height / figure.dpi
-    x_low, x_high = axes.get_xlim()
-    extra = (x_high - x_low) * room / max(0.3, inches_wide - room)
-    axes.set_xlim((x_low - extra, x_high) if left else (x_low, x_high + extra))
-    edge = x_low - 0.06 * extra if left else x_high + 0.06 * extra
-    low, high = axes.get_ylim()
-    gap = _LINE * (high - low) / inches_high
-    places = spread([y for _, y, _, _ in points], gap, low + gap / 2, high - gap / 2)
-    for (x, y, text, colour), place in zip(points, places, strict=True):
+    wide, high = box.width / dpi, box.height / dpi
+    room = 0.12 + 0.046 * max((len(text) for _, _, text, _ in names.points), default=0)
+    start, end = axes.get_xlim()
+    extra = (end - start) * room / max(0.3, wide - room)
+    axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= end])
+    axes.set_xlim((start - extra, end) if left else (start, end + extra))
+    edge = start - 0.06 * extra if left else end + 0.06 * extra
+    bottom, top = axes.get_ylim()
+    gap = _LINE * (top - bottom) / high
+    wanted = [y for _, y, _, _ in names.points]
+    places = spread(wanted, gap, bottom + gap / 2, top - gap / 2)
+    for (x, y, text, colour), place in zip(names.points, places, strict=True):
         axes.plot([edge, x], [place, y], color=colour, lw=0.35, alpha=0.55, zorder=1)
         axes.text(
             edge, place, text, color=INK, fontsize=_SMALL, va="center_baseline",
             ha="right" if left else "left",
         )  # fmt: skip
-    ticks = [tick for tick in axes.get_xticks() if x_low <= tick <= x_high]
-    axes.set_xticks(ticks)
 
 
-def _room(texts: Sequence[str]) -> float:
-    return 0.12 + 0.046 * max((len(text) for text in texts), default=0)
-
-
-def _curves(axes: Axes, cells: pd.DataFrame, x: str, y: str, looked: dict[str, Look]) -> None:
+def _curves(axes: Axes, cells: pd.DataFrame, x: str, looked: dict[str, Look]) -> _Names:
     """Draw every method's points with intervals, joined in the order of their keep ratios.
 
     A line stops where a keep ratio that others have is missing.
     """
-    low, high = ("low", "high") if y == "score" else ("share_low", "share_high")
     reduced = cells[~cells["label"].isin(["Identity", "Smaller image"])]
     used = reduced.groupby("keep")["label"].nunique()
     keeps = set(used.index[used > 1])
     points = []
     for label, group in cells.groupby("label"):
-        group = group.dropna(subset=[x, y]).sort_values("keep")
-        if group.empty:
-            continue
+        group = group.sort_values("keep")
         look = looked[str(label)]
-        line = group.set_index("keep")[[x, y]]
-        if label not in ("Identity", "Smaller image"):
+        if label == "Identity":
+            _no_reduction(axes, group.iloc[0], x)
+            continue
+        line = group.set_index("keep")[[x, "score"]]
+        if label != "Smaller image":
             line = line.reindex(sorted(keeps | set(line.index)))
-        axes.plot(line[x], line[y], color=look.colour, lw=0.6, alpha=0.75, zorder=2)
+        axes.plot(line[x], line["score"], color=look.colour, lw=0.6, alpha=0.75, zorder=2)
         axes.plot(
-            group[x], group[y], look.marker, color=look.colour, mec="none", ms=3.6, zorder=4,
-            ls="none",
-        )  # fmt: skip
-        bars = group.dropna(subset=[low, high])
-        axes.vlines(bars[x], bars[low], bars[high], color=look.colour, lw=0.7, alpha=0.7, zorder=3)
-        first = group.sort_values(x).iloc[0]
-        name = "no reduction" if label == "Identity" else str(label)
-        points.append((float(first[x]), float(first[y]), name, look.colour))
-    front = cells[pareto(cells[x], cells[y])].sort_values(x)
-    if x != "keep_ratio" and len(front) > 1:
-        axes.plot(
-            front[x], front[y], color=INK, lw=2.6, alpha=0.16, zorder=1, solid_joinstyle="round"
+            group[x], group["score"], look.marker, color=look.colour, mec="none", ms=3.4, zorder=4
         )
-    identity = cells.loc[cells["label"] == "Identity", y]
-    if len(identity):
-        axes.axhline(identity.iloc[0], color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
-    plain = [point for point in points if point[2] != "no reduction"]
-    for at, height, name, colour in points:
-        if name == "no reduction":
-            axes.annotate(
-                name, (at, height), xytext=(-2, 5), textcoords="offset points", ha="right",
-                fontsize=_SMALL, color=INK,
-            )  # fmt: skip
-            axes.plot([at], [height], "o", ms=4.4, mfc="none", mec=colour, mew=1.0, zorder=5)
+        _bars(axes, group, x, look.colour)
+        first = group.sort_values(x).iloc[0]
+        points.append((float(first[x]), float(first["score"]), str(label), look.colour))
+    front = cells[pareto(cells[x], cells["score"])].sort_values(x)
+    if x != "keep_ratio" and len(front) > 1:
+        axes.step(front[x], front["score"], where="post", color=INK, lw=2.2, alpha=0.22, zorder=1)
     axes.margins(x=0.04, y=0.08)
-    _labels(axes, plain, _room([text for _, _, text, _ in plain]))
+    return _Names(axes, points)
+
+
+def _bars(axes: Axes, group: pd.DataFrame, x: str, colour: str, score: str = "") -> None:
+    low, high = (f"{score}low", f"{score}high")
+    bars = group.dropna(subset=[low, high])
+    axes.vlines(bars[x], bars[low], bars[high], color=colour, lw=0.6, alpha=0.55, zorder=3)
+
+
+def _no_reduction(axes: Axes, cell: pd.Series, x: str) -> None:
+    axes.axhline(cell["score"], color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
+    axes.plot(cell[x], cell["score"], "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
+    _bars(axes, cell.to_frame().T, x, INK)
+    axes.annotate(
+        "no reduction", (cell[x], cell["score"]), xytext=(-4, 5), textcoords="offset points",
+        ha="right", fontsize=_SMALL,
+    )  # fmt: skip
 
 
 def score_against(x: str, label: str) -> Callable[[Subject, float], Figure | None]:
@@ -185,15 +206,16 @@ def score_against(x: str, label: str) -> Callable[[Subject, float], Figure | Non
             return None
         settings = [name for name in subject.study.settings if (cells["setting"] == name).any()]
         figure, panels = _grid(len(settings), width, _height(cells))
+        names = []
         for axes, setting in zip(panels, settings, strict=True):
             mine = cells[cells["setting"] == setting]
             axes.set_title(setting)
             axes.set_xlabel(label)
             axes.set_ylabel(str(mine["metric"].iloc[0]))
             _published(axes, subject.published, mine)
-            _curves(axes, mine, x, "score", subject.looks)
+            names.append(_curves(axes, mine, x, subject.looks))
             _chance(axes, mine["chance"].mean())
-        return figure
+        return _write(figure, names)
 
     return draw
 
@@ -233,7 +255,7 @@ def _published(axes: Axes, published: Sequence[Published], cells: pd.DataFrame) 
 
 def relative(subject: Subject, width: float) -> Figure | None:
     """Draw the share of the score without reduction, over all settings, a panel for each family."""
-    cells = over_tasks(subject.study) if len(subject.study.cells) else pd.DataFrame()
+    cells = subject.over_tasks
     if cells.empty or cells["gflops_total"].isna().all():
         return None
     families = [name for name in dict.fromkeys(_FAMILY_ORDER) if (cells["family"] == name).any()]
@@ -249,9 +271,8 @@ def relative(subject: Subject, width: float) -> Figure | None:
         _family_panel(axes, cells, family, looked)
         if number % across == 0:
             axes.set_ylabel("share of no reduction")
-        if number >= len(families) - across:
-            axes.set_xlabel("GFLOPs, inference")
-            axes.tick_params(labelbottom=True)
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("GFLOPs, inference (one multiply-add = 1)", fontsize=7)
     return figure
 
 
@@ -277,11 +298,7 @@ def _family_panel(axes: Axes, cells: pd.DataFrame, family: str, looked: dict[str
             group["gflops_total"], group["share"], marker=look.marker, color=look.colour, ms=3.4,
             mec="none", lw=0.8, label=name, zorder=3,
         )  # fmt: skip
-        bars = group.dropna(subset=["share_low", "share_high"])
-        axes.vlines(
-            bars["gflops_total"], bars["share_low"], bars["share_high"], color=look.colour, lw=0.6,
-            alpha=0.7, zorder=2,
-        )  # fmt: skip
+        _bars(axes, group, "gflops_total", look.colour, "share_")
     axes.legend(
         loc="lower right", fontsize=5.2, frameon=False, handlelength=1.1, labelspacing=0.2,
         borderaxespad=0.1,
@@ -291,11 +308,12 @@ def _family_panel(axes: Axes, cells: pd.DataFrame, family: str, looked: dict[str
 def tokens_by_block(subject: Subject, width: float) -> Figure | None:
     """Draw the patch tokens that enter each block at the reference keep ratio."""
     series: dict[tuple[float, ...], set[str]] = {}
-    for number, record in enumerate(subject.runs.records):
-        row = subject.runs.table.loc[number]
-        at = row["keep"] == subject.reference or row["label"] == "Identity"
-        if record.tokens is not None and at:
-            series.setdefault(record.tokens.entering, set()).add(str(row["label"]))
+    table = subject.runs.table
+    for record, label, keep in zip(
+        subject.runs.records, table["label"], table["keep"], strict=True
+    ):
+        if record.tokens is not None and (keep == subject.reference or label == "Identity"):
+            series.setdefault(record.tokens.entering, set()).add(str(label))
     if not series:
         return None
     looked = subject.looks
@@ -308,7 +326,8 @@ def tokens_by_block(subject: Subject, width: float) -> Figure | None:
         colour = colours.pop() if len(colours) == 1 else INK
         places = np.arange(len(entering))
         axes.step(places, entering, where="mid", color=colour, lw=1.1)
-        said = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        said = f"{len(names)} methods" if len(names) > 2 else ", ".join(names)
+        said = "no reduction" if names == ["Identity"] else said
         points.append((float(places[-1]), float(entering[-1]), said, colour))
     blocks = max(map(len, series)) - 1
     axes.set_xticks(range(blocks + 1), [*map(str, range(blocks)), "out"])
@@ -317,8 +336,7 @@ def tokens_by_block(subject: Subject, width: float) -> Figure | None:
     axes.set_ylim(bottom=0)
     axes.set_xlim(-0.5, blocks + 0.5)
     axes.grid(axis="x", visible=False)
-    _labels(axes, points, _room([text for _, _, text, _ in points]), left=False)
-    return figure
+    return _write(figure, [_Names(axes, points, left=False)])
 
 
 def cost_breakdown(subject: Subject, width: float) -> Figure | None:
@@ -357,7 +375,7 @@ def cost_breakdown(subject: Subject, width: float) -> Figure | None:
 
 def curves(subject: Subject, width: float) -> Figure | None:
     """Draw the validation score over the training steps, mean over the seeds."""
-    logs = training_curves(subject.runs)
+    logs = subject.logs
     if logs.empty:
         return None
     columns = ["folder", "label", "keep", "task", "datasets", "main_metric"]
@@ -368,7 +386,7 @@ def curves(subject: Subject, width: float) -> Figure | None:
         return None
     most = int(logs.groupby("task")["label"].nunique().max())
     figure, panels = _grid(len(tasks), width, max(2.0, 0.65 + _LINE * most))
-    looked = subject.looks
+    looked, names = subject.looks, []
     for axes, (task, datasets) in zip(panels, tasks, strict=True):
         mine = logs[(logs["task"] == task) & (logs["datasets"] == datasets)]
         points = []
@@ -382,8 +400,8 @@ def curves(subject: Subject, width: float) -> Figure | None:
         axes.set_xlabel("optimiser steps")
         axes.set_ylabel(f"{mine['main_metric'].iloc[0]}, validation")
         axes.margins(x=0.02)
-        _labels(axes, points, _room([text for _, _, text, _ in points]), left=False)
-    return figure
+        names.append(_Names(axes, points, left=False))
+    return _write(figure, names)
 
 
 def coverage(subject: Subject, width: float) -> Figure | None:
@@ -418,25 +436,17 @@ def coverage(subject: Subject, width: float) -> Figure | None:
 
 
 def _cell(axes: Axes, x: int, y: int, seeds: int | None, most: int, why: str | None) -> None:
+    box = Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, facecolor="none", edgecolor="none")
     if seeds is not None:
-        full = seeds == most
-        colour = "#0a9471" if full else "#e3a008"
-        box = {"facecolor": colour, "alpha": 0.28 if full else 0.5, "edgecolor": "none"}
-        text = str(seeds)
+        full, text = seeds == most, str(seeds)
+        box.set_facecolor(("#0a9471", 0.28) if full else ("#e3a008", 0.5))
     else:
         failed = why not in (None, "not run")
-        colour = "#d4500b" if failed else MUTED
-        box = {"facecolor": "none", "edgecolor": colour, "linewidth": 0.5, "hatch": "//////"}
-        text = (why or "-") if failed else "-"
-    axes.add_patch(axes_rectangle(x, y, **box))
+        text = (why or "") if failed else ""
+        look = {"facecolor": ("#d4500b", 0.3)} if failed else {"hatch": "//////"}
+        box.set(edgecolor="#d4500b" if failed else MUTED, linewidth=0.5, **look)
+    axes.add_patch(box)
     axes.text(x, y, text, ha="center", va="center", fontsize=4.6 if len(text) > 2 else _SMALL)
-
-
-def axes_rectangle(x: int, y: int, **look):  # type: ignore[no-untyped-def]
-    """Return a cell of the coverage figure."""
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, **look)
 
 
 _POINTS = (
@@ -449,7 +459,8 @@ PLOTS: tuple[Plot, ...] = (
     Plot(
         "score_gflops",
         "Score against inference cost",
-        f"GFLOPs of one forward pass, one multiply-add = 1, the method's own work included. {_POINTS}",
+        "GFLOPs of one forward pass, one multiply-add = 1, the method's own work included. "
+        + _POINTS,
         score_against("gflops_total", "GFLOPs, inference (one multiply-add = 1)"),
     ),
     Plot(
@@ -500,7 +511,7 @@ PLOTS: tuple[Plot, ...] = (
     Plot(
         "coverage",
         "What was run",
-        "Seeds of each cell. Hatched: failed, interrupted, or not run.",
+        "Seeds of each cell; fewer than others in yellow. Red: failed or interrupted. Hatched: not run.",
         coverage,
     ),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -18,7 +19,9 @@ from PIL import Image, ImageDraw
 from analysis.style import figures
 
 _TILE = 288
-_DIM = 0.16
+_DROPPED, _MERGED = 0.1, 0.35
+"""Brightness of a dropped patch, and of one in a very large group."""
+
 _GROUPS = ("#ffd23f", "#3fd0ff", "#ff7ab8", "#8dff6e", "#ff8a3d", "#b69cff", "#2ee6b6", "#ff5252")
 # Background that dropped patches fade to.
 _DARK = np.array([18, 20, 24], dtype=float)
@@ -111,8 +114,8 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
     """Draw one reduction over its image.
 
     A patch that a token of its own stands for is bright. The more patches share a token, the
-    darker they are (by the square root of their number), within an outline in the group's colour.
-    Dropped patches are all but black.
+    darker they are, down to a third, within an outline in the group's colour. Dropped patches are
+    all but black.
 
     Args:
         image: The image, square patches in ``grid``.
@@ -129,8 +132,9 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
     sizes = Counter(token for token in origin if token >= 0)
     side = max(1, round(_TILE / max(rows, columns)))
     pixels = np.asarray(image.convert("RGB").resize((columns * side, rows * side)), dtype=float)
-    light = np.vectorize(lambda token: sizes[token] ** -0.5 if token >= 0 else 0.0)(tokens)
-    light = np.kron(_DIM + (1 - _DIM) * light, np.ones((side, side)))[..., None]
+    shades = {token: _MERGED + (1 - _MERGED) * size**-0.5 for token, size in sizes.items()}
+    light = np.array([shades.get(token, _DROPPED) for token in origin]).reshape(rows, columns)
+    light = np.kron(light, np.ones((side, side)))[..., None]
     shaded = Image.fromarray((pixels * light + _DARK * (1 - light)).astype(np.uint8))
     _outline(ImageDraw.Draw(shaded), tokens, _colours(tokens, sizes), side)
     return shaded
@@ -203,14 +207,36 @@ def gallery(maps: Sequence[TokenMap], examples: int = 4, columns: int = 8) -> Fi
     columns = min(columns, len(titles) + 1)
     lines = -(-(len(titles) + 1) // columns)
     with figures():
-        tall = [0.32] + [1.0, 0.12] * lines
-        figure = Figure(figsize=(1.05 * columns, 1.18 * sum(tall) * len(keys) * 0.92))
+        figure = Figure(figsize=(1.05 * columns, 1.38 * lines * len(keys)))
         parts = figure.add_gridspec(
-            len(keys), 1, hspace=0.08, left=0.01, right=0.99, top=1, bottom=0
+            len(keys), 1, hspace=0.1, left=0.01, right=0.99, top=1, bottom=0
         )
-        for part, key in zip(parts, keys, strict=True):
-            _block(figure, part, by_key[key], titles, lines, columns)
+        for number, key in enumerate(keys):
+            grid = parts[number].subgridspec(lines, columns, wspace=0.05, hspace=0.18)
+            panels = [figure.add_subplot(cell) for cell in grid]
+            _fill(panels, by_key[key], titles)
     return figure
+
+
+def _fill(panels: Sequence[Axes], maps: dict[str, TokenMap], titles: Sequence[str]) -> None:
+    """Draw one image: itself under its text, then what every reducer left of it."""
+    first = next(iter(maps.values()))
+    for axes in panels:
+        axes.set_axis_off()
+    with Image.open(first.image) as opened:
+        image = opened.convert("RGB")
+    text = "\n".join(textwrap.wrap(first.text, 26)[:3])
+    panels[0].imshow(image.resize((_TILE, _TILE)))
+    panels[0].set_title(text, fontsize=5.5, style="italic", pad=2)
+    for axes, title in zip(panels[1:], titles, strict=False):
+        if title not in maps:
+            axes.text(0.5, 0.5, f"{title}\nmissing", ha="center", va="center", fontsize=6)
+            continue
+        stage = maps[title].stages[-1]
+        axes.imshow(draw(image, stage.origin, maps[title].grid))
+        dropped = stage.origin.count(-1)
+        said = f"{stage.tokens} tokens" + (f", {dropped} dropped" if dropped else "")
+        axes.set_title(f"{title}\n{said}", fontsize=5.5, fontweight="normal", pad=2)
 
 
 def _various(
@@ -224,34 +250,6 @@ def _various(
         turns.append(seen[content])
         seen[content] += 1
     return [key for _, key in sorted(zip(turns, keys, strict=True), key=lambda pair: pair[0])]
-
-
-def _block(
-    figure: Figure, part, maps: dict[str, TokenMap], titles, lines: int, columns: int
-) -> None:  # type: ignore[no-untyped-def]
-    grid = part.subgridspec(lines, columns, wspace=0.05, hspace=0.2)
-    first = next(iter(maps.values()))
-    with Image.open(first.image) as opened:
-        image = opened.convert("RGB")
-    for place in range(lines * columns):
-        axes = figure.add_subplot(grid[place // columns, place % columns])
-        axes.set_axis_off()
-        if place == 0:
-            axes.imshow(image.resize((_TILE, _TILE)))
-            axes.set_title(
-                "\n".join(textwrap.wrap(first.text, 26)[:3]), fontsize=5.5, style="italic"
-            )
-        elif place <= len(titles):
-            title = titles[place - 1]
-            found = maps.get(title)
-            if found is None:
-                axes.text(0.5, 0.5, f"{title}\nmissing", ha="center", va="center", fontsize=6)
-                continue
-            stage = found.stages[-1]
-            axes.imshow(draw(image, stage.origin, found.grid))
-            dropped = sum(token < 0 for token in stage.origin)
-            said = f"{stage.tokens} tokens" + (f", {dropped} dropped" if dropped else "")
-            axes.set_title(f"{title}\n{said}", fontsize=5.5, fontweight="normal", pad=2)
 
 
 def stages(maps: Sequence[TokenMap]) -> Figure:

@@ -1,0 +1,41 @@
+"""Write the report of some runs: ``python -m analysis RUNS [RUNS ...] --out REPORT``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from analysis.report import write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Figures, tables and one HTML page from the records of finished runs.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, searched at any depth")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--title", default="Token reduction: report", help="heading of the page")
+    parser.add_argument(
+        "--against", action="append", default=[], metavar="METHOD",
+        help="compare all others with this method too; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--literature", action="store_true", help="draw published results as hollow markers"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        path = write_report(
+            given.runs, given.out, given.title, tuple(given.against), given.literature
+        )
+    except (FileNotFoundError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

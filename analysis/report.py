@@ -1,0 +1,269 @@
+"""The report: one HTML page, and every figure and table of it as files."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.cells import ENDS, study
+from analysis.literature import PUBLISHED
+from analysis.load import Runs, load
+from analysis.page import figure, inline_png, inline_svg, page
+from analysis.plots import PLOTS, Subject
+from analysis.style import ONE_COLUMN, TWO_COLUMN, figures
+from analysis.tables import Table, tables
+from analysis.tokenmaps import gallery, load_tokens, save_png
+from elip.record import CONVENTION
+
+REPORT_NAME = "report.html"
+"""The page, in the report's folder; ``figures/`` and ``tables/`` lie beside it."""
+
+_FOLDED = {"comparisons_by_ratio", "missing"}
+_SIZES = (("one-column", ONE_COLUMN), ("two-column", TWO_COLUMN))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the page is put together from."""
+
+    subject: Subject
+    plots: dict[str, str]
+    undrawn: list[str]
+    tables: dict[str, Table]
+    maps: str
+
+
+def write_report(
+    folders: Iterable[Path | str],
+    out: Path | str,
+    title: str = "Token reduction: report",
+    against: tuple[str, ...] = (),
+    literature: bool = False,
+) -> Path:
+    """Read runs and write the report.
+
+    Args:
+        folders: Searched for run records, at any depth.
+        out: Folder of the report; files of an earlier report are written over.
+        title: Heading of the page.
+        against: Methods to compare all others with, beside no reduction and Random.
+        literature: Whether published results are drawn and listed.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        FileNotFoundError: There is no run record.
+        ValueError: A method to compare with is not among the runs; the message lists them.
+    """
+    folders, out = list(folders), Path(out)
+    runs = load(folders)
+    subject = Subject(runs, study(runs), PUBLISHED if literature else ())
+    _check_known(subject, against)
+    for name in ("figures", "tables"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    against = tuple(dict.fromkeys((*ENDS, *against)))
+    plots, undrawn = _draw(subject, out / "figures")
+    made = {table.name: table for table in tables(subject, against)}
+    for table in made.values():
+        table.write(out / "tables")
+    runs.table.to_csv(out / "tables" / "runs.csv", index=False)
+    parts = _Parts(subject, plots, undrawn, made, _gallery(folders, out))
+    path = out / REPORT_NAME
+    path.write_text(page(title, _intro(parts), _sections(parts)), encoding="utf-8")
+    return path
+
+
+def _check_known(subject: Subject, against: tuple[str, ...]) -> None:
+    known = sorted(set(subject.study.cells.get("label", ())))
+    for name in against:
+        if name not in known:
+            raise ValueError(f"No scored run of {name!r} to compare with. There are {known}.")
+
+
+def _draw(subject: Subject, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Write all figures; return the page's picture of each, and the titles of those left out."""
+    pictures, undrawn = {}, []
+    for plot in PLOTS:
+        for size, width in _SIZES:
+            with figures():
+                drawn = plot.draw(subject, width)
+                if drawn is None:
+                    undrawn.append(plot.title)
+                    break
+                base = folder / f"{plot.name}-{size}"
+                drawn.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
+                drawn.savefig(base.with_suffix(".svg"), metadata={"Date": None})
+        else:
+            svg = (folder / f"{plot.name}-two-column.svg").read_text(encoding="utf-8")
+            files = _links(f"figures/{plot.name}", [f"-{size}" for size, _ in _SIZES], "pdf", "svg")
+            picture = inline_svg(svg, plot.name, plot.title)
+            pictures[plot.name] = figure(plot.title, plot.caption, picture, files)
+    return pictures, undrawn
+
+
+def _links(base: str, tails: list[str], *kinds: str) -> str:
+    places = [f"{base}{tail}.{kind}" for tail in tails for kind in kinds]
+    said = [f'<a href="{html.escape(place)}">{Path(place).name}</a>' for place in places]
+    return f'<span class="files">Files: {", ".join(said)}.</span>'
+
+
+def _gallery(folders: list[Path | str], out: Path) -> str:
+    try:
+        maps = load_tokens(folders)
+    except ValueError as error:
+        return f'<p class="warn">{html.escape(str(error))}</p>'
+    if not maps:
+        return (
+            "<p>There are no token maps. <code>python run_experiment.py predict ...</code> writes "
+            "them beside its predictions.</p>"
+        )
+    path = save_png(gallery(maps, 4, 7), out / "figures" / "token_maps.png", dpi=150)
+    caption = (
+        "What each reducer leaves after its last reduction. Bright: the patch has a token of its "
+        "own. Outlined in one colour: patches that share a token, darker the more they are. "
+        "Black: dropped."
+    )
+    return figure("Token maps", caption, inline_png(path, "Token maps of several reducers"))
+
+
+def _intro(parts: _Parts) -> str:
+    runs, found = parts.subject.runs, parts.subject.study
+    status = Counter(runs.table.get("status", ()))
+    said = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
+    lines = [
+        f"<p>{len(runs.records)} runs ({html.escape(said)}), {len(runs.broken)} records unreadable. "
+        f"{len(found.settings)} settings, {found.cells.get('label', pd.Series()).nunique()} methods. "
+        f'<span class="quiet">GFLOPs are {html.escape(CONVENTION)}.</span></p>'
+    ]
+    if len(found.cells) and found.cells["seeds"].max() < 2:
+        lines.append(
+            '<p class="warn">Every cell has one seed. There are no intervals, and nothing here '
+            "says that one method is better than another.</p>"
+        )
+    lines += [f'<p class="warn">{html.escape(note)}</p>' for note in found.notes]
+    return "".join(lines)
+
+
+def _sections(parts: _Parts) -> list[tuple[str, str]]:
+    plots, made = parts.plots, parts.tables
+    costs = ("score_training", "score_latency", "score_keep_ratio")
+    scores = sorted(name for name in made if name.startswith("scores_"))
+    nothing = "<p>No run has a score yet.</p>"
+    failures = _show(made, "failures") or "<p>No run failed and every record could be read.</p>"
+    missing = _show(made, "missing") or "<p>Every method has every keep ratio and seed.</p>"
+    sections = [
+        ("What was found", _findings(made)),
+        ("Score and cost", _join(plots, "score_gflops", "relative_score") or nothing),
+        ("Scores by task", "".join(_show(made, name) for name in scores) or nothing),
+        ("Over all tasks", _show(made, "over_settings") + _show(made, "areas")),
+        ("Comparisons", _show(made, "comparisons") + _show(made, "comparisons_by_ratio")),
+        ("Other costs", _join(plots, *costs) + _show(made, "costs")),
+        ("Tokens and where the cost goes", _join(plots, "tokens_by_block", "cost_breakdown")),
+        ("Training", _join(plots, "training_curves")),
+        ("Token maps", parts.maps),
+        ("What was not run", _join(plots, "coverage") + missing + _undrawn(parts.undrawn)),
+        ("Failures", failures),
+        ("Published results", _show(made, "literature")),
+        ("Provenance", _provenance(parts.subject.runs)),
+    ]
+    return [(name, content) for name, content in sections if content]
+
+
+def _join(plots: dict[str, str], *names: str) -> str:
+    return "".join(plots.get(name, "") for name in names)
+
+
+def _show(made: dict[str, Table], name: str) -> str:
+    if name not in made:
+        return ""
+    table = made[name]
+    files = _links(f"tables/{name}", [""], "csv", "md", "tex")
+    tall = " tall" if len(table.shown) > 40 else ""
+    body = (
+        f'<p class="caption">{html.escape(table.caption)} {files}</p>'
+        f'<div class="wide{tall}">{table.html()}</div>'
+    )
+    if name in _FOLDED:
+        count = f"{len(table.shown)} rows"
+        return f"<h3>{html.escape(table.title)}</h3><details><summary>{count}</summary>{body}</details>"
+    return f"<h3>{html.escape(table.title)}</h3>{body}"
+
+
+def _undrawn(titles: list[str]) -> str:
+    if not titles:
+        return ""
+    names = html.escape("; ".join(titles))
+    return f'<p class="quiet">Not drawn, since no run has what it takes: {names}.</p>'
+
+
+def _findings(made: dict[str, Table]) -> str:
+    """Say in words what the comparisons show, and what they do not."""
+    if "comparisons" not in made:
+        return "<p>There is nothing to compare: no two methods share a setting and a seed.</p>"
+    raw = made["comparisons"].raw.copy()
+    raw["setting"] = raw["where"].str.replace(r", keep ratio .*", "", regex=True)
+    items = []
+    for (setting, other), group in raw.groupby(["setting", "b"], sort=False):
+        above = group.loc[group["low"] > 0, "a"]
+        below = group.loc[group["high"] < 0, "a"]
+        rest = len(group) - len(above) - len(below)
+        name = "no reduction" if other == "Identity" else other
+        said = [f"{_names(above)} beat {name}" if len(above) else f"none shown to beat {name}"]
+        if len(below):
+            said.append(f"{_names(below)} fall behind it")
+        said.append(f"no difference shown for {rest} of {len(group)}")
+        items.append(f"<li><b>{html.escape(setting)}:</b> {html.escape('; '.join(said))}.</li>")
+    return (
+        f"<ul>{''.join(items)}</ul><p class='quiet'>Mean over the keep ratios, paired by seed, at "
+        "the 95% level for all comparisons together. “No difference shown” does not mean equal: it "
+        "means that these runs cannot tell.</p>"
+    )
+
+
+def _names(labels: pd.Series) -> str:
+    return ", ".join(sorted(labels))
+
+
+def _provenance(runs: Runs) -> str:
+    """Say where the numbers come from: code, packages, machines, times."""
+    records = runs.records
+    if not records:
+        return ""
+    dirty = sum(bool(record.code.dirty) for record in records)
+    rows = {
+        "commits": _counted(record.code.commit or "unknown" for record in records),
+        "uncommitted changes": f"{dirty} of {len(records)} runs",
+        "seeds": ", ".join(sorted({str(record.seed) for record in records}, key=_numeric)),
+        "started": f"{min(r.started for r in records)} to {max(r.started for r in records)}",
+        "processors": _counted(record.hardware.cpu or "unknown" for record in records),
+        "GPUs": _counted("+".join(record.hardware.gpus) or "none" for record in records),
+        "weights from": _counted(record.parent or "random" for record in records),
+        "configurations": f"{len({record.config_hash for record in records})} different",
+        "packages": _counted(
+            " ".join(f"{name} {version}" for name, version in sorted(record.packages.items()))
+            for record in records
+        ),
+        "notes in records": _counted(note for record in records for note in record.notes) or "none",
+    }
+    entries = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in rows.items()
+    )
+    every = _links("tables/runs", [""], "csv")
+    return f"<dl>{entries}</dl><p class='caption'>All runs, a row each. {every}</p>"
+
+
+def _counted(values: Iterable[str], most: int = 8) -> str:
+    counts = Counter(values)
+    said = [f"{value} ({count} runs)" for value, count in counts.most_common(most)]
+    more = [f"and {len(counts) - most} more"] if len(counts) > most else []
+    return "; ".join(said + more)
+
+
+def _numeric(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.lstrip("-").isdigit() else (0, text)
