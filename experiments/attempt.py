@@ -124,7 +124,7 @@ def prepare(cell: Cell, grid: str) -> Attempt:
 
     An older record is kept under a number.
     """
-    cell.folder.mkdir(parents=True, exist_ok=True)
+    clear(cell)
     _write(cell.folder / "cell.yaml", yaml.safe_dump(cell.config, sort_keys=False))
     identity = {
         "grid": grid,
@@ -135,13 +135,18 @@ def prepare(cell: Cell, grid: str) -> Attempt:
         "labels": cell.labels,
     }
     _write(cell.folder / "cell.json", json.dumps(identity, indent=1))
-    _set_aside(cell.record_folder / RECORD_NAME)
     arguments = [cell.stage.command, "--config", str(cell.folder / "cell.yaml")]
     if cell.stage.command == "fit" and (cell.folder / "checkpoints" / "last.ckpt").is_file():
         arguments += ["--ckpt_path", "last"]
     with log_of(cell).open("a", encoding="utf-8") as log:
         log.write(f"=== {now()} {' '.join(arguments)}\n")
     return Attempt(cell, tuple(arguments), now())
+
+
+def clear(cell: Cell) -> None:
+    """Make the run's folder, and keep what an earlier attempt recorded under a number."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    _set_aside(cell.record_folder / RECORD_NAME)
 
 
 def conclude(attempt: Attempt, status: int, seconds: float) -> Seen:

@@ -80,8 +80,10 @@ def _carry_out(
         board = Board(cells, options.retry_failed)
         console.print(f"{grid.name}: {len(cells)} runs, {len(board.found_done)} done before.")
         if options.launcher == "slurm":
-            from experiments.slurm import run_on_slurm
-
+            try:
+                from experiments.slurm import run_on_slurm
+            except ModuleNotFoundError as error:
+                raise GridError("--launcher slurm: pip install 'elip[slurm]'.") from error
             finished = run_on_slurm(board, grid.name, root, runner, console)
         else:
             with Screen(console, estimates, slots.count) as screen:
