@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,10 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--literature", action="store_true", help="draw published results as hollow markers"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes that draw"
+    )
     given = parser.parse_args(arguments)
     try:
         path = write_report(
-            given.runs, given.out, given.title, tuple(given.against), given.literature
+            given.runs, given.out, given.title, tuple(given.against), given.literature, given.jobs
         )
     except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")

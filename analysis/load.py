@@ -108,7 +108,8 @@ def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
         options = {text: json.loads(text) for text in rows["reducer_options"].unique()}
         differing = _differing(list(options.values()))
         for text, values in options.items():
-            said = ", ".join(f"{name}={_short(values.get(name))}" for name in differing)
+            named = [name for name in differing if name in values]
+            said = ", ".join(f"{name}={_short(values[name])}" for name in named)
             mine = rows.index[rows["reducer_options"] == text]
             labels.loc[mine] = f"{reducer} ({said})" if said else str(reducer)
     largest = table.groupby(["task", "datasets"])["patches"].transform("max")
@@ -121,12 +122,12 @@ def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _differing(options: list[dict[str, Any]]) -> list[str]:
-    names = sorted({name for each in options for name in each})
-    return [
-        name
-        for name in names
-        if len({json.dumps(each.get(name), sort_keys=True, default=str) for each in options}) > 1
-    ]
+    """Return the options in which runs differ; one that a run does not state tells nothing."""
+    stated: dict[str, set[str]] = {}
+    for each in options:
+        for name, value in each.items():
+            stated.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
+    return sorted(name for name, values in stated.items() if len(values) > 1)
 
 
 def _short(value: Any) -> str:

@@ -26,6 +26,7 @@ from analysis.style import (
 )
 
 _SMALL = 5.6
+_LONGEST = 26
 _LINE = 0.085
 """Height of a line of small type, in inches."""
 
@@ -115,6 +116,12 @@ class _Names:
     left: bool = True
 
 
+def _shown(label: object) -> str:
+    """Return a method's name as it stands in a figure."""
+    text = "no reduction" if label == "Identity" else str(label)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
 def _write(figure: Figure, columns: Sequence[_Names]) -> Figure:
     """Write the names into columns without overlaps, with a thin line to each point.
 
@@ -173,7 +180,7 @@ def _curves(axes: Axes, cells: pd.DataFrame, x: str, looked: dict[str, Look]) ->
         )
         _bars(axes, group, x, look.colour)
         first = group.sort_values(x).iloc[0]
-        points.append((float(first[x]), float(first["score"]), str(label), look.colour))
+        points.append((float(first[x]), float(first["score"]), _shown(label), look.colour))
     front = cells[pareto(cells[x], cells["score"])].sort_values(x)
     if x != "keep_ratio" and len(front) > 1:
         axes.step(front[x], front["score"], where="post", color=INK, lw=2.2, alpha=0.22, zorder=1)
@@ -293,7 +300,7 @@ def _family_panel(axes: Axes, cells: pd.DataFrame, family: str, looked: dict[str
             )
             continue
         look = looked[str(label)]
-        name = "no reduction" if label == "Identity" else str(label)
+        name = _shown(label)
         axes.plot(
             group["gflops_total"], group["share"], marker=look.marker, color=look.colour, ms=3.4,
             mec="none", lw=0.8, label=name, zorder=3,
@@ -326,8 +333,7 @@ def tokens_by_block(subject: Subject, width: float) -> Figure | None:
         colour = colours.pop() if len(colours) == 1 else INK
         places = np.arange(len(entering))
         axes.step(places, entering, where="mid", color=colour, lw=1.1)
-        said = f"{len(names)} methods" if len(names) > 2 else ", ".join(names)
-        said = "no reduction" if names == ["Identity"] else said
+        said = f"{len(names)} methods" if len(names) > 2 else ", ".join(map(_shown, names))
         points.append((float(places[-1]), float(entering[-1]), said, colour))
     blocks = max(map(len, series)) - 1
     axes.set_xticks(range(blocks + 1), [*map(str, range(blocks)), "out"])
@@ -354,7 +360,7 @@ def cost_breakdown(subject: Subject, width: float) -> Figure | None:
     means = means.loc[means.sum(axis=1).sort_values().index]
     figure = Figure(figsize=(width, 0.75 + 0.155 * len(means)), layout="constrained")
     axes = figure.subplots()
-    names = ["no reduction" if label == "Identity" else str(label) for label in means.index]
+    names = [_shown(label) for label in means.index]
     start = np.zeros(len(means))
     for part, colour in PART_COLOURS.items():
         values = means[f"gflops_{part}"].to_numpy()
@@ -394,7 +400,7 @@ def curves(subject: Subject, width: float) -> Figure | None:
             line = group.groupby("step")["score"].mean()
             colour = looked[str(label)].colour if str(label) in looked else MUTED
             axes.plot(line.index, line, color=colour, lw=0.8, alpha=0.85)
-            name = "no reduction" if label == "Identity" else str(label)
+            name = _shown(label)
             points.append((float(line.index[-1]), float(line.iloc[-1]), name, colour))
         axes.set_title(f"{task}, {datasets}")
         axes.set_xlabel("optimiser steps")
@@ -426,7 +432,7 @@ def coverage(subject: Subject, width: float) -> Figure | None:
                 _cell(axes, x, y, seeds.get((label, keep)), most, why.get((label, keep)))
         axes.set_title(setting)
         axes.set_xticks(range(len(keeps)), [f"{keep:g}" for keep in keeps])
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set_yticks(range(len(labels)), [_shown(label) for label in labels])
         axes.set_xlabel("keep ratio")
         axes.set_xlim(-0.5, len(keeps) - 0.5)
         axes.set_ylim(-0.5, len(labels) - 0.5)
@@ -511,7 +517,8 @@ PLOTS: tuple[Plot, ...] = (
     Plot(
         "coverage",
         "What was run",
-        "Seeds of each cell; fewer than others in yellow. Red: failed or interrupted. Hatched: not run.",
+        "Seeds of each cell; yellow has fewer than others, red failed or was interrupted, hatched "
+        "was not run.",
         coverage,
     ),
 )

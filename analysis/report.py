@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,7 @@ def write_report(
     title: str = "Token reduction: report",
     against: tuple[str, ...] = (),
     literature: bool = False,
+    jobs: int = 1,
 ) -> Path:
     """Read runs and write the report.
 
@@ -53,6 +56,7 @@ def write_report(
         title: Heading of the page.
         against: Methods to compare all others with, beside no reduction and Random.
         literature: Whether published results are drawn and listed.
+        jobs: Processes that draw.
 
     Returns:
         Path of the page.
@@ -68,7 +72,7 @@ def write_report(
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
     against = tuple(dict.fromkeys((*ENDS, *against)))
-    plots, undrawn = _draw(subject, out / "figures")
+    plots, undrawn = _draw(subject, out / "figures", jobs)
     made = {table.name: table for table in tables(subject, against)}
     for table in made.values():
         table.write(out / "tables")
@@ -86,25 +90,40 @@ def _check_known(subject: Subject, against: tuple[str, ...]) -> None:
             raise ValueError(f"No scored run of {name!r} to compare with. There are {known}.")
 
 
-def _draw(subject: Subject, folder: Path) -> tuple[dict[str, str], list[str]]:
+def _draw(subject: Subject, folder: Path, jobs: int) -> tuple[dict[str, str], list[str]]:
     """Write all figures; return the page's picture of each, and the titles of those left out."""
+    if jobs > 1:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            work = [pool.submit(_draw_one, subject, plot.name, folder) for plot in PLOTS]
+            done = [each.result() for each in work]
+    else:
+        done = [_draw_one(subject, plot.name, folder) for plot in PLOTS]
     pictures, undrawn = {}, []
-    for plot in PLOTS:
-        for size, width in _SIZES:
-            with figures():
-                drawn = plot.draw(subject, width)
-                if drawn is None:
-                    undrawn.append(plot.title)
-                    break
-                base = folder / f"{plot.name}-{size}"
-                drawn.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
-                drawn.savefig(base.with_suffix(".svg"), metadata={"Date": None})
-        else:
-            svg = (folder / f"{plot.name}-two-column.svg").read_text(encoding="utf-8")
-            files = _links(f"figures/{plot.name}", [f"-{size}" for size, _ in _SIZES], "pdf", "svg")
-            picture = inline_svg(svg, plot.name, plot.title)
-            pictures[plot.name] = figure(plot.title, plot.caption, picture, files)
+    for plot, drawn in zip(PLOTS, done, strict=True):
+        if not drawn:
+            undrawn.append(plot.title)
+            continue
+        svg = (folder / f"{plot.name}-two-column.svg").read_text(encoding="utf-8")
+        files = _links(f"figures/{plot.name}", [f"-{size}" for size, _ in _SIZES], "pdf", "svg")
+        picture = inline_svg(svg, plot.name, plot.title)
+        pictures[plot.name] = figure(plot.title, plot.caption, picture, files)
     return pictures, undrawn
+
+
+def _draw_one(subject: Subject, name: str, folder: Path) -> bool:
+    """Write one figure in every size and format; return whether there was anything to draw."""
+    (plot,) = (plot for plot in PLOTS if plot.name == name)
+    for size, width in _SIZES:
+        with figures():
+            drawn = plot.draw(subject, width)
+            if drawn is None:
+                return False
+            base = folder / f"{name}-{size}"
+            drawn.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
+            drawn.set_layout_engine("none")
+            drawn.savefig(base.with_suffix(".svg"), metadata={"Date": None})
+    return True
 
 
 def _links(base: str, tails: list[str], *kinds: str) -> str:
@@ -136,9 +155,10 @@ def _intro(parts: _Parts) -> str:
     runs, found = parts.subject.runs, parts.subject.study
     status = Counter(runs.table.get("status", ()))
     said = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
+    methods = found.cells["label"].nunique() if len(found.cells) else 0
     lines = [
-        f"<p>{len(runs.records)} runs ({html.escape(said)}), {len(runs.broken)} records unreadable. "
-        f"{len(found.settings)} settings, {found.cells.get('label', pd.Series()).nunique()} methods. "
+        f"<p>{len(runs.records)} runs ({html.escape(said)}), {len(runs.broken)} records "
+        f"unreadable. {len(found.settings)} settings, {methods} methods. "
         f'<span class="quiet">GFLOPs are {html.escape(CONVENTION)}.</span></p>'
     ]
     if len(found.cells) and found.cells["seeds"].max() < 2:
@@ -190,8 +210,7 @@ def _show(made: dict[str, Table], name: str) -> str:
         f'<div class="wide{tall}">{table.html()}</div>'
     )
     if name in _FOLDED:
-        count = f"{len(table.shown)} rows"
-        return f"<h3>{html.escape(table.title)}</h3><details><summary>{count}</summary>{body}</details>"
+        body = f"<details><summary>{len(table.shown)} rows</summary>{body}</details>"
     return f"<h3>{html.escape(table.title)}</h3>{body}"
 
 
@@ -210,14 +229,11 @@ def _findings(made: dict[str, Table]) -> str:
     raw["setting"] = raw["where"].str.replace(r", keep ratio .*", "", regex=True)
     items = []
     for (setting, other), group in raw.groupby(["setting", "b"], sort=False):
-        above = group.loc[group["low"] > 0, "a"]
-        below = group.loc[group["high"] < 0, "a"]
-        rest = len(group) - len(above) - len(below)
+        better, worse = group.loc[group["low"] > 0, "a"], group.loc[group["high"] < 0, "a"]
+        rest = len(group) - len(better) - len(worse)
         name = "no reduction" if other == "Identity" else other
-        said = [f"{_names(above)} beat {name}" if len(above) else f"none shown to beat {name}"]
-        if len(below):
-            said.append(f"{_names(below)} fall behind it")
-        said.append(f"no difference shown for {rest} of {len(group)}")
+        said = [f"better than {name}: {_names(better)}", f"worse: {_names(worse)}"]
+        said.append(f"no difference shown: {rest} of {len(group)}")
         items.append(f"<li><b>{html.escape(setting)}:</b> {html.escape('; '.join(said))}.</li>")
     return (
         f"<ul>{''.join(items)}</ul><p class='quiet'>Mean over the keep ratios, paired by seed, at "
@@ -227,7 +243,7 @@ def _findings(made: dict[str, Table]) -> str:
 
 
 def _names(labels: pd.Series) -> str:
-    return ", ".join(sorted(labels))
+    return ", ".join(sorted(labels)) or "none"
 
 
 def _provenance(runs: Runs) -> str:

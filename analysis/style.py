@@ -79,8 +79,8 @@ def figures() -> Iterator[None]:
     settings: dict[str, Any] = {
         "figure.dpi": 150, "savefig.dpi": 300, "savefig.transparent": True,
         "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "analysis",
-        "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 7.5,
-        "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
+        "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 7,
+        "axes.titlesize": 7.5, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
         "axes.titleweight": "bold", "axes.titlelocation": "left",
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
         "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.4, "grid.alpha": 0.35,

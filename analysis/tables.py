@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.cells import Study, areas, comparisons, improvements
+from analysis.cells import ENDS, Study, areas, comparisons, improvements
 from analysis.literature import Published
 from analysis.plots import Subject
 from analysis.statistics import Comparison
@@ -129,7 +129,12 @@ def scores(found: Study) -> list[Table]:
             with_interval(value, low, high)
             for value, low, high in zip(cells["score"], cells["low"], cells["high"], strict=True)
         ]
-        wide = cells.pivot(index="label", columns="keep", values="shown")
+        smaller = cells["label"] == "Smaller image"
+        share = [f"Smaller image, {keep:.0%} of patches" for keep in cells["keep"]]
+        rows = cells.assign(
+            label=cells["label"].where(~smaller, share), keep=cells["keep"].mask(smaller, 1.0)
+        )
+        wide = rows.pivot(index="label", columns="keep", values="shown")
         wide = wide[sorted(wide.columns, reverse=True)].fillna(MISSING)
         order = sorted(
             wide.index, key=lambda label: (label != "Identity", label != "Random", label)
@@ -259,8 +264,8 @@ def cost_table(subject: Subject) -> Table | None:
     return Table(
         "costs",
         f"Cost at keep ratio {subject.reference:g}",
-        f"{subject.study.settings[0]}. One multiply-add = 1, for one example; latency is the median "
-        "time of a batch.",
+        f"{subject.study.settings[0]}. One multiply-add = 1, for one example; latency is the "
+        "median time of a batch.",
         shown.rename(columns=columns),
         cells[list(columns)],
     )
@@ -312,7 +317,7 @@ def literature_table(published: Sequence[Published]) -> Table | None:
 
 
 def tables(subject: Subject, against: tuple[str, ...]) -> list[Table]:
-    """Return all tables of a study, in the order of the report; those without content are left out."""
+    """Return all tables of a study that have content, in the order of the report."""
     found = subject.study
     every = [
         *scores(found),
