@@ -14,10 +14,10 @@ demo: $(VENV)/ready  ## train METER with ELIP at keep ratio 0.7 on the built-in 
 	$(RUN) run_experiment.py test --config experiments/elip_0.7.yaml --ckpt_path best
 
 test: $(VENV)/ready  ## the default tests, a few minutes on two cores
-	$(VENV)/bin/pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
 
 slow: $(VENV)/ready  ## the tests that take longer
-	$(VENV)/bin/pytest -m slow
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
