@@ -34,8 +34,8 @@ CELL_COLUMNS: dict[str, str] = {
 _WHOLE = {"seed", "patches", "batch_size", "train_steps", "attempts"}
 _WORDS = {
     "name", "status", "subcommand", "config_hash", "commit", "started", "task", "datasets",
-    "reducer", "reducer_options", "cpu", "gpus", "parent", "main_metric", "error", "grid", "stage",
-    "cell", "cell_id", "parent_id", "folder",
+    "reducer", "reducer_family", "reducer_options", "cpu", "gpus", "parent", "main_metric",
+    "error", "grid", "stage", "cell", "cell_id", "parent_id", "folder",
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from experiments.attempt import (
     prepare,
     sign,
 )
-from experiments.board import Board
+from experiments.board import Board, Phase
 from experiments.grid import GridError
 from experiments.plan import Cell
 
@@ -62,6 +62,7 @@ class Job:
     runner: tuple[str, ...]
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _attempt: Attempt | None = field(default=None, init=False, repr=False)
+    _began: float = field(default=0.0, init=False, repr=False)
     _told: bool = field(default=False, init=False, repr=False)
 
     def __call__(self) -> None:
@@ -88,18 +89,18 @@ class Job:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Let the run save and stop, and hand back what is to be queued again (submitit's hook)."""
         if self._process is not None:
-            self._stop(self._process)
+            status = _stop(self._process)
             if self._attempt is not None:
-                conclude(self._attempt, self._process.returncode, 0.0)
+                conclude(self._attempt, status, time.monotonic() - self._began)
         return submitit.helpers.DelayedSubmission(Job(self.cell, self.grid, self.runner))
 
     def _lead(self) -> None:
         for _ in range(_RESTARTS + 1):
             self._attempt = prepare(self.cell, self.grid)
             _share(self.cell, self._attempt.arguments)
-            began = time.monotonic()
+            self._began = time.monotonic()
             status = self._run(self._attempt.arguments, log_of(self.cell))
-            seen = conclude(self._attempt, status, time.monotonic() - began)
+            seen = conclude(self._attempt, status, time.monotonic() - self._began)
             if seen == "failed":
                 raise RuntimeError(error_of(self.cell))
             if seen == "done":
@@ -137,15 +138,6 @@ class Job:
         self._told = True
         if self._process is not None and self._process.poll() is None:
             _signal(self._process, signal.SIGTERM)
-
-    @staticmethod
-    def _stop(process: subprocess.Popen[bytes]) -> None:
-        _signal(process, signal.SIGTERM)
-        try:
-            process.wait(_SAVE_SECONDS)
-        except subprocess.TimeoutExpired:
-            _signal(process, signal.SIGKILL)
-            process.wait()
 
 
 def run_on_slurm(
@@ -185,6 +177,8 @@ def _update(
         clock = time.strftime("%H:%M:%S")
         console.print(Text(f"{clock} {cell.key}: {what}"), soft_wrap=True)
 
+    if board.phase[cell.id] == "skipped":  # since its parent failed, just now
+        return
     seen = look(cell)
     if seen == "done":
         board.set(cell, "done")
@@ -196,7 +190,7 @@ def _update(
             console.print(f"{skipped.key}: skipped, since {cell.key} failed", soft_wrap=True)
     elif state is not None:
         missed[cell.id] = 0
-        phase = "waiting" if state == "PENDING" else "running"
+        phase: Phase = "waiting" if state == "PENDING" else "running"
         if board.phase[cell.id] != phase:
             board.set(cell, phase)
             tell("starts" if phase == "running" else "is queued again")
@@ -321,6 +315,24 @@ def _shared(cell: Cell) -> list[str]:
                 return list(told["arguments"])
         time.sleep(0.2)
     raise RuntimeError(f"The leading process of {cell.key} did not start in {_WAIT_SECONDS:.0f} s.")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    """Ask a process to save and stop, kill it if it does not, and return its exit status.
+
+    This runs inside a signal handler, above a `Popen.wait` whose lock is not to be had here.
+    """
+    _signal(process, signal.SIGTERM)
+    until = time.monotonic() + _SAVE_SECONDS
+    with contextlib.suppress(ChildProcessError):  # it had ended by itself
+        while True:
+            ended, status = os.waitpid(process.pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > until:
+                _signal(process, signal.SIGKILL)
+            time.sleep(0.1)
+    return process.returncode or 0
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
