@@ -56,8 +56,7 @@ RELATIONS = {
 
 
 def fits(phrase: str, thing: dict[str, Any]) -> bool:
-    article, *words = phrase.split()
-    assert article == "a"
+    words = phrase.removeprefix("a ").split()
     return all(word in (thing["size"], thing["color"], thing["shape"]) for word in words)
 
 
@@ -205,7 +204,7 @@ def test_no_scene_is_in_two_splits(folder: Path) -> None:
 def test_things_lie_inside_and_apart() -> None:
     for index in range(300):
         scene = random_scene((1, 2, index), card=index % 2 == 0)
-        assert 2 <= len(scene.things) <= 4
+        assert 2 <= len(scene.things) <= 3
         assert len({(thing.shape, thing.color) for thing in scene.things}) == len(scene.things)
         boxes = [thing.box for thing in scene.things] + ([scene.card] if scene.card else [])
         covered = np.zeros((64, 64), int)
@@ -254,6 +253,16 @@ def test_image_size_is_an_option(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(row["image"])).size == (96, 96)
     with pytest.raises(ValueError, match="48 or more"):
         random_scene((0,), pixels=20)
+
+
+def test_more_things_make_it_harder(tmp_path: Path) -> None:
+    write_shapes(tmp_path, Options(things=4, train=60, val=2, test=2), progress=False)
+    assert {len(things(row)) for row in rows(tmp_path, "caption")} == {2, 3, 4}
+    for row in rows(tmp_path, "question"):
+        for question, given in zip(row["questions"], row["answers"], strict=True):
+            assert given == [answer(question, things(row))]
+    with pytest.raises(ValueError, match="2 to 4"):
+        random_scene((0,), most=9)
 
 
 def test_the_tokenizer_knows_every_word(folder: Path) -> None:

@@ -51,15 +51,15 @@ class Look(NamedTuple):
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Return five different true captions, each about one or two things.
 
-    Two are about one thing, with its size; two say how two things lie to each other; one says
-    that two things are there. Color and shape are always named, so that few other pictures
-    satisfy a caption.
+    One names a thing; two say how two things lie to each other; two say that two things are
+    there. They are terse, and name size, color and shape of each thing: nearly every word can be
+    told from the picture only, which is what makes them quick to learn from, and few other
+    pictures satisfy them.
     """
-    ones = [f"a {t.size} {t.color} {t.shape}" for t in _shuffled(scene.things, rng)[:2]]
     pairs = _shuffled(permutations(scene.things, 2), rng)
-    related = [f"{_look(a)} {_relation(a, b, rng)} {_look(b)}" for a, b in pairs[:2]]
-    first, second = pairs[-1]
-    return [*ones, *related, f"{_look(first)} and {_look(second)}"]
+    lying = [f"{_terse(a)} {_relation(a, b, rng)} {_terse(b)}" for a, b in pairs[:2]]
+    joined = [f"{_terse(a)} and {_terse(b)}" for a, b in pairs[-2:]]
+    return [_terse(_pick(scene.things, rng)), *lying, *joined]
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -157,6 +157,10 @@ def hypotheses(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int]]:
 def tokenizer() -> Tokenizer:
     """Return the tokenizer of all that can be said."""
     return word_tokenizer([*_WORDS.split(), *COLORS, *SHAPES, *SIZES])
+
+
+def _terse(thing: Thing) -> str:
+    return f"{thing.size} {thing.color} {thing.shape}"
 
 
 def _look(thing: Thing) -> Look:

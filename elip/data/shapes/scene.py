@@ -17,7 +17,7 @@ COLORS = {
     "purple": (190, 30, 205),
     "cyan": (30, 215, 225),
 }
-SIZES = {"small": 0.155, "large": 0.225}
+SIZES = {"small": 0.16, "large": 0.265}
 """Edge of a thing's box as a share of the image's edge."""
 
 CELLS = 3
@@ -51,7 +51,7 @@ class Scene:
     Attributes:
         seed: The numbers that everything about the picture follows from.
         pixels: Edge of the square image.
-        things: Two to four things, no two of the same shape and color, none overlapping.
+        things: Two or more things, no two of the same shape and color, none overlapping.
         card: A white card that hides this part of the picture; nobody knows what is under it.
     """
 
@@ -73,21 +73,25 @@ class Scene:
         return cls(tuple(fields["seed"]), fields["pixels"], things, card)
 
 
-def random_scene(seed: Sequence[int], pixels: int = 64, card: bool = False) -> Scene:
+def random_scene(seed: Sequence[int], pixels: int = 64, most: int = 3, card: bool = False) -> Scene:
     """Return the scene that belongs to a seed.
 
     Args:
         seed: Non-negative integers, for instance (seed, split, index).
         pixels: Edge of the image, at least 48.
+        most: Most things in a picture, 2 to 4; the more, the harder to learn.
         card: Whether a card hides one cell.
 
     Raises:
-        ValueError: If the image is too small for the shapes to be told apart.
+        ValueError: If the image is too small for the shapes to be told apart, or ``most`` is out
+            of range.
     """
     if pixels < 48:
         raise ValueError(f"Images of {pixels} pixels are too small for shapes; use 48 or more.")
+    if not 2 <= most <= 4:
+        raise ValueError(f"The most things in a picture are {most}; allowed are 2 to 4.")
     rng = np.random.default_rng([*seed, 0])
-    number = int(rng.integers(2, 5))
+    number = int(rng.integers(2, most + 1))
     cells = rng.choice(CELLS * CELLS, size=number + card, replace=False)
     looks = rng.choice(len(SHAPES) * len(COLORS), size=number, replace=False)
     sizes = rng.integers(len(SIZES), size=number)

@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 KINDS = ("caption", "question", "pair", "entailment", "statement")
 ANSWER_FILE = "shapes_answers.json"
 _MARKER = "shapes.json"
-_VERSION = 1
+_VERSION = 2
 """Raise it when the same options give other files."""
 
 
@@ -34,6 +34,7 @@ class Options:
 
     Attributes:
         pixels: Edge of the images.
+        things: Most things in a picture, 2 to 4; the more, the harder to learn.
         train: Number of training scenes.
         val: Number of scenes for model selection.
         test: Number of scenes for scores.
@@ -41,6 +42,7 @@ class Options:
     """
 
     pixels: int = 64
+    things: int = 3
     train: int = 4000
     val: int = 500
     test: int = 500
@@ -120,7 +122,8 @@ def _write_split(folder: Path, split: str, options: Options, advance: Callable[[
 
 
 def _drawn(options: Options, split: str, index: int, card: bool) -> tuple[Scene, bytes]:
-    scene = random_scene((options.seed, SPLITS.index(split), index), options.pixels, card)
+    seed = (options.seed, SPLITS.index(split), index)
+    scene = random_scene(seed, options.pixels, options.things, card)
     return scene, png(draw(scene))
 
 

@@ -21,7 +21,7 @@ def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> V
 
 
 class Shapes(Source):
-    """Two to four small colored shapes on a cluttered background, made on first use.
+    """Two or three small colored shapes on a cluttered background, made on first use.
 
     Most patches of a picture have nothing to do with a given sentence. All kinds of examples come
     from the same scenes; entailment has its own drawings of them, half of which have a white card
