@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from elip.data.arrow import CAPTION
-from elip.data.conversion import Conversion, Note, Parsed, Row, parsed
+from elip.data.conversion import Conversion
+from elip.data.entries import Note, Parsed, Row, parsed
 
 SHARD = 100_000
 """Annotations per file where a dataset is split over several files."""
@@ -29,8 +30,12 @@ def write_karpathy(
     """
 
     def rows(split: str) -> Parsed:
-        entries = job.items(annotations, "images.item")
-        return parsed((e for e in entries if e["split"] == split), row)
+        strays = split == next(iter(names))  # noted with the first file
+        for entry in job.items(annotations, "images.item"):
+            if entry.get("split") == split:
+                yield from parsed([entry], row)
+            elif strays and entry.get("split") not in names:
+                yield Note("left out: entry of an unknown split", str(entry.get("filename")))
 
     def row(entry: Mapping[str, Any]) -> Parsed:
         name = entry["filename"]

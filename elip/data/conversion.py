@@ -9,12 +9,10 @@ the size of the dataset.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
@@ -24,40 +22,12 @@ import pyarrow as pa
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from elip.data.arrow import ArrowWriter
+from elip.data.entries import Note, NoteFile, Parsed, Row, read_reasons
 from elip.data.images import ImageError, decoded_mode
 from elip.data.sources.base import DataError, MissingFilesError
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row to be written.
-
-    Attributes:
-        images: Image files for the schema's image columns, in their order.
-        values: The other columns.
-    """
-
-    images: tuple[Path, ...]
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that a user should know about one entry of the download.
-
-    Attributes:
-        reason: What it is; begins with "left out:" or "kept:", and is what notes are counted by.
-        what: Which entry or file.
-    """
-
-    reason: str
-    what: str
-
-
-Parsed = Iterable[Row | Note]
 
 
 class Conversion:
@@ -172,7 +142,7 @@ class Conversion:
         if not path.exists():
             self._task = self._progress.add_task(name, total=None, unit="rows")
             columns = [field.name for field in schema if pa.types.is_binary(field.type)]
-            with ArrowWriter(path, schema) as writer, _NoteFile(notes_path) as file:
+            with ArrowWriter(path, schema) as writer, NoteFile(notes_path) as file:
                 for images, values, notes in self._in_order(rows, self._load):
                     file.add(notes)
                     self._progress.update(self._task, completed=writer.rows)
@@ -181,7 +151,7 @@ class Conversion:
                         writer.write({**dict(zip(columns, changed, strict=True)), **values})
             self._progress.update(self._task, total=writer.rows, completed=writer.rows)
         self.counts[f"{name}: rows"] = _num_rows(path)
-        self.counts.update(f"{name}: {reason}" for reason in _read_reasons(notes_path))
+        self.counts.update(f"{name}: {reason}" for reason in read_reasons(notes_path))
 
     def expect(self, rows: int) -> None:
         """Tell how many rows the file being written will have, for its progress bar."""
@@ -232,60 +202,7 @@ class Conversion:
             yield ahead.popleft().result()
 
 
-def parsed(entries: Iterable[Any], parse: Callable[[Any], Parsed]) -> Parsed:
-    """Parse entries one by one; one that is not as the layout says becomes a note."""
-    for entry in entries:
-        try:
-            rows = list(parse(entry))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            reason = f"{type(error).__name__} {error}"
-            rows = [_unexpected(f"{reason} in", entry)]
-        yield from rows
-
-
-def having(entries: Iterable[Any], *keys: str) -> Iterator[Mapping[str, Any] | Note]:
-    """Return the entries that have all these keys, and a note in place of each other one."""
-    for entry in entries:
-        missing = [key for key in keys if not isinstance(entry, Mapping) or key not in entry]
-        yield _unexpected(f"no {', '.join(missing)} in", entry) if missing else entry
-
-
-def _unexpected(reason: str, entry: Any) -> Note:
-    return Note("left out: entry is not as expected", f"{reason} {str(entry)[:200]}")
-
-
 def _num_rows(path: Path) -> int:
     with pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_file(file)
         return sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-
-
-class _NoteFile:
-    """Notes as tab-separated lines, under their name only when the conversion of a file is done."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> _NoteFile:
-        self._path.unlink(missing_ok=True)
-        self._file = self._temporary.open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        some = self._file.tell() > 0
-        self._file.close()
-        if kind is None and some:
-            os.replace(self._temporary, self._path)
-        self._temporary.unlink(missing_ok=True)
-
-    def add(self, notes: Iterable[Note]) -> None:
-        for note in notes:
-            self._file.write(f"{note.reason}\t{' '.join(note.what.split())}\n")
-
-
-def _read_reasons(path: Path) -> Iterator[str]:
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield line.split("\t")[0]

@@ -64,6 +64,7 @@ def flickr(tmp_path: Path) -> Path:
         karpathy("train", "empty.jpg", ["x"]),
         karpathy("train", "folder.jpg", ["x"]),
         {"split": "train", "filename": "good.jpg"},
+        karpathy("extra", "good.jpg", ["x"]),
         karpathy("val", "cmyk.jpg", ["x", "x"]),
         karpathy("test", "grey.jpg", ["x"]),
     ]
@@ -86,6 +87,7 @@ def test_all_that_is_wrong_is_counted(flickr: Path, tmp_path: Path) -> None:
         f"{train}: left out: image does not decode": 3,
         f"{train}: left out: image file unreadable": 1,
         f"{train}: left out: entry is not as expected": 1,
+        f"{train}: left out: entry of an unknown split": 1,
     }
     assert rows(tmp_path / "out" / train)[0]["caption"] == ["one", "two "]
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 from PIL import Image
 
 from elip.data.arrow import STATEMENT
-from elip.data.conversion import Conversion, Note, Parsed, Row, parsed
+from elip.data.conversion import Conversion
+from elip.data.entries import Note, Parsed, Row, parsed
 from elip.data.sources.base import DataError, Source, View
 from elip.data.words import save_tokenizer, word_tokenizer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from elip.data.arrow import PAIR
-from elip.data.conversion import Conversion, Note, Parsed, Row, having, parsed
+from elip.data.conversion import Conversion
+from elip.data.entries import Note, Parsed, Row, having, parsed
 from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("nlvr2_train.arrow",)}

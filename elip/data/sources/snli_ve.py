@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from elip.data.arrow import ENTAILMENT
-from elip.data.conversion import Conversion, Note, Parsed, Row, having
+from elip.data.conversion import Conversion
+from elip.data.entries import Note, Parsed, Row, having
 from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("snli_train.arrow",)}

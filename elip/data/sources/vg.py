@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from elip.data.arrow import REGION
-from elip.data.conversion import Conversion, Note, Parsed, Row, parsed
+from elip.data.conversion import Conversion
+from elip.data.entries import Note, Parsed, Row, parsed
 from elip.data.sources.base import Source, View
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from elip.data.answers import Scored, scored, vocabulary
 from elip.data.arrow import QUESTION, QUESTION_WITHOUT_ANSWERS, write_json
-from elip.data.conversion import Conversion, Note, Parsed, Row, having
+from elip.data.conversion import Conversion
+from elip.data.entries import Note, Parsed, Row, having
 from elip.data.sources.base import Source, View
 
 _TEST = {"test-dev": ("vqav2_test-dev.arrow",), "test-std": ("vqav2_test.arrow",)}
