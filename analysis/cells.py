@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,8 @@ def study(runs: Runs) -> Study:
     """Join the seeds of every cell and find what is missing."""
     scores = _scores(runs)
     if scores.empty:
-        return Study(scores, scores, pd.DataFrame(columns=[*KEYS, "why"]), ())
+        empty = pd.DataFrame(columns=[*KEYS, "family", "metric", "seed", "seeds", "score", *COSTS])
+        return Study(empty, empty, pd.DataFrame(columns=[*KEYS, "why"]), ())
     scores, repeated = _latest(scores)
     scores, mixed = _apart(scores)
     scores = _with_shares(_with_identity_off_the_shelf(scores))
@@ -80,7 +82,7 @@ def _scores(runs: Runs) -> pd.DataFrame:
     for number, record in enumerate(runs.records):
         if record.status != "completed" or record.main_metric is None:
             continue
-        run = runs.table.loc[number]
+        run = runs.table.iloc[number]
         for evaluation in record.evaluations:
             score = evaluation.metrics.get(record.main_metric)
             if score is None:
@@ -115,10 +117,10 @@ def _latest(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Keep one run a seed and setup: scored by its own command before by fit, then the latest."""
     order = scores.assign(own=scores["subcommand"] != "fit").sort_values(["own", "started"])
     kept = order.drop_duplicates([*KEYS, "setup", "seed"], keep="last")
-    dropped, notes = len(scores) - len(kept), ()
-    if dropped:
-        notes = (f"{dropped} scores of repeated runs are left out; the latest stands.",)
-    return kept.sort_values("run").drop(columns="own").reset_index(drop=True), notes
+    dropped = len(scores) - len(kept)
+    said = f"{dropped} scores of repeated runs are left out; the latest stands."
+    kept = kept.sort_values("run").drop(columns="own").reset_index(drop=True)
+    return kept, (said,) if dropped else ()
 
 
 def _apart(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -188,14 +190,14 @@ def _missing(scores: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     }
     rows = []
     for setting, group in scores.groupby("setting", sort=False):
-        task = setting.split(",")[0]
+        task = str(setting).split(",")[0]
         methods = group[~group["label"].isin(_WITHOUT_RATIO)]
+        there = set(zip(methods["label"], methods["keep"], strict=True))
+        stopped = {at[1:] for at in ended if at[0] == task and at[1] not in _WITHOUT_RATIO}
         # Ratios that were solved for a budget differ by method and make no grid.
-        used = methods.groupby("keep")["label"].nunique()
-        there = set(zip(group["label"], group["keep"], strict=True))
-        tried = {at[1] for at in ended if at[0] == task} - set(_WITHOUT_RATIO)
-        for label in sorted({*methods["label"], *tried}):
-            for keep in used.index[used > 1]:
+        used = Counter(keep for _, keep in there | stopped)
+        for label in sorted({label for label, _ in there | stopped}):
+            for keep in sorted(keep for keep, count in used.items() if count > 1):
                 if (label, keep) not in there:
                     rows.append((setting, label, keep, ended.get((task, label, keep), "not run")))
         seeds = set(group["seed"].dropna().astype(int))
@@ -256,7 +258,7 @@ def comparisons(
     seeded = found.scores.dropna(subset=["seed"])
     for (setting, label, keep), group in seeded.groupby(KEYS):
         scores = dict(zip(group["seed"].astype(int), group["score"], strict=True))
-        cells.setdefault((setting, label), {})[keep] = scores
+        cells.setdefault((str(setting), str(label)), {})[float(str(keep))] = scores
     pairings = []
     for setting, label in sorted(cells):
         for other in against:

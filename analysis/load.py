@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from elip.provenance import VOLATILE, config_hash
-from elip.record import RECORD_NAME, Record, RecordError, read_record
+from elip.record import COLUMNS, RECORD_NAME, Record, RecordError, read_record
 
 # What differs between the seeds of one setting, or says where a run's files lie.
 _NO_PART_OF_A_SETTING = (
@@ -69,12 +69,12 @@ def load(folders: Iterable[Path | str]) -> Runs:
     Raises:
         FileNotFoundError: A folder does not exist, or there is no record in any of them.
     """
-    folders = [Path(folder) for folder in folders]
-    for folder in folders:
-        if not folder.exists():
-            raise FileNotFoundError(f"There is no folder {folder}.")
+    places = [Path(folder) for folder in folders]
+    for place in places:
+        if not place.exists():
+            raise FileNotFoundError(f"There is no folder {place}.")
     records, broken, rows = [], [], []
-    for path in sorted(set(_find(folders))):
+    for path in sorted(set(_find(places))):
         try:
             record = read_record(path)
         except RecordError as error:
@@ -85,11 +85,12 @@ def load(folders: Iterable[Path | str]) -> Runs:
         rows.append({"folder": str(path.parent), "setup": setup, **record.row()})
     if not records and not broken:
         raise FileNotFoundError(
-            f"No {RECORD_NAME} below {', '.join(map(str, folders))}. A run writes it when it ends."
+            f"No {RECORD_NAME} below {', '.join(map(str, places))}. A run writes it when it ends."
         )
-    table = pd.DataFrame(rows)
-    if records:
-        table = _with_mode(_with_labels(table))
+    if not records:
+        names = ["folder", "setup", *COLUMNS, "label", "keep", "mode"]
+        return Runs(pd.DataFrame(columns=names), (), tuple(broken))
+    table = _with_mode(_with_labels(pd.DataFrame(rows)))
     return Runs(table, tuple(records), tuple(broken))
 
 
@@ -145,7 +146,7 @@ def _with_mode(table: pd.DataFrame) -> pd.DataFrame:
         before = table.loc[source]
         same = before["label"] == table.at[row, "label"] and (
             before["keep_ratio_asked"] == table.at[row, "keep_ratio_asked"]
-            or pd.isna(table.at[row, "keep_ratio_asked"])
+            or bool(table["keep_ratio_asked"].isna()[row])
         )
         if same:
             table.loc[row, list(_FROM_TRAINING)] = before[list(_FROM_TRAINING)]

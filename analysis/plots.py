@@ -208,8 +208,12 @@ def score_against(x: str, label: str) -> Callable[[Subject, float], Figure | Non
     """Return a plot of the score against a column of the cells, a panel for each setting."""
 
     def draw(subject: Subject, width: float) -> Figure | None:
-        cells = subject.study.cells.dropna(subset=[x]) if len(subject.study.cells) else None
-        if cells is None or cells.empty:
+        if subject.study.cells.empty:
+            return None
+        cells = subject.study.cells.dropna(subset=[x])
+        if x == "keep_ratio":  # a smaller image keeps all of its patches
+            cells = cells[cells["label"] != "Smaller image"]
+        if cells.empty:
             return None
         settings = [name for name in subject.study.settings if (cells["setting"] == name).any()]
         figure, panels = _grid(len(settings), width, _height(cells))
@@ -246,18 +250,20 @@ def _chance(axes: Axes, chance: float) -> None:
 
 def _published(axes: Axes, published: Sequence[Published], cells: pd.DataFrame) -> None:
     """Draw published scores of the same metric as hollow markers at the right edge."""
-    metric = str(cells["metric"].iloc[0])
-    for one in published:
-        if one.metric == metric:
-            axes.plot(
-                [0.97], [one.score], "D", transform=axes.get_yaxis_transform(), mfc="none",
-                mec=INK, ms=4, mew=0.8, zorder=6,
-            )  # fmt: skip
-            axes.annotate(
-                f"{one.model}, {one.split} (published)", (0.97, one.score),
-                xycoords=axes.get_yaxis_transform(), xytext=(-4, 0), textcoords="offset points",
-                ha="right", va="center", fontsize=_SMALL, color=INK,
-            )  # fmt: skip
+    mine = [one for one in published if one.metric == cells["metric"].iloc[0]]
+    for model, dataset in dict.fromkeys((one.model, one.dataset) for one in mine):
+        group = [one for one in mine if (one.model, one.dataset) == (model, dataset)]
+        scores = [one.score for one in group]
+        axes.plot(
+            [0.97] * len(group), scores, "D", transform=axes.get_yaxis_transform(), mfc="none",
+            mec=INK, ms=4, mew=0.8, zorder=6,
+        )  # fmt: skip
+        splits = " and ".join(dict.fromkeys(one.split for one in group))
+        axes.annotate(
+            f"{model}, {dataset} {splits} (published)", (0.97, max(scores)),
+            xycoords=axes.get_yaxis_transform(), xytext=(-5, 0), textcoords="offset points",
+            ha="right", va="center", fontsize=_SMALL,
+        )  # fmt: skip
 
 
 def relative(subject: Subject, width: float) -> Figure | None:
@@ -319,7 +325,8 @@ def tokens_by_block(subject: Subject, width: float) -> Figure | None:
     for record, label, keep in zip(
         subject.runs.records, table["label"], table["keep"], strict=True
     ):
-        if record.tokens is not None and (keep == subject.reference or label == "Identity"):
+        wanted = keep == subject.reference or label == "Identity"
+        if wanted and record.tokens is not None and record.evaluations:
             series.setdefault(record.tokens.entering, set()).add(str(label))
     if not series:
         return None
@@ -423,10 +430,12 @@ def coverage(subject: Subject, width: float) -> Figure | None:
     figure, panels = _grid(len(settings), width, 0.55 + 0.13 * len(labels))
     for axes, setting in zip(panels, settings, strict=True):
         mine = reduced[reduced["setting"] == setting]
-        seeds = {(row.label, row.keep): row.seeds for row in mine.itertuples()}
+        named = zip(mine["label"], mine["keep"], strict=True)
+        seeds = dict(zip(named, mine["seeds"].astype(int), strict=True))
         most = max(seeds.values(), default=1)
         gone = gaps[gaps["setting"] == setting]
-        why = {(row.label, row.keep): row.why for row in gone.itertuples()}
+        named = zip(gone["label"], gone["keep"], strict=True)
+        why = dict(zip(named, gone["why"], strict=True))
         for y, label in enumerate(labels):
             for x, keep in enumerate(keeps):
                 _cell(axes, x, y, seeds.get((label, keep)), most, why.get((label, keep)))

@@ -234,7 +234,9 @@ def _findings(made: dict[str, Table]) -> str:
         name = "no reduction" if other == "Identity" else other
         said = [f"better than {name}: {_names(better)}", f"worse: {_names(worse)}"]
         said.append(f"no difference shown: {rest} of {len(group)}")
-        items.append(f"<li><b>{html.escape(setting)}:</b> {html.escape('; '.join(said))}.</li>")
+        items.append(
+            f"<li><b>{html.escape(str(setting))}:</b> {html.escape('; '.join(said))}.</li>"
+        )
     return (
         f"<ul>{''.join(items)}</ul><p class='quiet'>Mean over the keep ratios, paired by seed, at "
         "the 95% level for all comparisons together. “No difference shown” does not mean equal: it "

@@ -99,7 +99,8 @@ def _rounding(data: Array) -> float:
 
 def mean_over_tasks(strata: Sequence[Array]) -> Array:
     """Return the mean over tasks of the mean over seeds."""
-    return np.stack([group.mean(axis=-1) for group in strata]).mean(axis=0)
+    means: Array = np.stack([group.mean(axis=-1) for group in strata]).mean(axis=0)
+    return means
 
 
 def interquartile_mean(strata: Sequence[Array]) -> Array:
@@ -138,7 +139,8 @@ def probability_of_improvement(
         for left, right in zip(groups[:half], groups[half:], strict=True):
             gap = left[..., :, None] - right[..., None, :]
             shares.append(((gap > 0) + 0.5 * (gap == 0)).mean(axis=(-2, -1)))
-        return np.stack(shares).mean(axis=0)
+        mean: Array = np.stack(shares).mean(axis=0)
+        return mean
 
     found = bootstrap_interval([*a, *b], wins, level, resamples, seed)
     if found.low is None or found.high is None:

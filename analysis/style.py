@@ -76,7 +76,7 @@ def looks(families: Mapping[str, str]) -> dict[str, Look]:
 @contextmanager
 def figures() -> Iterator[None]:
     """Draw with the project's settings: small type, embedded fonts, no frame, no background."""
-    settings: dict[str, Any] = {
+    settings: Any = {
         "figure.dpi": 150, "savefig.dpi": 300, "savefig.transparent": True,
         "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "analysis",
         "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 7,

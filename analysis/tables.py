@@ -136,10 +136,7 @@ def scores(found: Study) -> list[Table]:
         )
         wide = rows.pivot(index="label", columns="keep", values="shown")
         wide = wide[sorted(wide.columns, reverse=True)].fillna(MISSING)
-        order = sorted(
-            wide.index, key=lambda label: (label != "Identity", label != "Random", label)
-        )
-        wide = wide.loc[order]
+        wide = wide.loc[sorted(wide.index, key=lambda label: (label not in ENDS, label))]
         wide.columns = [f"{keep:g}" for keep in wide.columns]
         seeds = sorted(cells["seeds"].unique())
         tables.append(
@@ -232,7 +229,9 @@ def over_tasks_table(subject: Subject, against: tuple[str, ...]) -> Table | None
         mine = mine.rename(columns={end: f"above_{other}_{end}" for end in ("low", "high")})
         raw = raw.merge(mine, on=["label", "keep"], how="left")
         names = [f"above_{other}", f"above_{other}_low", f"above_{other}_high"]
-        shown[f"above {other}"] = [with_interval(*row, 2) for row in raw[names].to_numpy()]
+        shown[f"above {other}"] = [
+            with_interval(value, low, high, 2) for value, low, high in raw[names].to_numpy()
+        ]
     return Table(
         "over_settings",
         f"Over all {len(subject.study.settings)} settings",

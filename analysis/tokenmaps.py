@@ -213,7 +213,10 @@ def gallery(maps: Sequence[TokenMap], examples: int = 4, columns: int = 8) -> Fi
         )
         for number, key in enumerate(keys):
             grid = parts[number].subgridspec(lines, columns, wspace=0.05, hspace=0.18)
-            panels = [figure.add_subplot(cell) for cell in grid]
+            panels = [
+                figure.add_subplot(grid[place // columns, place % columns])
+                for place in range(lines * columns)
+            ]
             _fill(panels, by_key[key], titles)
     return figure
 

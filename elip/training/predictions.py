@@ -93,7 +93,7 @@ class Predictions(Callback):
             self._stop_listening()
 
     def _choose(self, image_ids: list[int]) -> list[int]:
-        rows = []
+        rows: list[int] = []
         for row, image_id in enumerate(image_ids):
             if len(rows) < self._left and self._shown[image_id] < self.texts:
                 self._shown[image_id] += 1

@@ -1,0 +1,97 @@
+"""Folders of runs to one table: what is read, what is counted, how methods are named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.load import load, training_curves
+from elip.record import COLUMNS, write_record
+from tests.analysis.synthetic import failed, record, write_study
+
+
+def test_every_record_is_a_row_and_unreadable_ones_are_named(tmp_path: Path) -> None:
+    count = write_study(tmp_path, ("Identity", "ToMe"), (0.7, 0.5), seeds=2, tasks=("VQA",))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text('{"schema": 1, "na')
+    runs = load([tmp_path])
+    assert len(runs.table) == len(runs.records) == count == 6
+    assert set(COLUMNS) <= set(runs.table.columns)
+    assert [Path(each.path).parent.name for each in runs.broken] == ["torn"]
+    assert "half written" in runs.broken[0].message
+
+
+def test_one_record_found_through_two_folders_counts_once(tmp_path: Path) -> None:
+    write_record(record(), tmp_path / "a" / "run")
+    assert len(load([tmp_path, tmp_path / "a"]).records) == 1
+
+
+def test_no_folder_and_no_record_are_errors_that_say_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        load([tmp_path / "nowhere"])
+    with pytest.raises(FileNotFoundError, match="A run writes it when it ends"):
+        load([tmp_path])
+
+
+def test_methods_are_named_with_the_options_they_differ_in(tmp_path: Path) -> None:
+    deep = replace(record(), reducer_options={"mix": 0.8, "probe_depth": None})
+    flat = replace(record(seed=1), reducer_options={"mix": 0.8, "probe_depth": 1})
+    for number, one in enumerate((deep, flat, record("ToMe"))):
+        write_record(one, tmp_path / str(number))
+    labels = list(load([tmp_path]).table["label"])
+    assert labels == ["ELIP (probe_depth=none)", "ELIP (probe_depth=1)", "ToMe"]
+
+
+def test_a_smaller_image_is_a_method_of_its_own(tmp_path: Path) -> None:
+    write_record(record("Identity"), tmp_path / "a")
+    write_record(record("Identity", patches=36), tmp_path / "b")
+    table = load([tmp_path]).table
+    assert list(table["label"]) == ["Identity", "Smaller image"]
+    assert list(table["keep"]) == [1.0, 0.25]
+
+
+def test_a_scored_run_takes_the_cost_of_training_from_its_parent(tmp_path: Path) -> None:
+    fit = record("ToMe")
+    write_record(fit, tmp_path / "fit")
+    checkpoint = str(tmp_path / "fit" / "checkpoints" / "best.ckpt")
+    bare = replace(fit, subcommand="test", training=None, parent=checkpoint)
+    test = replace(bare, gflops=replace(fit.gflops, training_step=None))
+    write_record(test, tmp_path / "test")
+    write_record(replace(test, reducer="EViT"), tmp_path / "other")
+    table = load([tmp_path]).table.set_index("folder")
+    own, other = table.loc[str(tmp_path / "test")], table.loc[str(tmp_path / "other")]
+    assert own["gflops_training_step"] == fit.gflops.training_step
+    assert own["mode"] == "trained"
+    assert other.isna()["gflops_training_step"]
+    assert other["mode"] == "off the shelf"
+
+
+def test_curves_join_logs_that_were_set_aside(tmp_path: Path) -> None:
+    write_record(record(), tmp_path)
+    (tmp_path / "metrics-1.csv").write_text("epoch,step,val/main\n0,9,0.1\n0,19,0.2\n0,29,\n")
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/main\n0,19,0.3\n0,29,0.4\n")
+    curve = training_curves(load([tmp_path]))
+    assert list(curve["step"]) == [9, 19, 29]
+    assert list(curve["score"]) == [0.1, 0.3, 0.4]
+
+
+def test_a_failed_run_is_a_row(tmp_path: Path) -> None:
+    write_record(failed(record()), tmp_path)
+    assert list(load([tmp_path]).table["status"]) == ["failed"]
+
+
+def test_analysis_imports_no_torch() -> None:
+    code = (
+        "import pkgutil, sys, importlib, analysis\n"
+        "for module in pkgutil.iter_modules(analysis.__path__):\n"
+        "    if module.name != '__main__': importlib.import_module('analysis.' + module.name)\n"
+        "import analysis.__main__\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'reducers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
