@@ -23,12 +23,14 @@ from experiments.show import Screen, show_end, show_plan
 _HOME = Path(__file__).resolve().parent.parent
 RUNNER = (sys.executable, str(_HOME / "run_experiment.py"))
 CHECKER = (sys.executable, "-m", "experiments.check")
+WARM = (sys.executable, "-m", "experiments.warm")
 
 
 def main(
     arguments: Sequence[str] | None = None,
     runner: Sequence[str] = RUNNER,
     checker: Sequence[str] = CHECKER,
+    warm: Sequence[str] | None = WARM,
 ) -> int:
     """Carry out a grid.
 
@@ -36,6 +38,7 @@ def main(
         arguments: The command line's; None takes those of the process.
         runner: How a run is started: the command line of this project.
         checker: How all runs are parsed: `experiments.check`.
+        warm: How runs are forked on this machine: `experiments.warm`. None starts each afresh.
 
     Returns:
         The exit status: 0 when every run is done, 1 when some failed or were skipped, 2 when
@@ -43,12 +46,15 @@ def main(
     """
     options = _parse(arguments)
     console = Console(soft_wrap=False)
+    # Child processes find this project wherever they are started.
+    search = [str(_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(search)
     try:
         grid = read_grid(options.grid, options.set)
         root = options.runs / grid.name
         checked = _check(options.grid, options.set, checker)
         cells = select(build_plan(grid, checked, root), options.only)
-        return _carry_out(grid, cells, root, options, runner, console)
+        return _carry_out(grid, cells, root, options, runner, warm, console)
     except GridError as error:
         console.file = sys.stderr
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -61,6 +67,7 @@ def _carry_out(
     root: Path,
     options: argparse.Namespace,
     runner: Sequence[str],
+    warm: Sequence[str] | None,
     console: Console,
 ) -> int:
     slots = find_slots(options.jobs)
@@ -87,7 +94,8 @@ def _carry_out(
             finished = run_on_slurm(board, grid.name, root, runner, console)
         else:
             with Screen(console, estimates, slots.count) as screen:
-                finished = LocalLauncher(board, grid.name, slots, runner, screen).run()
+                launcher = LocalLauncher(board, grid.name, slots, runner, screen, warm)
+                finished = launcher.run()
         show_end(console, board, root)
     if not finished:
         return 130
@@ -101,9 +109,7 @@ def _check(path: Path, sets: Sequence[str], checker: Sequence[str]) -> list[Chec
         GridError: The grid file is wrong, or the child failed.
     """
     command = [*checker, str(path), *(f"--set={each}" for each in sets)]
-    search = os.pathsep.join([str(_HOME), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = {**os.environ, "PYTHONPATH": search}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().removeprefix("error: ")
         raise GridError(said or f"{' '.join(command)} ended with status {done.returncode}.")

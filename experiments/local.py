@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from experiments.attempt import (
     Attempt,
@@ -28,6 +28,7 @@ from experiments.attempt import (
 from experiments.board import Board
 from experiments.grid import GridError
 from experiments.plan import Cell
+from experiments.warm import Request, Warm, WarmRun
 
 _POLL_SECONDS = 0.05
 
@@ -102,7 +103,7 @@ class _Running:
     slots: list[int]
     began: float
     attempt: Attempt | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | WarmRun | None = None
 
     def send(self, number: signal.Signals) -> None:
         pid = self.process.pid if self.process else holder(lock_of(self.cell)).get("pid")
@@ -126,6 +127,7 @@ class LocalLauncher:
         slots: What there is to run on.
         runner: How the command line is started.
         listener: Is told what happens.
+        warm: How a process that forks the runs is started; None for a fresh one each time.
         restarts: How often a run that was killed is started again.
     """
 
@@ -134,7 +136,9 @@ class LocalLauncher:
     slots: Slots
     runner: Sequence[str]
     listener: Listener
+    warm: Sequence[str] | None = None
     restarts: int = 2
+    _warm: Warm | None = None
     _running: list[_Running] = field(default_factory=list)
     _deaths: dict[str, int] = field(default_factory=dict)
     _asked: int = 0
@@ -149,12 +153,16 @@ class LocalLauncher:
         try:
             self._free = list(range(self.slots.count))
             self._adopt()
+            if self.warm and sum(cell.devices == 1 for cell in self.board.of("waiting")) > 1:
+                self._warm = Warm(self.warm, self.slots.environment([0]))
             while self._start_ready() or self._running:
                 self.listener.tick(self.board)
                 time.sleep(_POLL_SECONDS)
                 for running in list(self._running):
                     self._poll(running)
         finally:
+            if self._warm is not None:
+                self._warm.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
         self.listener.tick(self.board)
@@ -210,12 +218,25 @@ class LocalLauncher:
         self.board.set(cell, "running")
         self.listener.event(cell, "goes on" if "--ckpt_path" in attempt.arguments else "starts")
 
-    def _spawn(self, attempt: Attempt, lock: IO[str], taken: list[int]) -> Any:
+    def _spawn(
+        self, attempt: Attempt, lock: IO[str], taken: list[int]
+    ) -> subprocess.Popen[bytes] | WarmRun:
+        environment = self.slots.environment(taken)
+        # Several devices are Lightning's to start, which begins the command line anew for each.
+        if self._warm is not None and attempt.cell.devices == 1:
+            lock.close()  # the run takes it
+            paths = str(log_of(attempt.cell)), str(lock_of(attempt.cell))
+            run = self._warm.start(Request(attempt.arguments, environment, *paths))
+            if run is not None:
+                return run
+            again = acquire(lock_of(attempt.cell))
+            assert again is not None
+            lock = again
         with lock, log_of(attempt.cell).open("ab") as log:
             process = subprocess.Popen(
                 [*self.runner, *attempt.arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self.slots.environment(taken),
+                env=environment,
                 pass_fds=(lock.fileno(),),  # the run itself holds its lock from here on
                 start_new_session=True,  # Ctrl-C is the launcher's to hand on
             )  # fmt: skip

@@ -99,7 +99,8 @@ def test_time_limit_is_met_by_saving_and_queueing_again(cluster: Path, tmp_path:
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said + logs(grid)
-    assert "fit/ELIP: is queued again" in said
+    assert (folder / "log.txt").read_text().count("===") == 2
+    assert len((folder / "attempts.jsonl").read_text().splitlines()) == 2
     assert steps(grid, "fit/ELIP") == [f"step {number}" for number in range(1, 101)]
 
 

@@ -1,8 +1,9 @@
 """Stand-ins for the parser and for a run, quick enough to be killed by the dozen.
 
-``python fake.py check GRID`` answers as `experiments.check` does, ``python fake.py launch ...`` is
-the launcher with these stand-ins, and every other command is a run: it does 0.05 s of work a step,
-keeps a checkpoint, and leaves a record whose score is a function of its configuration.
+``python fake.py check GRID`` answers as `experiments.check` does, ``python fake.py warm`` as
+`experiments.warm`, ``python fake.py launch ...`` is the launcher with these stand-ins (``cold``
+starts a process afresh for each run), and every other command is a run: it does 0.05 s of work a
+step, keeps a checkpoint, and leaves a record whose score is a function of its configuration.
 """
 
 from __future__ import annotations
@@ -133,14 +134,23 @@ def record(
     )  # fmt: skip
 
 
+def forked(arguments: list[str]) -> None:
+    sys.exit(run(arguments[0], arguments[1:]))
+
+
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "check":
         sys.exit(check(rest[0], rest[1:]))
-    elif what == "launch":
+    elif what == "warm":
+        from experiments.warm import serve
+
+        serve(forked)
+    elif what in ("launch", "cold"):
         from experiments.launch import main as launch
 
         own = (sys.executable, __file__)
-        sys.exit(launch(rest, runner=own, checker=(*own, "check")))
+        warm = None if what == "cold" else (*own, "warm")
+        sys.exit(launch(rest, runner=own, checker=(*own, "check"), warm=warm))
     else:
         sys.exit(run(what, rest))

@@ -43,12 +43,12 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def start(grid: Path, *options: str, **more: Any) -> subprocess.Popen[str]:
+def start(grid: Path, *options: str, how: str = "launch") -> subprocess.Popen[str]:
     search = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PYTHONPATH": search, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
     return subprocess.Popen(
-        [sys.executable, str(FAKE), "launch", str(grid), f"--runs={grid.parent}/runs", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **more,
+        [sys.executable, str(FAKE), how, str(grid), f"--runs={grid.parent}/runs", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
     )  # fmt: skip
 
 
@@ -108,14 +108,14 @@ def test_nothing_is_run_twice(tmp_path: Path) -> None:
     assert {key: value for key, value in attempts(grid).items() if "seed0" in key} == once
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "how"), [(0, "launch"), (1, "launch"), (2, "cold")])
 def test_launcher_killed_three_times_gives_the_same_table(
-    tmp_path: Path, undisturbed: pa.Table, seed: int
+    tmp_path: Path, undisturbed: pa.Table, seed: int, how: str
 ) -> None:
     grid = write(tmp_path, STUDY)
     draw = random.Random(seed)
     for _ in range(3):
-        process = start(grid, "--jobs", "2")
+        process = start(grid, "--jobs", "2", how=how)
         time.sleep(draw.uniform(0.8, 2.2))
         process.kill()
         process.communicate()
@@ -147,6 +147,26 @@ def test_worker_and_launcher_killed_give_the_same_table(
     status, said = launch(grid)
     assert status == 0, said
     assert table(grid).equals(undisturbed)
+
+
+def test_forking_process_killed_gives_the_same_table(tmp_path: Path, undisturbed: pa.Table) -> None:
+    grid = write(tmp_path, STUDY)
+    process = start(grid, "--jobs", "2")
+    _wait_for(lambda: list(grid.parent.glob("runs/*/fit/*/checkpoints/last.ckpt")))
+    (warm,) = [pid for pid in _children(process.pid) if b"warm" in _command(pid)]
+    os.kill(warm, signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert table(grid).equals(undisturbed)
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(each) for each in text.split()]
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_ctrl_c_stops_and_goes_on(tmp_path: Path) -> None:
