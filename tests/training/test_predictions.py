@@ -1,0 +1,165 @@
+"""What ``predict`` leaves: all rows once and in order, the server's file, and token maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from elip.data.batch import Batch
+from elip.model.config import MeterConfig
+from elip.tasks.base import Task
+from elip.tasks.nlvr2 import NLVR2
+from elip.tasks.statement import Statement
+from elip.tasks.vqa import VQA
+from elip.training.module import Experiment
+from elip.training.predictions import ROWS_NAME, TOKENS_NAME, Predictions
+from reducers.contract import Reducer
+from reducers.elip import ELIP
+from reducers.pumer import PuMer
+from reducers.topk import TopK
+from tests.tasks.tiny import (
+    ANSWERS,
+    IN_THE_ENCODER,
+    IN_THE_FUSION,
+    LENGTH,
+    PIXELS,
+    VOCAB,
+    batch_for,
+    take,
+)
+
+PATCHES = (PIXELS // 4) ** 2
+
+
+def experiment(task: Task, reducer: Reducer | None) -> Experiment:
+    torch.manual_seed(0)
+    config = MeterConfig(
+        image_size=PIXELS, patch_size=4, image_width=32, image_blocks=5, image_heads=2,
+        text_width=32, text_layers=1, text_heads=2, fusion_width=24, fusion_layers=2,
+        fusion_heads=2, max_text_len=LENGTH,
+    )  # fmt: skip
+    fused = reducer is not None and reducer.acts == "fusion"
+    schedule = IN_THE_FUSION if fused else IN_THE_ENCODER
+    module = Experiment(task, reducer, schedule, config, vocab_size=VOCAB, num_answers=ANSWERS)
+    return module.eval()
+
+
+def trainer(root: Path, rank: int = 0, world: int = 1) -> Any:
+    answers = tuple(f"answer {number}" for number in range(ANSWERS))
+    return SimpleNamespace(
+        default_root_dir=str(root),
+        global_rank=rank,
+        world_size=world,
+        is_global_zero=rank == 0,
+        strategy=SimpleNamespace(barrier=lambda: None),
+        datamodule=SimpleNamespace(eval_names=lambda stage: ["test"], answers=answers),
+    )
+
+
+def predict(module: Experiment, batches: list[Batch], watched: Predictions, at: Any) -> None:
+    watched.on_predict_start(at, module)
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            rows = module.predict_step(batch, number)
+            watched.on_predict_batch_end(at, module, rows, batch, number)
+    watched.on_predict_end(at, module)
+
+
+def read(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / ROWS_NAME).read_text().splitlines()]
+
+
+def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path) -> None:
+    module = experiment(VQA(), TopK())
+    batch = batch_for(module.task.needs, 6)
+    watched = Predictions(images=0)
+    predict(module, [take(batch, [5, 1, 2])], watched, trainer(tmp_path, rank=1, world=2))
+    assert not (tmp_path / ROWS_NAME).exists()
+    predict(module, [take(batch, [0, 4]), take(batch, [3, 2])], watched, trainer(tmp_path, 0, 2))
+    rows = read(tmp_path)
+    assert [row["example"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    for row, known in zip(rows, module.predict_step(batch, 0), strict=True):
+        # Another batch size may change the last bit.
+        assert row.pop("probability") == pytest.approx(known.pop("probability"))
+        assert row == {"split": "test", **known}
+    assert [path.name for path in tmp_path.glob(f".{ROWS_NAME}*")] == []
+    sent = json.loads((tmp_path / "submission.json").read_text())
+    answers = [f"answer {row['label']}" for row in rows]
+    assert sent == [
+        {"question_id": 1000 + number, "answer": answer} for number, answer in enumerate(answers)
+    ]
+
+
+def test_a_task_without_a_server_leaves_no_submission(tmp_path: Path) -> None:
+    module = experiment(Statement(), None)
+    predict(module, [batch_for(module.task.needs)], Predictions(images=0), trainer(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [ROWS_NAME]
+
+
+def test_a_submission_that_cannot_be_made_does_not_cost_the_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = experiment(VQA(), None)
+    at = trainer(tmp_path)
+    at.datamodule.answers = ("one",)
+    predict(module, [batch_for(module.task.needs)], Predictions(images=0), at)
+    assert len(read(tmp_path)) == 6
+    assert "No submission for test" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reducer", "where", "layers"),
+    [(ELIP(), "block", [1, 3]), (TopK(), "block", [1, 3]), (PuMer(), "fusion layer", [0])],
+)
+def test_token_maps_are_those_of_the_model(
+    reducer: Reducer, where: str, layers: list[int], tmp_path: Path
+) -> None:
+    module = experiment(Statement(), reducer)
+    batch = batch_for(module.task.needs, 6)
+    predict(module, [batch], Predictions(images=3, texts=1), trainer(tmp_path))
+    content = json.loads((tmp_path / TOKENS_NAME).read_text())
+    assert content["reducer"] == type(reducer).__name__
+    assert content["family"] == reducer.family
+    assert content["grid"] == [PIXELS // 4] * 2
+    # Two examples share an image; of each image only the first text is shown.
+    assert [image["example"] for image in content["images"]] == [0, 2, 4]
+    with torch.no_grad():
+        fused = module.task.logits(module.meter, batch)[1][0]  # type: ignore[operator]
+    for image in content["images"]:
+        assert [stage["where"] for stage in image["stages"]] == [where] * len(layers)
+        assert [stage["layer"] for stage in image["stages"]] == layers
+        for stage, known in zip(image["stages"], fused.stages, strict=True):
+            assert len(stage["origin"]) == PATCHES
+            assert stage["origin"] == known.origin[image["example"]].tolist()
+        with Image.open(tmp_path / "tokens" / image["file"]) as saved:
+            pixels = torch.from_numpy(np.array(saved)).permute(2, 0, 1)
+        assert torch.equal(pixels, batch.images[image["example"], 0])
+
+
+def test_both_images_of_a_pair_are_shown(tmp_path: Path) -> None:
+    module = experiment(NLVR2(), TopK())
+    batch = batch_for(module.task.needs, 2)
+    predict(module, [batch], Predictions(images=2), trainer(tmp_path))
+    images = json.loads((tmp_path / TOKENS_NAME).read_text())["images"]
+    assert [(image["example"], image["image"]) for image in images] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
+    assert len({image["file"] for image in images}) == 4
+
+
+def test_without_reduction_there_are_images_and_no_stages(tmp_path: Path) -> None:
+    module = experiment(Statement(), None)
+    predict(module, [batch_for(module.task.needs)], Predictions(images=1), trainer(tmp_path))
+    content = json.loads((tmp_path / TOKENS_NAME).read_text())
+    assert content["reducer"] == "Identity"
+    assert [image["stages"] for image in content["images"]] == [[]]
