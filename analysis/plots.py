@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -148,12 +149,18 @@ def _column(names: _Names, dpi: float) -> None:
     gap = _LINE * (top - bottom) / high
     wanted = [y for _, y, _, _ in names.points]
     places = spread(wanted, gap, bottom + gap / 2, top - gap / 2)
-    for (x, y, text, colour), place in zip(names.points, places, strict=True):
-        axes.plot([edge, x], [place, y], color=colour, lw=0.35, alpha=0.55, zorder=1)
+    leaders = []
+    for (x, y, text, _), place in zip(names.points, places, strict=True):
+        leaders.append([(edge, place), (x, y)])
         axes.text(
             edge, place, text, color=INK, fontsize=_SMALL, va="center_baseline",
             ha="right" if left else "left",
         )  # fmt: skip
+    colours = [colour for _, _, _, colour in names.points]
+    axes.add_collection(
+        LineCollection(leaders, colors=colours, linewidths=0.35, alpha=0.55, zorder=1),
+        autolim=False,
+    )
 
 
 def _curves(axes: Axes, cells: pd.DataFrame, x: str, looked: dict[str, Look]) -> _Names:
@@ -174,10 +181,10 @@ def _curves(axes: Axes, cells: pd.DataFrame, x: str, looked: dict[str, Look]) ->
         line = group.set_index("keep")[[x, "score"]]
         if label != "Smaller image":
             line = line.reindex(sorted(keeps | set(line.index)))
-        axes.plot(line[x], line["score"], color=look.colour, lw=0.6, alpha=0.75, zorder=2)
         axes.plot(
-            group[x], group["score"], look.marker, color=look.colour, mec="none", ms=3.4, zorder=4
-        )
+            line[x].to_numpy(), line["score"].to_numpy(), marker=look.marker, color=look.colour,
+            mec="none", ms=3.4, lw=0.6, alpha=0.9, zorder=4,
+        )  # fmt: skip
         _bars(axes, group, x, look.colour)
         first = group.sort_values(x).iloc[0]
         points.append((float(first[x]), float(first["score"]), _shown(label), look.colour))
@@ -189,9 +196,9 @@ def _curves(axes: Axes, cells: pd.DataFrame, x: str, looked: dict[str, Look]) ->
 
 
 def _bars(axes: Axes, group: pd.DataFrame, x: str, colour: str, score: str = "") -> None:
-    low, high = (f"{score}low", f"{score}high")
-    bars = group.dropna(subset=[low, high])
-    axes.vlines(bars[x], bars[low], bars[high], color=colour, lw=0.6, alpha=0.55, zorder=3)
+    bars = group[[x, f"{score}low", f"{score}high"]].dropna().to_numpy(dtype=float)
+    if len(bars):
+        axes.vlines(*bars.T, color=colour, lw=0.6, alpha=0.55, zorder=3)
 
 
 def _no_reduction(axes: Axes, cell: pd.Series, x: str) -> None:
