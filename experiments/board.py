@@ -97,7 +97,9 @@ class Estimates:
         for key in ((cell.stage.name, cell.labels.get("reducer")), (cell.stage.name, None)):
             if self._times.get(key):
                 return statistics.median(self._times[key])
-        return cell.stage.price.seconds if cell.stage.price else None
+        if cell.stage.price is None:
+            return None
+        return cell.stage.price.seconds / (cell.devices * cell.nodes)
 
     def total(self, cells: Iterable[Cell]) -> tuple[float, int]:
         """Return the seconds of all runs one after the other, and of how many nothing is known."""

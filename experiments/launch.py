@@ -17,7 +17,7 @@ from experiments.board import Board, Estimates
 from experiments.check import Checked
 from experiments.grid import Grid, GridError, read_grid
 from experiments.local import LocalLauncher, find_slots
-from experiments.plan import Cell, build_plan, select
+from experiments.plan import Cell, build_plan, refuse_missing, select
 from experiments.show import Screen, show_end, show_plan
 
 _HOME = Path(__file__).resolve().parent.parent
@@ -54,6 +54,8 @@ def main(
         root = options.runs / grid.name
         checked = _check(options.grid, options.set, checker)
         cells = select(build_plan(grid, checked, root), options.only)
+        if not options.dry_run:  # a plan can be costed before its weights are there
+            refuse_missing(cells)
         return _carry_out(grid, cells, root, options, runner, warm, console)
     except GridError as error:
         console.file = sys.stderr

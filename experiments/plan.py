@@ -30,6 +30,7 @@ class Cell:
         resolved: What that resolves to.
         folder: Its run directory.
         parent: The run whose checkpoint it starts from; None for none.
+        lacks: Files that it starts from and that are not there, each as a sentence.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Cell:
     resolved: dict[str, Any] = field(repr=False)
     folder: Path = field(repr=False)
     parent: Cell | None = field(repr=False, default=None)
+    lacks: tuple[str, ...] = field(repr=False, default=())
 
     @property
     def key(self) -> str:
@@ -81,7 +83,7 @@ def build_plan(grid: Grid, checked: Sequence[Checked], root: Path) -> list[Cell]
         root: Folder of the grid's runs.
 
     Raises:
-        GridError: A combination is wrong or lacks a file; all are named, and nothing has started.
+        GridError: A combination is wrong; the message says which and why.
     """
     _refuse(checked)
     cells: dict[str, Cell] = {}
@@ -144,21 +146,35 @@ def _fits(cell: Cell, text: str) -> bool:
 
 
 def _refuse(checked: Sequence[Checked]) -> None:
-    bad = [(each, each.problem) for each in checked if each.problem is not None]
-    bad += [
-        (each, f"{option}: no such file {_value(each.resolved, option)}")
-        for each in checked
-        for option, digest in each.files.items()
-        if digest is None
+    named = [(f"{each.stage} {_title(each.labels)}", each.problem) for each in checked]
+    bad = [(name, problem) for name, problem in named if problem is not None]
+    if bad:
+        raise GridError(_listing(bad, len(checked)))
+
+
+def refuse_missing(cells: Sequence[Cell]) -> None:
+    """Refuse runs that start from files that are not there.
+
+    Raises:
+        GridError: There are some; the message names them.
+    """
+    bad = [(cell.key, why) for cell in cells for why in cell.lacks]
+    if bad:
+        raise GridError(_listing(bad, len(cells)))
+
+
+def _listing(bad: Sequence[tuple[str, str]], count: int) -> str:
+    """Return what is wrong, each thing once, with the first run that it is wrong with."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in bad:
+        by_reason.setdefault(why, []).append(name)
+    lines = [
+        f"  {names[0]}: {why}" + (f" ({len(names) - 1} more like it)" if len(names) > 1 else "")
+        for why, names in list(by_reason.items())[:_SHOWN_PROBLEMS]
     ]
-    if not bad:
-        return
-    lines = [f"  {each.stage} {_title(each.labels)}: {why}" for each, why in bad[:_SHOWN_PROBLEMS]]
-    if len(bad) > _SHOWN_PROBLEMS:
-        lines.append(f"  and {len(bad) - _SHOWN_PROBLEMS} more")
-    raise GridError(
-        f"{len(bad)} of {len(checked)} runs cannot start, so none was started:\n" + "\n".join(lines)
-    )
+    if len(by_reason) > _SHOWN_PROBLEMS:
+        lines.append(f"  and {len(by_reason) - _SHOWN_PROBLEMS} other problems")
+    return f"{len(bad)} of {count} runs cannot start, so none was started:\n" + "\n".join(lines)
 
 
 def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
@@ -177,7 +193,12 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
     put(config, "trainer.default_root_dir", str(folder))
     # A bar in a log file is a thousand lines.
     config["trainer"].setdefault("enable_progress_bar", False)
-    cell = Cell(identity, name, stage, labels, config, each.resolved, folder, parent)
+    lacks = tuple(
+        f"{option}: no such file {_value(each.resolved, option)}"
+        for option, digest in each.files.items()
+        if digest is None
+    )
+    cell = Cell(identity, name, stage, labels, config, each.resolved, folder, parent, lacks)
     if parent is not None:
         put(config, "model.weights" if stage.start == "weights" else "ckpt_path",
             str(cell.parent_checkpoint))  # fmt: skip

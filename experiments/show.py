@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.attempt import error_of, log_of
@@ -92,7 +92,10 @@ def counts(board: Board) -> Table:
 
 def show_plan(console: Console, grid: Grid, board: Board, estimates: Estimates, jobs: int) -> None:
     """Print what would be run, in which order, after what, and what it would cost."""
-    table = Table("run", "after", "state", "about", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        Column("run", overflow="fold"), Column("after", overflow="fold"), "state", "about",
+        box=None, padding=(0, 2, 0, 0),
+    )  # fmt: skip
     for cell in board.cells:
         phase = board.phase[cell.id]
         table.add_row(
@@ -109,8 +112,11 @@ def show_plan(console: Console, grid: Grid, board: Board, estimates: Estimates, 
         devices = sum((estimates.seconds(c) or 0) * c.devices * c.nodes for c in waiting) / 3600
         console.print(
             f"About {duration(seconds)} one after the other, {duration(seconds / jobs)} with "
-            f"{jobs} at once; {devices:.1f} device hours."
+            f"{jobs} at once; {devices:.1f} device hours.",
+            soft_wrap=True,
         )
+    for missing in sorted({why for cell in waiting for why in cell.lacks}):
+        console.print(f"Cannot start yet: {missing}", soft_wrap=True)
     if unknown:
         console.print(f"Of {unknown} of them nothing is known: no run of their stage was timed.")
 

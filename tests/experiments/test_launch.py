@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +268,7 @@ def test_a_typo_in_one_cell_stops_everything(tmp_path: Path) -> None:
     grid = write(tmp_path, {**STUDY, "axes": axes})
     status, said = launch(grid)
     assert status == 2
-    assert "2 of 4 runs cannot start, so none was started" in said
+    assert "2 of 4 runs cannot start, so none was started:" in said
     assert "fit bad: no option modle" in said
     assert not (tmp_path / "runs").exists()
 
@@ -297,9 +296,7 @@ def test_damaged_record_is_a_failure_that_can_be_retried(tmp_path: Path) -> None
     assert table(grid).equals(whole)
 
 
-def test_overhead_of_a_cell_is_small(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_overhead_of_a_cell_is_small(tmp_path: Path) -> None:
     """What the launcher adds to the time of its child processes, at one run at a time."""
     content = {"axes": {"reducer": ["ELIP"], "seed": list(range(10))}, "stages": {"fit": {}}}
     grid = write(tmp_path, content)
@@ -314,7 +311,6 @@ def test_overhead_of_a_cell_is_small(
     assert launch(grid)[0] == 0
     fixed = time.monotonic() - again
     overhead = (wall - inside - fixed) / 9
-    record_property("launcher_overhead_ms", round(1e3 * overhead))
     assert overhead < 0.5
 
 
