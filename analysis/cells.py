@@ -185,8 +185,8 @@ def _cells(scores: pd.DataFrame) -> pd.DataFrame:
 def _missing(scores: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     """Return what the product of each setting's methods, keep ratios and seeds lacks."""
     ended = {
-        (run.task, run.label, run.keep): run.status
-        for run in runs.table[runs.table["status"] != "completed"].itertuples()
+        (str(run["task"]), str(run["label"]), float(run["keep"])): str(run["status"])
+        for _, run in runs.table[runs.table["status"] != "completed"].iterrows()
     }
     rows = []
     for setting, group in scores.groupby("setting", sort=False):

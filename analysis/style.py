@@ -19,17 +19,17 @@ MUTED = "#8b929a"
 """What is there for orientation only; readable on white and on black."""
 
 FAMILY_COLOURS: dict[str, str] = {
-    "baseline": "#6f7780",
-    "position": "#8c5a2b",
-    "attention": "#0f7ac4",
-    "similarity": "#d4500b",
-    "clustering": "#0a9471",
-    "diversity": "#b4579a",
-    "text": "#b98500",
-    "other": "#4b4fb5",
+    "baseline": "#a0a0a0",
+    "position": "#775b36",
+    "attention": "#1462c0",
+    "similarity": "#b74b00",
+    "clustering": "#1eb766",
+    "diversity": "#ae4995",
+    "text": "#c59b00",
+    "other": "#8843f8",
 }
-"""One colour a family, after Okabe and Ito's colour-blind-safe set, at lightnesses that hold on
-white and on black. Markers tell the methods of one family apart, in print as well."""
+"""One colour a family, chosen to stay apart in the three common kinds of colour blindness and to
+hold on white and on black. Markers tell the methods of one family apart, in print as well."""
 
 PART_COLOURS: dict[str, str] = {
     "vision": "#0f7ac4",
