@@ -84,6 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["scancel", "--me"], check=False, capture_output=True)
+        _wait_until_empty()
         for process in reversed(started):
             process.terminate()
         for process in started:
@@ -125,6 +126,16 @@ def _wait_until_idle(folder: Path) -> None:
         time.sleep(0.3)
     logs = "\n".join(file.read_text()[-2000:] for file in sorted(folder.glob("*.log")))
     pytest.fail(f"The cluster did not come up; its node is {state!r}.\n{logs}")
+
+
+def _wait_until_empty() -> None:
+    """Wait for the last steps to be gone: without its daemons, a step's process stays for ever."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        listed = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=False)
+        if not listed.stdout.strip():
+            return
+        time.sleep(0.3)
 
 
 def _free_ports(count: int) -> list[int]:
