@@ -192,8 +192,13 @@ def _missing(scores: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     for setting, group in scores.groupby("setting", sort=False):
         task = str(setting).split(",")[0]
         methods = group[~group["label"].isin(_WITHOUT_RATIO)]
-        there = set(zip(methods["label"], methods["keep"], strict=True))
-        stopped = {at[1:] for at in ended if at[0] == task and at[1] not in _WITHOUT_RATIO}
+        pairs = zip(methods["label"], methods["keep"], strict=True)
+        there = {(str(label), float(keep)) for label, keep in pairs}
+        stopped = {
+            (str(at[1]), float(at[2]))
+            for at in ended
+            if at[0] == task and at[1] not in _WITHOUT_RATIO
+        }
         # Ratios that were solved for a budget differ by method and make no grid.
         used = Counter(keep for _, keep in there | stopped)
         for label in sorted({label for label, _ in there | stopped}):
