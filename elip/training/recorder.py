@@ -199,7 +199,7 @@ class Recorder(Callback):
                 torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
             ),
             training=self._training(trainer) if self.command == "fit" else None,
-            parent=self.ckpt_path or module.weights,
+            parent=module.weights if self.command == "fit" else self.ckpt_path or module.weights,
             error=error,
             log_tail=tuple(self._log.lines),
             notes=tuple(notes),
