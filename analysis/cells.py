@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -206,7 +207,8 @@ def _missing(scores: pd.DataFrame, runs: Runs) -> pd.DataFrame:
                 if (label, keep) not in there:
                     rows.append((setting, label, keep, ended.get((task, label, keep), "not run")))
         seeds = set(group["seed"].dropna().astype(int))
-        for (label, keep), cell in group.groupby(["label", "keep"]):
+        for at, cell in group.groupby(["label", "keep"]):
+            label, keep = cast("tuple[str, float]", at)
             absent = sorted(seeds - set(cell["seed"].dropna().astype(int)))
             if absent:
                 names = ", ".join(map(str, absent))
