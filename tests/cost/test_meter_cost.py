@@ -18,7 +18,7 @@ GIGA = 1e9
 LENGTH, WIDTH, PATCHES, BLOCKS = 12, 48, 16, 4
 CONFIG = MeterConfig(
     image_size=32, image_width=WIDTH, image_blocks=BLOCKS, text_width=WIDTH, fusion_width=WIDTH,
-    max_text_len=LENGTH, vocab_size=60,
+    max_text_len=LENGTH, vocab_size=60, text_layers=2, fusion_layers=2,
 )  # fmt: skip
 LAYERS, COUNTS = (1, 2), (10, 5)
 
