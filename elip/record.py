@@ -55,9 +55,10 @@ COLUMNS: dict[str, str] = {
         for part in (*_PARTS, "total")
     },
     "gflops_identity_training_step": f"one training step without reduction: {CONVENTION}",
-    "batch_size": "examples a batch in the two latencies",
+    "batch_size": "examples a batch in the latencies",
     "latency_ms": "median inference time of a batch, milliseconds",
     "latency_p95_ms": "95th percentile of it, milliseconds",
+    "latency_identity_ms": "the same without reduction, timed in turn with it, milliseconds",
     "examples_per_s": "inference, examples a second at the median",
     "peak_memory_mb": "highest resident memory of the process, 10^6 bytes",
     "peak_gpu_memory_mb": "highest GPU memory in tensors, 10^6 bytes",
@@ -197,12 +198,15 @@ class Speed:
         latency_ms: Median time of a batch, in milliseconds.
         latency_p95_ms: 95th percentile of it.
         examples_per_second: Throughput at the median.
+        latency_identity_ms: Median time without reduction, timed in turn with the other: only the
+            ratio of the two compares between runs.
     """
 
     batch_size: int | None = None
     latency_ms: float | None = None
     latency_p95_ms: float | None = None
     examples_per_second: float | None = None
+    latency_identity_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -328,6 +332,7 @@ class Record:
             "batch_size": speed.batch_size,
             "latency_ms": speed.latency_ms,
             "latency_p95_ms": speed.latency_p95_ms,
+            "latency_identity_ms": speed.latency_identity_ms,
             "examples_per_s": speed.examples_per_second,
             "peak_memory_mb": _megabytes(self.peak_memory_bytes),
             "peak_gpu_memory_mb": _megabytes(self.peak_gpu_memory_bytes),

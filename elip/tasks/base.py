@@ -49,6 +49,15 @@ class Evaluator(ABC):
         `compute`; a score for which guessing is not defined is left out.
         """
 
+    @abstractmethod
+    def outcomes(self, meter: Meter) -> Tensor:
+        """Return what each example added to the main score, over all processes; after `compute`.
+
+        Returns:
+            [N,3] float64: image number, example number and score, in order of example, each once.
+            The mean of the scores is the main score. Empty where that is no mean over examples.
+        """
+
 
 class Task(nn.Module, ABC):
     """Base class of all tasks.

@@ -21,7 +21,7 @@ from elip.tasks.base import (
     prediction_rows,
     with_reducer_loss,
 )
-from elip.tasks.scores import Mean, Tally
+from elip.tasks.scores import Mean, Outcomes, Tally
 
 
 class Classification(Task):
@@ -115,6 +115,7 @@ class _Evaluator(Evaluator):
     def __init__(self, task: Classification) -> None:
         self.task = task
         self.score = Mean()
+        self.examples = Outcomes()
         self.constant = Tally(task.classes + 1)
 
     def update(self, meter: Meter, batch: Batch) -> None:
@@ -123,7 +124,9 @@ class _Evaluator(Evaluator):
             return
         logits, _ = self.task.logits(meter, batch)
         truth = self.task.truth(batch.target)
-        self.score.update(truth.gather(1, logits.argmax(dim=-1, keepdim=True)))
+        scores = truth.gather(1, logits.argmax(dim=-1, keepdim=True))[:, 0]
+        self.score.update(scores)
+        self.examples.update(batch.image_id, batch.example, scores)
         # The last column counts the examples.
         self.constant.update(F.pad(truth, (0, 1), value=1.0))
 
@@ -135,3 +138,6 @@ class _Evaluator(Evaluator):
         if not sums[-1]:
             return {}
         return {self.task.main_metric: (sums[:-1].max() / sums[-1]).item()}
+
+    def outcomes(self, meter: Meter) -> Tensor:
+        return self.examples.over_processes(meter)

@@ -16,12 +16,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from elip.data.batch import Batch, TextBatch
 from elip.model.image_encoder import EncodedImage
 from elip.model.meter import Meter
 from elip.tasks.base import begin_images, finish_images
+from elip.tasks.scores import gather
 from reducers.contract import Text
 
 Score = Callable[[Meter, EncodedImage, Text], Tensor]
@@ -66,9 +66,15 @@ class Gallery:
     def image_of_text(self, meter: Meter) -> Tensor:
         """Return the row of each column's image, [T] int64; every process must ask."""
         columns = sorted(set(_everywhere(self._names(meter))))
-        row = {image: i for i, image in enumerate(sorted({image for image, _ in columns}))}
+        row = {image: i for i, image in enumerate(dict.fromkeys(image for image, _ in columns))}
         rows = [row[image] for image, _ in columns]
         return torch.tensor(rows, dtype=torch.int64, device=meter.pixel_mean.device)
+
+    def image_numbers(self, meter: Meter) -> Tensor:
+        """Return the image number of each row, [I] int64; every process must ask."""
+        images = torch.tensor(list(self._images), dtype=torch.int64, device=meter.pixel_mean.device)
+        numbers: Tensor = torch.cat(gather(images)).unique()
+        return numbers
 
     @torch.no_grad()
     def scores(self, meter: Meter, score: Score, pairs: int) -> Tensor:
@@ -91,8 +97,8 @@ class Gallery:
                 block = score_pairs(meter, score, self._begun[0], own, text, pairs)
         images = list(self._images)
         names = torch.tensor([images[row] for row in rows], dtype=torch.int64, device=device)
-        order = torch.cat(_gather(names)).argsort()
-        return torch.cat(_gather(block))[order]
+        order = torch.cat(gather(names)).argsort()
+        return torch.cat(gather(block))[order]
 
     def _names(self, meter: Meter) -> Tensor:
         """Return image and example number of each text of this process, [T,2]."""
@@ -109,7 +115,7 @@ class Gallery:
             torch.zeros(0, 1, dtype=torch.bool, device=mean.device),
         )
         own = _stack_texts(self._texts or [empty])
-        tokens, masks = _gather(own.tokens.contiguous()), _gather(own.mask.long())
+        tokens, masks = gather(own.tokens.contiguous()), gather(own.mask.long())
         shards = zip(tokens, masks, strict=True)
         text = _stack_texts([Text(tokens, mask.bool()) for tokens, mask in shards])
         column = {name: row for row, name in enumerate(_everywhere(self._names(meter)))}
@@ -120,7 +126,7 @@ class Gallery:
         """Return which of its images this process scores: each is scored once, loads are even."""
         device = meter.pixel_mean.device
         images = torch.tensor(list(self._images), dtype=torch.int64, device=device)
-        shards = [set(shard.tolist()) for shard in _gather(images)]
+        shards = [set(shard.tolist()) for shard in gather(images)]
         load = [0] * len(shards)
         rank = dist.get_rank() if len(shards) > 1 else 0
         place = {image: row for row, image in enumerate(self._images)}
@@ -174,15 +180,8 @@ def _progress() -> Progress:
     return Progress(*columns, transient=True, disable=not first)
 
 
-def _gather(value: Tensor) -> list[Tensor]:
-    """Return the value of every process; sizes may differ."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    return gather_all_tensors(value)
-
-
 def _everywhere(names: Tensor) -> list[tuple[int, int]]:
-    return [(image, example) for image, example in torch.cat(_gather(names)).tolist()]
+    return [(image, example) for image, example in torch.cat(gather(names)).tolist()]
 
 
 def _stack_texts(texts: list[Text]) -> Text:

@@ -22,7 +22,7 @@ from elip.tasks.base import (
     prediction_rows,
     with_reducer_loss,
 )
-from elip.tasks.scores import Mean, Tally
+from elip.tasks.scores import Mean, Outcomes, Tally
 from reducers.contract import Text
 
 
@@ -34,12 +34,14 @@ class _Passes:
         words: [B,L,V] logits of the masked-language pass; None when it is switched off.
         matching: [B,2] logits of the matching pass, no match and match; None likewise.
         matches: [B] int64, 1 where the pair of ``matching`` is a true one.
+        order: [B] int64, the example whose text is in each row of ``matching``.
         fused: What each pass gave its head.
     """
 
     words: Tensor | None
     matching: Tensor | None
     matches: Tensor
+    order: Tensor
     fused: tuple[Fused, ...]
 
 
@@ -138,6 +140,7 @@ class Pretraining(Task):
     def _passes(self, meter: Meter, batch: Batch) -> _Passes:
         count, device = len(batch), batch.example.device
         keep, swap = self._halves(batch)
+        order = torch.cat([keep, swap])
         true = batch.images[:, 0]
         distinct = true if self.mlm is not None else true[keep]
         beside = keep if self.mlm is not None else torch.arange(len(keep), device=device)
@@ -156,13 +159,13 @@ class Pretraining(Task):
             fused.append(meter.fuse(text, image, "text"))
             words = self.mlm(fused[-1].text)
         if self.itm is not None:
-            text, order = meter.encode_text(batch.text), torch.cat([keep, swap])
+            text = meter.encode_text(batch.text)
             text = Text(text.tokens[order], text.mask[order])
             image = finish_images(meter, begun, beside, text)
             fused.append(meter.fuse(text, image, "pooled"))
             matching = self.itm(fused[-1].pooled)
         matches = (torch.arange(count, device=device) < len(keep)).long()
-        return _Passes(words, matching, matches, tuple(fused))
+        return _Passes(words, matching, matches, order, tuple(fused))
 
     def _halves(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return which examples keep their true image and which take the false one."""
@@ -181,11 +184,15 @@ class _Evaluator(Evaluator):
         self.task = task
         self.itm, self.mlm, self.words = Mean(), Mean(), Mean()
         self.targets: Tally | None = None
+        self.examples = Outcomes()
 
     def update(self, meter: Meter, batch: Batch) -> None:
         passes = self.task._passes(meter, batch)
         if passes.matching is not None:
-            self.itm.update((passes.matching.argmax(dim=-1) == passes.matches).float())
+            right = (passes.matching.argmax(dim=-1) == passes.matches).float()
+            self.itm.update(right)
+            order = passes.order
+            self.examples.update(batch.image_id[order], batch.example[order], right)
         if passes.words is not None:
             assert batch.masked_labels is not None
             labels = batch.masked_labels
@@ -214,6 +221,9 @@ class _Evaluator(Evaluator):
             counts = self._tally(meter).over_processes(meter)
             guesses["mlm_accuracy"] = (counts.max() / counts.sum()).item()
         return guesses
+
+    def outcomes(self, meter: Meter) -> Tensor:
+        return self.examples.over_processes(meter)
 
     def _tally(self, meter: Meter) -> Tally:
         if self.targets is None:

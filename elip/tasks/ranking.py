@@ -13,25 +13,19 @@ from torch import Tensor
 CUTOFFS = (1, 5, 10)
 
 
-def recalls(scores: Tensor, image_of_text: Tensor) -> dict[str, float]:
-    """Return image retrieval (``ir_r*``) and text retrieval (``tr_r*``) recall at 1, 5 and 10.
+def ranks(scores: Tensor, image_of_text: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many images stand before each text's own, and how many texts before each image's.
 
-    ``ir_rk`` is the share of texts whose image is among the k best images; ``tr_rk`` the share of
-    images with at least one own text among the k best texts; ``r1`` the mean of both at k = 1.
-    Among equal scores the lower row or column stands first. With fewer than k candidates all of
-    them are among the k best.
+    Among equal scores the lower row or column stands first. The best of an image's texts counts.
 
     Args:
         scores: [I,T] float.
         image_of_text: [T] int64, the row of each text's image.
 
     Returns:
-        Shares in [0, 1]; not a number where there is nothing to rank or a score is not finite, as
-        the order then means nothing.
+        [T] and [I] int64.
     """
     num_images, num_texts = scores.shape
-    if not scores.numel() or not bool(scores.isfinite().all()):
-        return _named([float("nan")] * 3, [float("nan")] * 3)
     rows = torch.arange(num_images, device=scores.device)[:, None]
     columns = torch.arange(num_texts, device=scores.device)
     own = scores.gather(0, image_of_text[None])
@@ -41,11 +35,53 @@ def recalls(scores: Tensor, image_of_text: Tensor) -> dict[str, float]:
     best = mine.amax(dim=1, keepdim=True)
     first = torch.where(mine == best, columns, num_texts).amin(dim=1, keepdim=True)
     ahead = (scores > best) | ((scores == best) & (columns < first))
-    text_rank = ahead.sum(dim=1)
+    return image_rank, ahead.sum(dim=1)
+
+
+def recalls(scores: Tensor, image_of_text: Tensor) -> dict[str, float]:
+    """Return image retrieval (``ir_r*``) and text retrieval (``tr_r*``) recall at 1, 5 and 10.
+
+    ``ir_rk`` is the share of texts whose image is among the k best images; ``tr_rk`` the share of
+    images with at least one own text among the k best texts; ``r1`` the mean of both at k = 1.
+    Among equal scores the order is that of `ranks`. With fewer than k candidates all of them are
+    among the k best.
+
+    Args:
+        scores: [I,T] float.
+        image_of_text: [T] int64, the row of each text's image.
+
+    Returns:
+        Shares in [0, 1]; not a number where there is nothing to rank or a score is not finite, as
+        the order then means nothing.
+    """
+    if not _ranked(scores):
+        return _named([float("nan")] * 3, [float("nan")] * 3)
+    image_rank, text_rank = ranks(scores, image_of_text)
     return _named(
         [(image_rank < k).double().mean().item() for k in CUTOFFS],
         [(text_rank < k).double().mean().item() for k in CUTOFFS],
     )
+
+
+def first_hits(scores: Tensor, image_of_text: Tensor) -> Tensor:
+    """Return what each image and its texts add to ``r1``, [I] float64; their mean is ``r1``.
+
+    With I images and T texts: half of whether a text of its own stands first, and half of I / T
+    times the number of its texts that find it. Empty where there is no order.
+
+    Args:
+        scores: [I,T] float.
+        image_of_text: [T] int64, the row of each text's image.
+    """
+    if not _ranked(scores):
+        return torch.zeros(0, dtype=torch.float64, device=scores.device)
+    image_rank, text_rank = ranks(scores, image_of_text)
+    found = (image_rank == 0).double() * scores.shape[0] / scores.shape[1]
+    return (text_rank == 0).double().index_add(0, image_of_text, found) / 2
+
+
+def _ranked(scores: Tensor) -> bool:
+    return bool(scores.numel()) and bool(scores.isfinite().all())
 
 
 def guesses(image_of_text: Tensor) -> dict[str, float]:

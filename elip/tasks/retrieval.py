@@ -21,7 +21,7 @@ from elip.tasks.base import (
     with_reducer_loss,
 )
 from elip.tasks.gallery import Gallery
-from elip.tasks.ranking import guesses, recalls
+from elip.tasks.ranking import first_hits, guesses, recalls
 from reducers.contract import Text
 
 
@@ -103,13 +103,19 @@ class _Evaluator(Evaluator):
     def __init__(self, task: Retrieval) -> None:
         self.task = task
         self.gallery = Gallery()
+        self.scores = torch.zeros(0, 0)
 
     def update(self, meter: Meter, batch: Batch) -> None:
         self.gallery.add(meter, batch)
 
     def compute(self, meter: Meter) -> dict[str, float]:
-        scores = self.gallery.scores(meter, self.task.score, self.task.pairs)
-        return recalls(scores, self.gallery.image_of_text(meter))
+        self.scores = self.gallery.scores(meter, self.task.score, self.task.pairs)
+        return recalls(self.scores, self.gallery.image_of_text(meter))
 
     def chance(self, meter: Meter) -> dict[str, float]:
         return guesses(self.gallery.image_of_text(meter))
+
+    def outcomes(self, meter: Meter) -> Tensor:
+        hits = first_hits(self.scores, self.gallery.image_of_text(meter))
+        images = self.gallery.image_numbers(meter)[: len(hits)].double()
+        return torch.stack([images, images, hits], dim=1)

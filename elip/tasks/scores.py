@@ -1,14 +1,23 @@
-"""The two sums that every score of a task is made of, right over several processes."""
+"""What every score of a task is made of, right over several processes."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from elip.model.meter import Meter
+
+
+def gather(value: Tensor) -> list[Tensor]:
+    """Return the value of every process; sizes may differ. Every process must ask."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    return gather_all_tensors(value)
 
 
 class _Summed(Metric):
@@ -79,3 +88,24 @@ class Tally(_Summed):
         self.to(meter.pixel_mean.device)
         sums: Tensor = self.compute()
         return sums
+
+
+class Outcomes:
+    """The main score of every example, so that runs can be compared example by example."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+
+    def update(self, images: Tensor, examples: Tensor, scores: Tensor) -> None:
+        """Take the image numbers, example numbers and scores of a batch, [B] each."""
+        self._rows.append(torch.stack([images.double(), examples.double(), scores.double()], dim=1))
+
+    def over_processes(self, meter: Meter) -> Tensor:
+        """Return `Evaluator.outcomes`; every process must ask."""
+        device = meter.pixel_mean.device
+        none = torch.zeros(0, 3, dtype=torch.float64, device=device)
+        rows = torch.cat(gather(torch.cat([none, *(own.to(device) for own in self._rows)])))
+        rows = rows[rows[:, 1].argsort(stable=True)]
+        first = torch.ones(len(rows), dtype=torch.bool, device=device)
+        first[1:] = rows[1:, 1] != rows[:-1, 1]
+        return rows[first]

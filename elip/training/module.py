@@ -68,6 +68,7 @@ class Experiment(LightningModule):
         self._evaluators: list[Evaluator] = []
         self.scores: dict[str, dict[str, float]] = {}
         self.chances: dict[str, dict[str, float]] = {}
+        self.outcomes: dict[str, Tensor] = {}
 
     def _load(self, weights: str | None, image: str | None, text: str | None) -> None:
         if image is not None:
@@ -143,6 +144,7 @@ class Experiment(LightningModule):
         evaluators = dict(zip(names, self._evaluators, strict=True))
         self.scores = {name: each.compute(self.meter) for name, each in evaluators.items()}
         self.chances = {name: each.chance(self.meter) for name, each in evaluators.items()}
+        self.outcomes = {name: each.outcomes(self.meter) for name, each in evaluators.items()}
         self._evaluators = []
         for name, scores in self.scores.items():
             middle = "" if len(names) == 1 else f"{name}/"

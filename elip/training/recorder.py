@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from elip.cost import CostError, measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
 from elip.data.batch import Batch
+from elip.examples import write_examples
 from elip.provenance import (
     VOLATILE,
     code_version,
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _LOG_LINES = 40
 _COST_EXAMPLES = 2
-_TIMED_RUNS = 12
+_TIMED_RUNS = 8
 
 
 class Recorder(Callback):
@@ -55,6 +56,7 @@ class Recorder(Callback):
         self.started = _now()
         self.written = False
         self.evaluations: tuple[Evaluation, ...] = ()
+        self.outcomes: dict[str, Any] = {}
         self._best = float("-inf")
         self._counts: dict[str, int] = {}
         self._sample: Batch | None = None
@@ -120,6 +122,7 @@ class Recorder(Callback):
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Experiment)
         datasets = _datasets(self.config)
+        self.outcomes = {name: rows.cpu().numpy() for name, rows in module.outcomes.items()}
         self.evaluations = tuple(
             Evaluation(
                 split=name,
@@ -159,6 +162,7 @@ class Recorder(Callback):
         record = self._record(trainer, module, status, error)
         if status == "completed":
             record = _with_costs(record, module, self._sample)
+        write_examples(self.run_dir, self.outcomes)
         path = write_record(record, self.run_dir)
         if status != "failed":
             print_summary(record, path)
@@ -243,18 +247,28 @@ def _gflops(module: Experiment, batch: Batch, trained: bool) -> Gflops:
 
 def _speed(module: Experiment, batch: Batch) -> Speed:
     was = module.training
+
+    def reduced() -> None:
+        module.task.infer(module.meter, batch)
+
+    def whole() -> None:
+        with module.meter.unreduced():
+            reduced()
+
+    candidates = {"reduced": reduced} | ({"whole": whole} if module.meter.plan.keep else {})
     module.eval()
     with torch.no_grad():
-        timing = time_interleaved(
-            {"forward": lambda: module.task.infer(module.meter, batch)},
-            rounds=_TIMED_RUNS, examples=len(batch), device=module.device,
-        )["forward"]  # fmt: skip
+        timings = time_interleaved(
+            candidates, rounds=_TIMED_RUNS, examples=len(batch), device=module.device
+        )
     module.train(was)
+    timing = timings["reduced"]
     return Speed(
         batch_size=len(batch),
         latency_ms=1e3 * timing.median,
         latency_p95_ms=1e3 * timing.p95,
         examples_per_second=timing.examples_per_second,
+        latency_identity_ms=1e3 * timings.get("whole", timing).median,
     )
 
 

@@ -85,6 +85,17 @@ def test_scores_lie_in_range_beside_chance_and_do_not_depend_on_batches(
     assert chance.keys() <= scores.keys()
     assert parts.compute(meter) == pytest.approx(scores, rel=1e-5, abs=1e-5)
     assert parts.chance(meter) == pytest.approx(chance, abs=1e-6)
+    outcomes = whole.outcomes(meter)
+    assert outcomes[:, 2].mean().item() == pytest.approx(scores[task.main_metric], abs=1e-6)
+    assert outcomes[:, 1].diff().min() > 0
+    if task.needs.kind != "caption" or task.main_metric != "r1":
+        assert outcomes[:, :2].tolist() == [
+            [image, example]
+            for example, image in sorted(
+                zip(batch.example.tolist(), batch.image_id.tolist(), strict=True)
+            )
+        ]
+    torch.testing.assert_close(parts.outcomes(meter), outcomes)
 
 
 @pytest.mark.parametrize("kind", TASKS)

@@ -47,7 +47,9 @@ def _work(rank: int, folder: Path) -> None:
             meter, task, batch = prepared(kind, reducer)
             shard = take(batch, SHARDS[rank]) if SHARDS[rank] else None
             evaluator = evaluated(meter, task, shard)
-            found[f"{name} {reducer}"] = (evaluator.compute(meter), evaluator.chance(meter))
+            scores = evaluator.compute(meter)
+            outcomes = evaluator.outcomes(meter)
+            found[f"{name} {reducer}"] = (scores, evaluator.chance(meter), outcomes)
             if isinstance(task, Retrieval):
                 scores = evaluator.gallery.scores(meter, task.score, task.pairs)
                 found[f"matrix {reducer}"] = (scores, len(evaluator.gallery._own_rows(meter)))
@@ -74,9 +76,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_scores_and_chance_are_those_of_one_process(found, name: str, reducer: str) -> None:
     meter, task, batch = prepared(tasks()[name], reducer)
     single = evaluated(meter, task, batch)
-    for scores, chance in (part[f"{name} {reducer}"] for part in found):
+    for scores, chance, outcomes in (part[f"{name} {reducer}"] for part in found):
         assert scores == pytest.approx(single.compute(meter), rel=1e-5, abs=1e-5)
         assert chance == pytest.approx(single.chance(meter), abs=1e-6)
+        torch.testing.assert_close(outcomes, single.outcomes(meter))
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elip.tasks.ranking import CUTOFFS, guesses, recalls
+from elip.tasks.ranking import CUTOFFS, first_hits, guesses, recalls
 
 
 @st.composite
@@ -48,6 +48,13 @@ def test_recalls_equal_sorting_by_hand(gallery: tuple[torch.Tensor, torch.Tensor
 
 
 @given(galleries())
+def test_what_each_image_adds_has_the_main_score_as_its_mean(gallery) -> None:
+    hits = first_hits(*gallery)
+    assert len(hits) == len(gallery[0])
+    assert hits.mean().item() == pytest.approx(recalls(*gallery)["r1"])
+
+
+@given(galleries())
 def test_recalls_rise_with_k(gallery: tuple[torch.Tensor, torch.Tensor]) -> None:
     found = recalls(*gallery)
     for side in ("ir", "tr"):
@@ -58,6 +65,7 @@ def test_a_score_that_is_not_finite_leaves_no_order() -> None:
     scores = torch.eye(3)
     scores[1, 2] = math.nan
     assert all(math.isnan(value) for value in recalls(scores, torch.arange(3)).values())
+    assert first_hits(scores, torch.arange(3)).numel() == 0
     assert math.isnan(recalls(torch.empty(0, 0), torch.empty(0, dtype=torch.int64))["r1"])
 
 

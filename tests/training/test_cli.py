@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from elip.examples import read_examples
 from elip.record import Record, read_record
 from elip.training.cli import main
 from reducers.contract import Reducer
@@ -170,7 +171,17 @@ def test_a_checkpoint_is_scored_under_the_reducer_that_was_asked_for(
     assert record.parent is not None
     assert record.parent.endswith("last.ckpt")
     assert called
-    assert record.evaluations[0].split == "test"
+    (evaluation,) = record.evaluations
+    assert evaluation.split == "test"
+    examples = read_examples(root / "test")
+    assert examples is not None
+    assert examples["split"].unique().to_pylist() == ["test"]
+    assert len(examples) == evaluation.examples
+    scores = examples["score"].to_numpy()
+    assert scores.mean() == pytest.approx(evaluation.metrics[record.main_metric or ""])
+    assert record.speed is not None
+    assert record.speed.latency_identity_ms > 0
+    assert record.speed.latency_identity_ms != record.speed.latency_ms
 
 
 def test_validating_twice_gives_the_same_scores(tmp_path: Path, data: Path) -> None:
