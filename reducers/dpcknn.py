@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reducers.contract import Host, Reduced, Reducer, Signals
-from reducers.tokens import distances, gather_tokens, merge_tokens, top_indices
+from reducers.tokens import distances, merge_tokens, nearest_centre, top_indices
 
 
 class DPCKNN(Reducer):
@@ -66,6 +66,4 @@ class DPCKNN(Reducer):
         largest = distance.amax(dim=(1, 2)).view(-1, 1, 1)
         delta = torch.where(denser, distance, largest).amin(dim=-1)
         centres = top_indices(density * delta, num_keep)
-        nearest = gather_tokens(distance, centres).argmin(dim=1)
-        own = torch.arange(num_keep, device=centres.device).expand_as(centres)
-        return nearest.scatter(1, centres, own)
+        return nearest_centre(distance, centres)

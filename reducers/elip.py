@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from reducers.contract import Host, Reduced, Reducer, Signal, Signals
-from reducers.tokens import assignment_of_kept, gather_tokens, top_indices
+from reducers.tokens import keep_and_fuse, top_indices
 
 
 class ELIP(Reducer):
@@ -95,10 +94,5 @@ class ELIP(Reducer):
                 text = text.roll(1, dims=0)
             cls = (1 - self.mix) * text + self.mix * cls
         scores = signals.probe(cls, patches, self.depths[signals.stage])
-        count = patches.shape[1]
         kept = top_indices(scores, num_keep - 1).sort(dim=1).values
-        assignment = assignment_of_kept(kept, count, rest=num_keep - 1)
-        rest = scores * (assignment == num_keep - 1)
-        weights = rest / (rest.sum(dim=1, keepdim=True) + 1e-6)
-        fused = weights.to(patches.dtype).unsqueeze(1) @ patches
-        return Reduced(torch.cat([gather_tokens(patches, kept), fused], dim=1), assignment)
+        return keep_and_fuse(patches, kept, scores, normalise=True)

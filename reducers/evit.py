@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
-from reducers.tokens import assignment_of_kept, gather_tokens, top_indices
+from reducers.tokens import keep_and_fuse, top_indices
 
 
 class EViT(Reducer):
@@ -36,22 +35,5 @@ class EViT(Reducer):
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep - 1`` patches and fuse the others."""
         assert signals.cls_attention is not None
-        return keep_and_fuse(patches, signals.cls_attention, num_keep, self.normalise)
-
-
-def keep_and_fuse(patches: Tensor, scores: Tensor, num_keep: int, normalise: bool) -> Reduced:
-    """Keep the ``num_keep - 1`` best patches, best first; fuse the others by their scores.
-
-    Args:
-        patches: [B,N,D] float.
-        scores: [B,N] float, at least 0.
-        num_keep: K, the fused token included.
-        normalise: Whether the weights of the fused token add up to 1.
-    """
-    kept = top_indices(scores, num_keep - 1)
-    assignment = assignment_of_kept(kept, patches.shape[1], rest=num_keep - 1)
-    weights = scores * (assignment == num_keep - 1)
-    if normalise:
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    fused = weights.to(patches.dtype).unsqueeze(1) @ patches
-    return Reduced(torch.cat([gather_tokens(patches, kept), fused], dim=1), assignment)
+        kept = top_indices(signals.cls_attention, num_keep - 1)
+        return keep_and_fuse(patches, kept, signals.cls_attention, self.normalise)

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
-from reducers.tokens import distances, farthest_first, gather_tokens, top_indices
+from reducers.tokens import (
+    distances,
+    farthest_first,
+    gather_tokens,
+    nearest_centre,
+    top_indices,
+)
 
 
 class KMedoids(Reducer):
@@ -56,10 +62,10 @@ class KMedoids(Reducer):
         with torch.no_grad():
             distance = distances(patches)
             weights, medoids = self._start(distance, num_keep, signals.received)
-            cluster = _nearest(distance, medoids)
+            cluster = nearest_centre(distance, medoids)
             for _ in range(self.rounds):
                 medoids = self._move(distance, weights, cluster, num_keep)
-                cluster = _nearest(distance, medoids)
+                cluster = nearest_centre(distance, medoids)
         return Reduced(gather_tokens(patches, medoids), cluster)
 
     def _start(
@@ -79,12 +85,10 @@ class KMedoids(Reducer):
         else:
             together = cluster.unsqueeze(1) == cluster.unsqueeze(2)
             cost = (distance * together * weights.unsqueeze(1)).sum(dim=-1)
-        index = torch.arange(num_keep, device=cluster.device).view(1, -1, 1)
-        return torch.where(cluster.unsqueeze(1) == index, cost.unsqueeze(1), torch.inf).argmin(-1)
-
-
-def _nearest(distance: Tensor, medoids: Tensor) -> Tensor:
-    """Return the cluster [B,N] of each token; a medoid belongs to its own."""
-    nearest = gather_tokens(distance, medoids).argmin(dim=1)
-    own = torch.arange(medoids.shape[1], device=medoids.device).expand_as(medoids)
-    return nearest.scatter(1, medoids, own)
+        # The least cost of each cluster, then the first token in it that costs no more.
+        least = cost.new_full((len(cost), num_keep), torch.inf)
+        least = least.scatter_reduce(1, cluster, cost, "amin").gather(1, cluster)
+        index = torch.arange(cost.shape[1], device=cost.device).expand_as(cluster)
+        index = torch.where(cost <= least, index, cost.shape[1])
+        first = cluster.new_full((len(cost), num_keep), cost.shape[1])
+        return first.scatter_reduce(1, cluster, index, "amin")

@@ -77,7 +77,7 @@ class MCTF(Reducer):
         assignment = torch.arange(count, device=tokens.device).expand(batch, count)
         while count > num_keep:
             removed = min(count - num_keep, count // 2)
-            merged = self._round(self._scores(tokens, received, sizes), removed)
+            merged = self._round(self._edges(tokens, received, sizes), removed)
             assignment = merged.gather(1, assignment)
             count -= removed
             if count > num_keep:
@@ -87,23 +87,23 @@ class MCTF(Reducer):
                 sizes = scatter_sum(sizes, merged, count)
         return assignment
 
-    def _scores(self, tokens: Tensor, received: Tensor, sizes: Tensor) -> Tensor:
-        """Return how good it is to merge each two tokens, [B,N,N]."""
-        scores = ((cosine_similarity(tokens) + 1) / 2).clamp(min=0) ** (1 / self.similar)
+    def _edges(self, tokens: Tensor, received: Tensor, sizes: Tensor) -> Tensor:
+        """Return how good it is to merge each token at an odd place and each at an even one."""
+        edges = (cosine_similarity(tokens[:, 1::2], tokens[:, ::2]) + 1) / 2
+        edges = edges.clamp(min=0) ** (1 / self.similar)
         for amount, temperature in ((received, self.informative), (sizes, self.small)):
             low = 1 / amount.clamp(min=1e-12)
             low = (low / low.amax(dim=1, keepdim=True)) ** (1 / temperature)
-            scores = scores * low.unsqueeze(1) * low.unsqueeze(2)
-        return scores
+            edges = edges * low[:, 1::2].unsqueeze(2) * low[:, ::2].unsqueeze(1)
+        return edges
 
-    def _round(self, scores: Tensor, removed: int) -> Tensor:
-        batch, count, _ = scores.shape
-        odd, even = alternate(count, 1, scores.device)
+    def _round(self, edges: Tensor, removed: int) -> Tensor:
+        batch, count = len(edges), edges.shape[1] + edges.shape[2]
+        odd, even = alternate(count, 1, edges.device)
         there = removed // 2 if self.both_ways else removed
-        edges = scores[:, odd][:, :, even]
         best, edge = edges.max(dim=-1)
         gone = _marked(best, there)
-        leader = torch.arange(count, device=scores.device).expand(batch, count)
+        leader = torch.arange(count, device=edges.device).expand(batch, count)
         leader = leader.scatter(1, odd.expand(batch, -1), torch.where(gone, even[edge], odd))
         if removed > there:
             back = edges.masked_fill(gone.unsqueeze(2), -torch.inf).transpose(1, 2)

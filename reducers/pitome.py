@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reducers.contract import Acts, Host, Reduced, Reducer, Signal, Signals
 from reducers.matching import assign, repeat_until
-from reducers.tokens import cosine_similarity, merge_tokens
+from reducers.tokens import cosine_similarity, merge_tokens, submatrix
 
 
 class PiToMe(Reducer):
@@ -69,7 +69,7 @@ class PiToMe(Reducer):
         order = energy.argsort(dim=1, descending=True, stable=True)
         mergeable = metric.shape[1] if self.split_all else 2 * removed
         sources, targets = order[:, 0:mergeable:2], order[:, 1:mergeable:2]
-        best, edge = _block(cosine, sources, targets).max(dim=-1)
+        best, edge = submatrix(cosine, sources, targets).max(dim=-1)
         if self.split_all:
             rank = best.argsort(dim=1, descending=True, stable=True)
             sources, best, edge = (part.gather(1, rank) for part in (sources, best, edge))
@@ -80,9 +80,3 @@ class PiToMe(Reducer):
         new = torch.cat([kept[:, :-removed], protected.shape[1] + edge, kept[:, -removed:]], dim=1)
         places = torch.cat([protected, sources, targets], dim=1)
         return torch.zeros_like(places).scatter(1, places, new)
-
-
-def _block(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pick [B,R,C] of [B,N,N]."""
-    picked = matrix.gather(1, rows.unsqueeze(-1).expand(-1, -1, matrix.shape[2]))
-    return picked.gather(2, columns.unsqueeze(1).expand(-1, rows.shape[1], -1))

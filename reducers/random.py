@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from reducers.contract import Reduced, Reducer, Signals
-from reducers.tokens import assignment_of_kept, gather_tokens, top_indices
+from reducers.tokens import keep_tokens, top_indices
 
 
 class Random(Reducer):
     """Keep a uniformly random subset of the patch tokens, in their original order.
 
-    Each token gets the score ``frac(sin(a * seed + b * (layer + 1) + c * index) * 43758.5453)``
-    in float64, a cheap hash with no state: the same example under the same seed keeps the same
-    tokens in whatever batch it comes.
+    A token's score is a hash of the example's seed, the layer and the token's place; there is no
+    state: the same example under the same seed keeps the same tokens in whatever batch it comes.
 
     Source: Rao et al., DynamicViT, 2021, arXiv:2106.02034 (as a control, like most of the field).
     Differs: not at all.
@@ -37,7 +36,7 @@ class Random(Reducer):
         state = (signals.seeds + 1_000_003 * self.seed)[:, None] * 64 + signals.layer
         scores = hash_uniform(state * 8191 + index)
         kept = top_indices(scores, num_keep).sort(dim=1).values
-        return Reduced(gather_tokens(patches, kept), assignment_of_kept(kept, count))
+        return keep_tokens(patches, kept)
 
 
 def hash_uniform(state: Tensor) -> Tensor:

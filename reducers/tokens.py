@@ -29,13 +29,45 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick tokens by index: [B,N,D] and [B,K] -> [B,K,D]."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    # Whole rows of one long list: several times faster on a CPU than element by element.
+    picked = tokens.flatten(0, 1).index_select(0, _in_one_list(index, tokens.shape[1]))
+    return picked.view(*index.shape, tokens.shape[-1])
+
+
+def _in_one_list(index: Tensor, count: int) -> Tensor:
+    """Number [B,K] places among ``count`` of each sample through the whole batch: [B*K]."""
+    samples = torch.arange(len(index), device=index.device)
+    return (index + count * samples.unsqueeze(1)).flatten()
+
+
+def submatrix(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pick rows [B,R] and columns [B,C] of [B,N,N]: [B,R,C]."""
+    picked = gather_tokens(matrix, rows)
+    return picked.gather(2, columns.unsqueeze(1).expand(-1, rows.shape[1], -1))
 
 
 def keep_tokens(patches: Tensor, index: Tensor) -> Reduced:
     """Keep the tokens at ``index`` [B,K], in that order, and drop the others."""
     assignment = assignment_of_kept(index, patches.shape[1])
     return Reduced(gather_tokens(patches, index), assignment)
+
+
+def keep_and_fuse(patches: Tensor, index: Tensor, weights: Tensor, normalise: bool) -> Reduced:
+    """Keep the tokens at ``index`` [B,K-1], in that order; the weighted sum of the others is last.
+
+    Args:
+        patches: [B,N,D] float.
+        index: [B,K-1] int64, distinct within a row.
+        weights: [B,N] float, at least 0.
+        normalise: Whether the weights of the fused token add up to 1.
+    """
+    last = index.shape[1]
+    assignment = assignment_of_kept(index, patches.shape[1], rest=last)
+    weights = weights * (assignment == last)
+    if normalise:
+        weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-6)
+    fused = weights.to(patches.dtype).unsqueeze(1) @ patches
+    return Reduced(torch.cat([gather_tokens(patches, index), fused], dim=1), assignment)
 
 
 def assignment_of_kept(index: Tensor, num_tokens: int, rest: int = -1) -> Tensor:
@@ -81,13 +113,9 @@ def scatter_sum(values: Tensor, assignment: Tensor, count: int) -> Tensor:
         assignment: [B,N] int64.
         count: K.
     """
-    index = assignment.clamp(min=0)
-    if values.dim() == 3:
-        index = index.unsqueeze(-1).expand_as(values)
-    shape = (values.shape[0], count, *values.shape[2:])
-    return torch.zeros(shape, dtype=values.dtype, device=values.device).scatter_add(
-        1, index, values
-    )
+    total = values.new_zeros(values.shape[0] * count, *values.shape[2:])
+    total = total.index_add_(0, _in_one_list(assignment.clamp(min=0), count), values.flatten(0, 1))
+    return total.view(values.shape[0], count, *values.shape[2:])
 
 
 def cosine_similarity(tokens: Tensor, others: Tensor | None = None) -> Tensor:
@@ -124,6 +152,18 @@ def distances(tokens: Tensor) -> Tensor:
         squared = square.unsqueeze(1) + square.unsqueeze(2) - 2 * tokens @ tokens.transpose(1, 2)
         itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
         return squared.clamp(min=0).masked_fill(itself, 0).sqrt()
+
+
+def nearest_centre(distance: Tensor, centres: Tensor) -> Tensor:
+    """Return the cluster [B,N] of each token: its nearest centre; a centre is its own.
+
+    Args:
+        distance: [B,N,N] float.
+        centres: [B,K] int64, the tokens that are centres.
+    """
+    nearest = gather_tokens(distance, centres).argmin(dim=1)
+    own = torch.arange(centres.shape[1], device=centres.device).expand_as(centres)
+    return nearest.scatter(1, centres, own)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reducers.contract import Acts, Host, Reduced, Reducer, Signal, Signals
-from reducers.evit import keep_and_fuse
+from reducers.tokens import keep_and_fuse, top_indices
 
 
 class TRIPS(Reducer):
@@ -51,4 +51,5 @@ class TRIPS(Reducer):
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep - 1`` patches and fuse the others."""
         assert signals.text_attention is not None
-        return keep_and_fuse(patches, signals.text_attention, num_keep, self.normalise)
+        kept = top_indices(signals.text_attention, num_keep - 1)
+        return keep_and_fuse(patches, kept, signals.text_attention, self.normalise)

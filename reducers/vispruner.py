@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
-from reducers.tokens import cosine_similarity, keep_tokens, top_indices
+from reducers.tokens import cosine_similarity, keep_tokens, submatrix, top_indices
 
 _PER_ROUND = 8
 
@@ -54,8 +54,7 @@ class VisPruner(Reducer):
         while rest.shape[1] > count:
             even, odd = rest[:, ::2], rest[:, 1::2]
             removed = min(_PER_ROUND, rest.shape[1] - count, even.shape[1])
-            rows = similarity.gather(1, even.unsqueeze(-1).expand(-1, -1, similarity.shape[2]))
-            best = rows.gather(2, odd.unsqueeze(1).expand(-1, even.shape[1], -1)).amax(dim=-1)
+            best = submatrix(similarity, even, odd).amax(dim=-1)
             order = top_indices(best, even.shape[1])
             rest = torch.cat([even.gather(1, order[:, removed:]), odd], dim=1)
         return rest
