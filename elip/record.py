@@ -48,6 +48,7 @@ COLUMNS: dict[str, str] = {
     "keep_ratio": "measured mean share of patch tokens that enter a block",
     "patches": "patch tokens without reduction",
     "tokens_out": "mean patch tokens that leave the image encoder",
+    "tokens_out_sd": "its standard deviation over images; empty where the count is fixed",
     **{f"gflops_{part}": f"forward pass, {part}: {CONVENTION}" for part in (*_PARTS, "total")},
     "gflops_training_step": f"one training step: {CONVENTION}",
     **{
@@ -162,12 +163,15 @@ class Tokens:
         entering: Mean measured count that enters each block, then the count that leaves the last.
         keep_ratio_asked: The keep ratio of the configuration; None where counts were given.
         keep_ratio: Mean over the blocks of the measured share of patches that enters a block.
+        entering_sd: Standard deviation over images of each of these counts; None where the
+            reducer keeps the same number of every image.
     """
 
     patches: int
     entering: tuple[float, ...]
     keep_ratio_asked: float | None = None
     keep_ratio: float | None = None
+    entering_sd: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -327,6 +331,7 @@ class Record:
             "keep_ratio": tokens.keep_ratio if tokens else None,
             "patches": tokens.patches if tokens else None,
             "tokens_out": tokens.entering[-1] if tokens and tokens.entering else None,
+            "tokens_out_sd": tokens.entering_sd[-1] if tokens and tokens.entering_sd else None,
             **_cost_columns("gflops", self.gflops),
             **_cost_columns("gflops_identity", self.gflops_identity),
             "batch_size": speed.batch_size,

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elip.model.image_encoder import EncodedImage, check
+from elip.model.guard import check
+from elip.model.image_encoder import EncodedImage
 from elip.schedule import Plan, Schedule
 from reducers.contract import Host, Reduced, Reducer, Signals, Text
 

@@ -15,6 +15,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from elip.model.guard import check
 from elip.model.signals import BlockSignals, Heads, Probe, SharedSpace
 from elip.schedule import Plan, Schedule
 from reducers.contract import Host, Reduced, Reducer, Signals, Text
@@ -297,23 +298,3 @@ class ImageEncoder(nn.Module):
         tokens = None if text is None else text.tokens
         signals: Signals = self.signals(known, needs, image.tokens, bias, heads, tokens)
         return signals
-
-
-def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) -> None:
-    """Hold a reducer to the shapes of its contract.
-
-    Raises:
-        ValueError: It returned another number of tokens, or an assignment of another shape.
-    """
-    name = type(reducer).__name__
-    want = (patches.shape[0], num_keep, patches.shape[2])
-    if tuple(reduced.tokens.shape) != want:
-        raise ValueError(
-            f"Reducer {name} broke its contract: it was to return tokens of shape {want} and "
-            f"returned {tuple(reduced.tokens.shape)}."
-        )
-    if tuple(reduced.assignment.shape) != tuple(patches.shape[:2]):
-        raise ValueError(
-            f"Reducer {name} broke its contract: its assignment was to have the shape "
-            f"{tuple(patches.shape[:2])} and has {tuple(reduced.assignment.shape)}."
-        )

@@ -61,6 +61,7 @@ class Experiment(LightningModule):
         self.task = task
         task.build(self.meter, num_answers)
         self._load(weights, image_weights, text_weights)
+        self.compiled = compile
         if compile:
             self.meter.image.compile()
             self.meter.fusion.compile()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from elip.cost import CostError, measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
@@ -28,6 +30,7 @@ from elip.provenance import (
 from elip.record import Evaluation, Gflops, Record, Speed, Status, Tokens, Training, write_record
 from elip.summary import print_summary
 from elip.training.module import Experiment
+from elip.training.watch import KeptTokens
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class Recorder(Callback):
         self.outcomes: dict[str, Any] = {}
         self._best = float("-inf")
         self._counts: dict[str, int] = {}
+        self._kept: KeptTokens | None = None
+        self._tokens: Tokens | None = None
         self._sample: Batch | None = None
         self._train_start = time.perf_counter()
         self._images = 0
@@ -67,7 +72,9 @@ class Recorder(Callback):
         self._log = _Tail()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start listening to the log."""
+        """Start listening to the log and to the reducer."""
+        assert isinstance(pl_module, Experiment)
+        self._kept = KeptTokens(pl_module.meter.reducer, pl_module.meter.plan)
         logging.getLogger("elip").addHandler(self._log)
         self._train_start = time.perf_counter()
 
@@ -107,13 +114,14 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the scores of the best validation, the one whose checkpoint is kept."""
-        if trainer.sanity_checking:
-            return
-        main = float(trainer.callback_metrics.get("val/main", float("nan")))
-        if self.command != "fit" or main >= self._best or not self.evaluations:
-            self._best = main
-            self._keep(trainer, pl_module)
+        assert self._kept is not None
+        if not trainer.sanity_checking:
+            main = float(trainer.callback_metrics.get("val/main", float("nan")))
+            if self.command != "fit" or main >= self._best or not self.evaluations:
+                self._best = main
+                self._keep(trainer, pl_module)
         self._counts = {}
+        self._kept.clear()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the scores."""
@@ -127,11 +135,26 @@ class Recorder(Callback):
             Evaluation(
                 split=name,
                 dataset=_dataset_of(name, datasets),
-                examples=int(_sum_over_processes(trainer, self._counts.get(name, 0))),
+                examples=int(_over_processes(trainer, torch.tensor(self._counts.get(name, 0)))),
                 metrics=dict(scores),
                 chance=dict(module.chances[name]),
             )
             for name, scores in module.scores.items()
+        )
+        self._tokens = self._count_tokens(module, lambda sums: _over_processes(trainer, sums))
+
+    def _count_tokens(self, module: Experiment, join: Callable[[Tensor], Tensor]) -> Tokens:
+        """Return the token counts, measured on this evaluation where they depend on content."""
+        assert self._kept is not None
+        plan, blocks = module.meter.plan, len(module.meter.plan.entering) - 1
+        entering, spread = self._kept.entering(join)
+        reduces = bool(plan.keep) and not module.schedule.counts
+        return Tokens(
+            patches=plan.num_patches,
+            entering=entering,
+            keep_ratio_asked=module.schedule.keep_ratio if reduces else None,
+            keep_ratio=sum(entering[:blocks]) / (blocks * plan.num_patches),
+            entering_sd=spread,
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -171,7 +194,7 @@ class Recorder(Callback):
         self, trainer: Trainer, module: Experiment, status: Status, error: str | None
     ) -> Record:
         reducer = module.meter.reducer
-        model, image = self.config.get("model", {}), module.meter.image
+        model = self.config.get("model", {})
         notes = [f"{name}: {count} skipped" for name, count in _skipped(trainer).items()]
         return Record(
             name=self.run_dir.name,
@@ -192,12 +215,7 @@ class Recorder(Callback):
             reducer_options=(model.get("reducer") or {}).get("init_args", {}),
             main_metric=module.task.main_metric,
             evaluations=self.evaluations,
-            tokens=Tokens(
-                patches=image.num_patches,
-                entering=tuple(float(count) for count in module.meter.plan.entering),
-                keep_ratio_asked=_asked(module),
-                keep_ratio=module.meter.plan.keep_ratio,
-            ),
+            tokens=self._tokens or self._count_tokens(module, join=lambda sums: sums),
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=(
                 torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
@@ -272,12 +290,6 @@ def _speed(module: Experiment, batch: Batch) -> Speed:
     )
 
 
-def _asked(module: Experiment) -> float | None:
-    """Return the keep ratio that was asked for; None where counts were given or nothing reduces."""
-    reduces = bool(module.meter.plan.keep)
-    return module.schedule.keep_ratio if reduces and not module.schedule.counts else None
-
-
 def _dataset_of(split: str, datasets: list[str]) -> str:
     """Return whose split it is: joined datasets put their name in front (``coco_val``)."""
     own = [name for name in datasets if split.startswith(f"{name}_")]
@@ -294,10 +306,12 @@ def _skipped(trainer: Trainer) -> dict[str, int]:
     return counts
 
 
-def _sum_over_processes(trainer: Trainer, count: int) -> float:
+def _over_processes(trainer: Trainer, count: Tensor) -> Tensor:
+    """Add up what each process counted."""
     if trainer.world_size == 1:
         return count
-    return float(trainer.strategy.reduce(torch.tensor(float(count)), reduce_op="sum"))
+    total: Tensor = trainer.strategy.reduce(count.to(trainer.strategy.root_device), reduce_op="sum")
+    return total
 
 
 def _now() -> str:

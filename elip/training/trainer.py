@@ -1,4 +1,4 @@
-"""What every run's trainer carries: loggers, checkpoints, progress, a clean stop, the record."""
+"""What every trainer carries: loggers, checkpoints, progress, clean stop, record, guard."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
+from elip.training.watch import ContractGuard
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,10 @@ def build_callbacks(
         config: The resolved configuration, plain.
         ckpt_path: The checkpoint that is resumed or scored.
     """
-    callbacks: list[Callback] = [Recorder(run_dir, command, config, ckpt_path)]
+    callbacks: list[Callback] = [
+        Recorder(run_dir, command, config, ckpt_path),
+        ContractGuard(),
+    ]
     if config["trainer"]["enable_progress_bar"] is not False:
         callbacks.append(RichProgressBar(leave=False))
     if command == "predict" and "Predictions" not in str(config["trainer"].get("callbacks")):

@@ -1,0 +1,85 @@
+"""Holds a reducer to its contract while it runs, and says which one broke it, where and how.
+
+Shapes are looked at in every call; they cost nothing. Values take a look at the device, for which
+the host has to wait: `examine` is called now and then (`elip.training.guard`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducers.contract import Reduced, Reducer
+
+
+def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) -> None:
+    """Hold a reducer to the shapes of its contract.
+
+    Args:
+        reducer: The method.
+        reduced: What it returned.
+        patches: [B,N,D], what it was given.
+        num_keep: K, how many tokens it was to return.
+
+    Raises:
+        ValueError: It returned another number of tokens, or an assignment or a mask of another
+            shape or type.
+    """
+    batch, count, width = patches.shape
+    _same(reducer, "tokens", reduced.tokens, (batch, num_keep, width), patches.dtype)
+    _same(reducer, "assignment", reduced.assignment, (batch, count), torch.int64)
+    if reduced.mask is not None:
+        _same(reducer, "mask", reduced.mask, (batch, num_keep), torch.bool)
+
+
+def _same(
+    reducer: Reducer, what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    # Under autocast a method may return another float type, as every layer does.
+    alike = tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
+    if tuple(tensor.shape) != shape or not alike:
+        given = tuple(tensor.shape) if tuple(tensor.shape) != shape else tensor.dtype
+        raise ValueError(
+            f"Reducer {type(reducer).__name__} broke its contract: it was to return {what} of "
+            f"shape {shape} ({dtype}) and returned {given}."
+        )
+
+
+@torch.no_grad()
+def examine(reducer: Reducer, reduced: Reduced, patches: Tensor, layer: int) -> None:
+    """Hold a reducer to the values of its contract; the host waits for the device once.
+
+    Args:
+        reducer: The method.
+        reduced: What it returned, of the right shapes.
+        patches: [B,N,D], what it was given.
+        layer: The reduction layer.
+
+    Raises:
+        ValueError: Its tokens are not finite although what it was given is, its assignment points
+            at no token, or a token stands for nothing.
+    """
+    went, count = reduced.assignment, reduced.tokens.shape[1]
+    inside = (went >= -1) & (went < count)
+    # Two more places take what is dropped and what points outside.
+    place = torch.where(went == -1, count, torch.where(inside, went, count + 1))
+    members = torch.zeros(len(went), count + 2, dtype=torch.bool, device=went.device)
+    members = members.scatter(1, place, True)[:, :count]
+    real = torch.ones_like(members) if reduced.mask is None else reduced.mask
+    finite = torch.isfinite(reduced.tokens).all(dim=-1) | ~real
+    # What came in broken is not this method's fault.
+    came = torch.isfinite(patches).flatten(1).all(dim=1, keepdim=True)
+    faults = {
+        "tokens that are not finite, from patches that are": ~finite & came,
+        f"an assignment outside -1 to {count - 1}": ~inside,
+        "tokens that no old token went into": real & ~members,
+    }
+    found = torch.stack([fault.any() for fault in faults.values()]).tolist()
+    for (what, fault), wrong in zip(faults.items(), found, strict=True):
+        if wrong:
+            row, where = fault.nonzero()[0].tolist()
+            raise ValueError(
+                f"Reducer {type(reducer).__name__} broke its contract at reduction layer {layer}: "
+                f"it returned {what} ({int(fault.sum())} of them; the first: example {row} of the "
+                f"batch, place {where})."
+            )

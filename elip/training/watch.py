@@ -1,0 +1,127 @@
+"""Watches what the reducer returns while a run goes on: its contract, and what it really kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from elip.model.guard import examine
+from elip.schedule import Plan
+from elip.training.module import Experiment
+from reducers.contract import Reduced, Reducer
+
+
+class ContractGuard(Callback):
+    """Hold the reducer to the values of its contract.
+
+    On a CPU every call is looked at. Elsewhere a look makes the host wait for the device, so there
+    it is the first batch of each loop and every ``every``-th one after it. A compiled model runs
+    these batches as it is written, without the compiler.
+
+    Args:
+        every: Batches from one look to the next.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        self.every = every
+        self._due = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to the reducer."""
+        assert isinstance(pl_module, Experiment)
+        if pl_module.meter.reducer is not None:
+            pl_module.meter.reducer.register_forward_hook(self._look)
+
+    def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
+        patches, _, signals = given
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if not traced and (self._due or patches.device.type == "cpu"):
+            assert isinstance(reducer, Reducer)
+            examine(reducer, reduced, patches, signals.layer)
+
+    def _begin(self, module: LightningModule, number: int) -> None:
+        assert isinstance(module, Experiment)
+        self._due = number % self.every == 0
+        if module.compiled:
+            torch.compiler.set_stance("force_eager" if self._due else "default")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at this batch when it is time."""
+        self._begin(pl_module, batch_idx)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at this batch when it is time."""
+        self._begin(pl_module, batch_idx)
+
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
+
+
+class KeptTokens:
+    """Counts the real tokens behind each reduction, where the number depends on content.
+
+    Args:
+        reducer: The method; one that keeps a fixed count needs no counting.
+        plan: The planned counts.
+    """
+
+    def __init__(self, reducer: Reducer | None, plan: Plan) -> None:
+        self._plan = plan
+        self._sums: Tensor | None = None
+        if reducer is not None and not reducer.fixed_count:
+            # For each reduction: images, tokens, squares of tokens.
+            self._sums = torch.zeros(len(plan.keep), 3, dtype=torch.int64)
+            reducer.register_forward_hook(self._count)
+
+    def _count(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
+        if reduced.mask is None or reducer.training:
+            return
+        assert self._sums is not None
+        real = reduced.mask.sum(dim=1)
+        self._sums = self._sums.to(real.device)
+        row = torch.stack([torch.ones_like(real), real, real.square()], dim=1).sum(dim=0)
+        self._sums[given[2].stage] += row
+
+    def clear(self) -> None:
+        """Start again."""
+        if self._sums is not None:
+            self._sums.zero_()
+
+    def entering(
+        self, join: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+        """Return how many tokens enter each block and leave the last: means, and their spread.
+
+        Args:
+            join: Adds up a tensor over all processes.
+
+        Returns:
+            Mean numbers, and standard deviations over images; the planned numbers and None where
+            the count is fixed.
+        """
+        plan = self._plan
+        if self._sums is None:
+            return tuple(float(count) for count in plan.entering), None
+        counted = join(self._sums).tolist()
+        means, spreads, stage, before = [], [], -1, plan.num_patches
+        for planned in plan.entering:
+            stage, before = stage + (planned < before), planned
+            images, total, squares = (1, planned, planned**2)
+            if stage >= 0 and counted[stage][0]:
+                images, total, squares = counted[stage]
+            means.append(total / images)
+            spreads.append(max(0.0, squares / images - means[-1] ** 2) ** 0.5)
+        return tuple(means), tuple(spreads)

@@ -1,0 +1,143 @@
+"""What is watched during a run: broken contracts by name, and counts that content decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from elip.model.guard import check, examine
+from elip.record import read_record
+from elip.tasks.vqa import VQA
+from elip.training.watch import ContractGuard, KeptTokens
+from reducers import Reduced, Signals
+from reducers.ats import ATS
+from reducers.topk import TopK
+from tests.contract.subjects import bound, pairs, scene, tiny
+from tests.training.test_cli import fit
+from tests.training.test_predictions import experiment
+
+
+def result(reducer: TopK) -> tuple[Tensor, Reduced]:
+    patches, signals = scene(reducer)
+    return patches, reducer(patches, 20, signals)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": torch.zeros(3, 19, 32)}, r"TopK .* tokens of shape \(3, 20, 32\) .* 19, 32"),
+        ({"assignment": torch.zeros(3, 35, dtype=torch.int64)}, r"TopK .* assignment .* 35"),
+        ({"assignment": torch.zeros(3, 36)}, "TopK .* assignment .*float32"),
+        ({"mask": torch.ones(3, 36, dtype=torch.bool)}, "TopK .* mask .* 36"),
+    ],
+)
+def test_shapes_are_checked_in_every_call(change: dict[str, Tensor], said: str) -> None:
+    reducer = bound(TopK())
+    patches, reduced = result(reducer)
+    check(reducer, reduced, patches, 20)
+    with pytest.raises(ValueError, match=said):
+        check(reducer, replace(reduced, **change), patches, 20)
+
+
+def broken(reduced: Reduced, how: str) -> Reduced:
+    tokens, assignment = reduced.tokens.clone(), reduced.assignment.clone()
+    if how == "nan":
+        tokens[1, 4, 0] = torch.nan
+    elif how == "infinite":
+        tokens[1, 4, 0] = torch.inf
+    elif how == "too large":
+        assignment[1, 4] = 20
+    elif how == "too small":
+        assignment[1, 4] = -2
+    else:
+        assignment[assignment == 4] = 5
+    return Reduced(tokens, assignment)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("nan", r"TopK .* layer 3: .* not finite.* \(1 of them; .* example 1 .*, place 4\)"),
+        ("infinite", "TopK .* not finite"),
+        ("too large", "TopK .* assignment outside -1 to 19.* place 4"),
+        ("too small", "TopK .* assignment outside"),
+        ("empty", r"TopK .* no old token went into \(3 of them; .* example 0 .*, place 4\)"),
+    ],
+)
+def test_values_are_examined(how: str, said: str) -> None:
+    reducer = bound(TopK())
+    patches, reduced = result(reducer)
+    examine(reducer, reduced, patches, 3)
+    with pytest.raises(ValueError, match=said):
+        examine(reducer, broken(reduced, how), patches, 3)
+
+
+def test_what_came_in_broken_is_not_the_reducers_fault() -> None:
+    reducer = bound(TopK())
+    patches, reduced = result(reducer)
+    examine(reducer, broken(reduced, "nan"), patches.index_fill(1, torch.tensor(0), torch.nan), 3)
+
+
+class GoesBad(TopK):
+    """Works twice, then returns what is no number.
+
+    Source: made up for the tests.
+    Differs: not at all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        self.calls += 1
+        reduced = super().forward(patches, num_keep, signals)
+        return broken(reduced, "nan") if self.calls > 6 else reduced
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_ends_at_the_step_that_breaks_the_contract(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="GoesBad broke its contract at reduction layer"):
+        fit(tmp_path / "run", tmp_path / "data", f"--model.reducer={__name__}.GoesBad")
+    record = read_record(tmp_path / "run")
+    assert record.status == "failed"
+    assert record.error is not None
+    assert "GoesBad broke its contract" in record.error
+
+
+def test_away_from_the_cpu_only_some_batches_are_looked_at(monkeypatch) -> None:
+    guard, looks = ContractGuard(every=3), []
+    monkeypatch.setattr("elip.training.watch.examine", lambda *_: looks.append(batch))
+    module = experiment(VQA(), TopK())
+    guard.setup(None, module, "fit")
+    patches, signals = scene(module.meter.reducer)
+    signals = replace(signals, cls_attention=signals.cls_attention.to("meta"))
+    for batch in range(8):
+        guard.on_train_batch_start(None, module, None, batch)
+        module.meter.reducer(patches.to("meta"), 20, signals)
+    assert looks == [0, 3, 6]
+
+
+def test_counts_that_depend_on_content_are_measured() -> None:
+    reducer = ATS(points=6)
+    meter = tiny(reducer).eval()
+    kept = KeptTokens(reducer, meter.plan)
+    images, text, seeds = pairs()
+    with torch.no_grad():
+        found = meter.encode_image(images, meter.encode_text(text), seeds)
+    stages = [(stage.origin.unsqueeze(1) == torch.arange(36).view(1, -1, 1)).any(2).sum(1)
+              for stage in found.stages]  # fmt: skip
+    means, spreads = kept.entering(lambda sums: sums)
+    assert spreads is not None
+    assert len(means) == len(spreads) == len(meter.plan.entering)
+    assert means[0] == meter.plan.num_patches
+    last = stages[-1].double()
+    assert means[-1] == pytest.approx(float(last.mean()))
+    assert spreads[-1] == pytest.approx(float(last.std(correction=0)))
+    assert means[-1] < meter.plan.entering[-1]
+    kept.clear()
+    assert kept.entering(lambda sums: sums)[0] == tuple(map(float, meter.plan.entering))
