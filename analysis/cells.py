@@ -10,18 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Runs
-from analysis.statistics import (
-    Comparison,
-    Interval,
-    Pairing,
-    bootstrap_interval,
-    compare,
-    curve_area,
-    interquartile_mean,
-    mean_over_tasks,
-    probability_of_improvement,
-    t_interval,
-)
+from analysis.statistics import t_interval
 
 ENDS = ("Identity", "Random")
 """No reduction, and chance: the two ends that every comparison shows."""
@@ -29,13 +18,14 @@ ENDS = ("Identity", "Random")
 KEYS = ["setting", "label", "keep"]
 """What names a cell."""
 
-_WITHOUT_RATIO = ("Identity", "Smaller image")
+WITHOUT_RATIO = ("Identity", "Smaller image")
+"""Labels that no keep ratio belongs to."""
 
 COSTS = {
     "keep_ratio": "measured keep ratio",
     "gflops_total": "GFLOPs of a forward pass",
     "gflops_training_step": "GFLOPs of a training step",
-    "latency_ms": "latency in ms a batch",
+    "latency_share": "inference time as a share of no reduction's",
     "tokens_out": "tokens that leave the encoder",
 }
 """Columns of a cell beside its score; medians over its runs."""
@@ -47,8 +37,8 @@ class Study:
 
     Attributes:
         scores: One row a run and split: `KEYS`, ``seed``, ``score`` (the main metric), ``metric``,
-            ``chance``, ``share`` (of the mean score without reduction), costs, ``run`` (row of
-            the table of runs).
+            ``chance``, ``share`` (of the same seed's score without reduction, or of the mean one
+            where that seed lacks), costs, ``outcomes`` (scores of single examples, or None).
         cells: One row a cell: `KEYS`, ``family``, ``score`` with ``low``, ``high`` and ``seeds``,
             ``share`` with ``share_low`` and ``share_high``, and the columns of `COSTS`.
         missing: One row a cell that other methods of the setting have: `KEYS` and ``why``.
@@ -75,7 +65,8 @@ def study(runs: Runs) -> Study:
     scores, repeated = _latest(scores)
     scores, mixed = _apart(scores)
     scores = _with_shares(_with_identity_off_the_shelf(scores))
-    return Study(scores, _cells(scores), _missing(scores, runs), (*repeated, *mixed))
+    notes = (*repeated, *mixed, *_without_examples(scores))
+    return Study(scores, _cells(scores), _missing(scores, runs), notes)
 
 
 def _scores(runs: Runs) -> pd.DataFrame:
@@ -103,6 +94,7 @@ def _scores(runs: Runs) -> pd.DataFrame:
                     "setup": run["setup"],
                     "started": run["started"],
                     "run": number,
+                    "outcomes": runs.outcomes[number].get(evaluation.split),
                     **{name: run[name] for name in COSTS},
                 }
             )
@@ -111,7 +103,7 @@ def _scores(runs: Runs) -> pd.DataFrame:
 
 def _setting(run: pd.Series, dataset: str, split: str) -> str:
     place = split if split.startswith(dataset) else f"{dataset} {split}"
-    return f"{run['task']}, {place}" + (", off the shelf" if run["mode"] != "trained" else "")
+    return f"{run['task']}, {place}" + (f", {run['mode']}" if run["mode"] != "trained" else "")
 
 
 def _latest(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -142,10 +134,16 @@ def _apart(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return scores.assign(label=labels), (note,)
 
 
+def _without_examples(scores: pd.DataFrame) -> tuple[str, ...]:
+    lacking = int(scores["outcomes"].isna().sum())
+    said = "scored runs left no scores of single examples; they are not compared by example."
+    return (f"{lacking} of {len(scores)} {said}",) if lacking else ()
+
+
 def _with_identity_off_the_shelf(scores: pd.DataFrame) -> pd.DataFrame:
     """Show no reduction beside methods that were put on the model which was trained without."""
     added = []
-    for setting in scores.loc[scores["mode"] != "trained", "setting"].unique():
+    for setting in scores.loc[scores["mode"] == "off the shelf", "setting"].unique():
         has = (scores["setting"] == setting) & (scores["label"] == "Identity")
         trained = setting.removesuffix(", off the shelf")
         other = scores[(scores["setting"] == trained) & (scores["label"] == "Identity")]
@@ -155,8 +153,14 @@ def _with_identity_off_the_shelf(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_shares(scores: pd.DataFrame) -> pd.DataFrame:
-    identity = scores[scores["label"] == "Identity"].groupby("setting")["score"].mean()
-    whole = scores["setting"].map(identity)
+    identity = scores[scores["label"] == "Identity"]
+    mean = scores["setting"].map(identity.groupby("setting")["score"].mean())
+    same = identity.set_index(["setting", "seed"])["score"]
+    same = same[~same.index.duplicated()]
+    whole = pd.Series(
+        same.reindex(pd.MultiIndex.from_frame(scores[["setting", "seed"]])).to_numpy(),
+        index=scores.index,
+    ).fillna(mean)
     return scores.assign(share=scores["score"] / whole.where(whole > 0))
 
 
@@ -192,13 +196,13 @@ def _missing(scores: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     rows = []
     for setting, group in scores.groupby("setting", sort=False):
         task = str(setting).split(",")[0]
-        methods = group[~group["label"].isin(_WITHOUT_RATIO)]
+        methods = group[~group["label"].isin(WITHOUT_RATIO)]
         pairs = zip(methods["label"], methods["keep"], strict=True)
         there = {(str(label), float(keep)) for label, keep in pairs}
         stopped = {
             (str(at[1]), float(at[2]))
             for at in ended
-            if at[0] == task and at[1] not in _WITHOUT_RATIO
+            if at[0] == task and at[1] not in WITHOUT_RATIO
         }
         # Ratios that were solved for a budget differ by method and make no grid.
         used = Counter(keep for _, keep in there | stopped)
@@ -225,123 +229,3 @@ def pareto(cost: pd.Series, score: pd.Series) -> pd.Series:
         if not np.isnan(cost.iloc[place]) and value > best:
             best, front[place] = value, True
     return pd.Series(front, index=cost.index)
-
-
-def over_tasks(found: Study) -> pd.DataFrame:
-    """Return each method's share of the score without reduction, averaged over the settings.
-
-    Only cells that every setting has are in it. Columns: ``label``, ``keep``, ``family``,
-    ``settings``, ``share``, ``share_low``, ``share_high`` (stratified bootstrap over the seeds),
-    and the mean of the columns of `COSTS`.
-    """
-    rows = []
-    for (label, keep), group in found.scores.groupby(["label", "keep"], sort=False):
-        strata = [part["share"].to_numpy() for _, part in group.groupby("setting")]
-        if len(strata) < len(found.settings) or any(np.isnan(part).any() for part in strata):
-            continue
-        share = bootstrap_interval(strata, mean_over_tasks)
-        middle = bootstrap_interval(strata, interquartile_mean)
-        costs = {name: group[name].astype(float).mean() for name in COSTS}
-        rows.append(
-            {"label": label, "keep": keep, "family": group["family"].iloc[0],
-             "settings": len(strata), "share": share.value, "share_low": share.low,
-             "share_high": share.high, "iqm": middle.value, "iqm_low": middle.low,
-             "iqm_high": middle.high, **costs}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def comparisons(
-    found: Study, against: tuple[str, ...] = ENDS, by_ratio: bool = False
-) -> list[Comparison]:
-    """Compare every method by seed with some others; all in one table are corrected together.
-
-    Args:
-        found: The study.
-        against: Labels of the others; Identity is the same at every keep ratio.
-        by_ratio: One comparison a keep ratio, or one of the means over all ratios that both have.
-    """
-    cells: dict[tuple[str, str], dict[float, dict[int, float]]] = {}
-    seeded = found.scores.dropna(subset=["seed"])
-    for (setting, label, keep), group in seeded.groupby(KEYS):
-        scores = dict(zip(group["seed"].astype(int), group["score"], strict=True))
-        cells.setdefault((str(setting), str(label)), {})[float(str(keep))] = scores
-    pairings = []
-    for setting, label in sorted(cells):
-        for other in against:
-            if (setting, other) not in cells or label in (other, "Identity"):
-                continue
-            mine, base = cells[setting, label], cells[setting, other]
-            whole = base.get(1.0) if other == "Identity" else None
-            pairs = {keep: (mine[keep], whole or base.get(keep)) for keep in sorted(mine)}
-            both = {keep: (a, b) for keep, (a, b) in pairs.items() if b is not None}
-            groups = [[keep] for keep in both] if by_ratio else [list(both)]
-            for keeps in filter(None, groups):
-                ratios = ", ".join(f"{keep:g}" for keep in keeps)
-                where = f"{setting}, keep ratio {ratios}"
-                ours = _mean_by_seed([both[keep][0] for keep in keeps])
-                theirs = _mean_by_seed([both[keep][1] for keep in keeps])
-                pairings.append(Pairing(label, other, where, ours, theirs))
-    return compare(pairings)
-
-
-def _mean_by_seed(cells: list[dict[int, float]]) -> dict[int, float]:
-    """Return each seed's mean over several cells; seeds that one of them lacks are left out."""
-    seeds = set.intersection(*(set(cell) for cell in cells))
-    return {seed: float(np.mean([cell[seed] for cell in cells])) for seed in seeds}
-
-
-def areas(found: Study, setting: str) -> tuple[tuple[float, float], dict[str, Interval]]:
-    """Return the range of GFLOPs that all curves of a setting span, and each one's area over it.
-
-    Each seed has its own curve through all keep ratios of its method and no reduction; the
-    interval is Student's over the seeds.
-    """
-    scores = found.scores[found.scores["setting"] == setting].dropna(subset="gflops_total")
-    identity = scores[scores["label"] == "Identity"]
-    curves: dict[str, list[pd.DataFrame]] = {}
-    for label, group in scores[scores["label"] != "Identity"].groupby("label"):
-        points = group["keep"].nunique()
-        for seed, mine in group.groupby("seed"):
-            end = identity[identity["seed"] == seed]
-            if mine["keep"].nunique() == points and len(end):
-                curves.setdefault(str(label), []).append(pd.concat([mine, end]))
-    if not curves:
-        return (0.0, 0.0), {}
-    every = [curve["gflops_total"] for group in curves.values() for curve in group]
-    low, high = max(cost.min() for cost in every), min(cost.max() for cost in every)
-    if not low < high:
-        return (low, high), {}
-    result = {
-        label: t_interval(
-            [curve_area(list(c["gflops_total"]), list(c["score"]), low, high) for c in group]
-        )
-        for label, group in curves.items()
-    }
-    return (low, high), result
-
-
-def improvements(found: Study, against: tuple[str, ...] = ENDS) -> pd.DataFrame:
-    """Return the probability that a method scores above another, averaged over the settings.
-
-    Columns: ``label``, ``against``, ``keep``, ``probability``, ``low``, ``high``.
-    """
-    by_cell = {key: group["score"].to_numpy() for key, group in found.scores.groupby(KEYS)}
-    rows = []
-    for label, keep in sorted({(label, keep) for _, label, keep in by_cell}):
-        for other in against:
-            base = 1.0 if other == "Identity" else keep
-            pairs = [
-                (by_cell[setting, label, keep], by_cell[setting, other, base])
-                for setting in found.settings
-                if (setting, label, keep) in by_cell and (setting, other, base) in by_cell
-            ]
-            if label in (other, "Identity") or len(pairs) < len(found.settings):
-                continue
-            one, two = zip(*pairs, strict=True)
-            chance = probability_of_improvement(one, two)
-            rows.append(
-                {"label": label, "against": other, "keep": keep, "probability": chance.value,
-                 "low": chance.low, "high": chance.high}
-            )  # fmt: skip
-    return pd.DataFrame(rows, columns=["label", "against", "keep", "probability", "low", "high"])

@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.examples import Outcomes, Reader
+from elip.examples import EXAMPLES_NAME
 from elip.provenance import VOLATILE, config_hash
 from elip.record import COLUMNS, RECORD_NAME, Record, RecordError, read_record
 
@@ -48,15 +50,18 @@ class Runs:
         table: One row a run: the columns of `elip.record.COLUMNS`, the scores, and ``folder``,
             ``setup`` (identity of the configuration without the seed), ``label`` (the method in
             tables and figures), ``keep`` (the keep ratio that it stands under: as asked, else as
-            measured; 1 without reduction; the share of patches of a smaller image) and ``mode``
-            ("trained", or "off the shelf" where the reducer was put on a model that was trained
-            without it).
+            measured; 1 without reduction; the share of patches of a smaller image), ``mode``
+            ("trained"; "off the shelf" where the reducer was put on a model that was trained
+            without it; "from NAME" where the run that made the weights is not among these), and
+            ``latency_share`` (inference time as a share of that without reduction).
         records: The records, in the order of the rows.
-        broken: Records that could not be read.
+        outcomes: Scores of single examples by split, in the order of the rows.
+        broken: Files that could not be read.
     """
 
     table: pd.DataFrame
     records: tuple[Record, ...]
+    outcomes: tuple[dict[str, Outcomes], ...]
     broken: tuple[Broken, ...]
 
 
@@ -73,14 +78,21 @@ def load(folders: Iterable[Path | str]) -> Runs:
     for place in places:
         if not place.exists():
             raise FileNotFoundError(f"There is no folder {place}.")
-    records, broken, rows = [], [], []
+    records, outcomes, broken, rows = [], [], [], []
+    reader = Reader()
     for path in sorted(set(_find(places))):
+        examples: dict[str, Outcomes] = {}
         try:
             record = read_record(path)
         except RecordError as error:
             broken.append(Broken(str(path), str(error)))
             continue
+        try:
+            examples = reader.read(path.parent)
+        except RecordError as error:
+            broken.append(Broken(str(path.with_name(EXAMPLES_NAME)), str(error)))
         records.append(record)
+        outcomes.append(examples)
         setup = config_hash(record.config, _NO_PART_OF_A_SETTING)
         rows.append({"folder": str(path.parent), "setup": setup, **record.row()})
     if not records and not broken:
@@ -88,10 +100,10 @@ def load(folders: Iterable[Path | str]) -> Runs:
             f"No {RECORD_NAME} below {', '.join(map(str, places))}. A run writes it when it ends."
         )
     if not records:
-        names = ["folder", "setup", *COLUMNS, "label", "keep", "mode"]
-        return Runs(pd.DataFrame(columns=names), (), tuple(broken))
-    table = _with_mode(_with_labels(pd.DataFrame(rows)))
-    return Runs(table, tuple(records), tuple(broken))
+        names = ["folder", "setup", *COLUMNS, "label", "keep", "mode", "latency_share"]
+        return Runs(pd.DataFrame(columns=names), (), (), tuple(broken))
+    table = _with_latency(_with_mode(_with_labels(pd.DataFrame(rows))))
+    return Runs(table, tuple(records), tuple(outcomes), tuple(broken))
 
 
 def _find(folders: Iterable[Path]) -> Iterator[Path]:
@@ -138,10 +150,14 @@ def _short(value: Any) -> str:
 def _with_mode(table: pd.DataFrame) -> pd.DataFrame:
     """Take the cost of training from the run that the weights came from, and name the mode."""
     table = table.assign(mode="trained")
-    by_folder = {str(Path(folder).resolve()): i for i, folder in enumerate(table["folder"])}
+    by_folder = {_tail(Path(folder).resolve()): i for i, folder in enumerate(table["folder"])}
     for row, parent in zip(table.index, table["parent"], strict=True):
-        source = by_folder.get(_run_of(parent))
-        if table.at[row, "subcommand"] == "fit" or source is None:
+        if table.at[row, "subcommand"] == "fit" or not isinstance(parent, str):
+            continue
+        run = _run_of(Path(parent))
+        source = by_folder.get(_tail(run.resolve()))
+        if source is None:
+            table.at[row, "mode"] = f"from {run.name}"
             continue
         before = table.loc[source]
         same = before["label"] == table.at[row, "label"] and (
@@ -155,13 +171,23 @@ def _with_mode(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _run_of(parent: Any) -> str:
-    """Return the run folder that a checkpoint's path points into; '' where there is none."""
-    if not isinstance(parent, str):
-        return ""
-    path = Path(parent)
-    path = path.parent.parent if path.parent.name == "checkpoints" else path
-    return str(path.resolve())
+def _run_of(parent: Path) -> Path:
+    """Return the run folder that a checkpoint's path points into; other paths as they are."""
+    return parent.parent.parent if parent.parent.name == "checkpoints" else parent
+
+
+def _tail(folder: Path) -> tuple[str, ...]:
+    """Return what names a run, also after all runs were moved to another place together."""
+    return folder.parts[-2:]
+
+
+def _with_latency(table: pd.DataFrame) -> pd.DataFrame:
+    """Add time as a share of no reduction's, timed in the same run; a smaller image's of others."""
+    own, whole = table["latency_ms"].astype(float), table["latency_identity_ms"].astype(float)
+    smaller = table["label"] == "Smaller image"
+    keys = [table["task"], table["datasets"], table["batch_size"].astype(float), table["cpu"]]
+    usual = whole.mask(smaller).groupby(keys, dropna=False).transform("median")
+    return table.assign(latency_share=own / whole.mask(smaller, usual))
 
 
 def training_curves(runs: Runs) -> pd.DataFrame:

@@ -10,22 +10,24 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from analysis.cells import ENDS, study
+from analysis.figures import PLOTS, Subject
 from analysis.literature import PUBLISHED
 from analysis.load import Runs, load
 from analysis.page import figure, inline_png, inline_svg, page
-from analysis.plots import PLOTS, Subject
 from analysis.style import ONE_COLUMN, TWO_COLUMN, figures
-from analysis.tables import Table, tables
+from analysis.table import Table
+from analysis.tables import tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
 from elip.record import CONVENTION
 
 REPORT_NAME = "report.html"
 """The page, in the report's folder; ``figures/`` and ``tables/`` lie beside it."""
 
-_FOLDED = {"comparisons_by_ratio", "missing"}
+_COMPARED = [
+    f"comparisons_by_{unit}{end}" for unit in ("seeds", "examples") for end in ("", "_and_ratio")
+]
+_FOLDED = {*_COMPARED, "missing"}
 _SIZES = (("one-column", ONE_COLUMN), ("two-column", TWO_COLUMN))
 
 
@@ -182,7 +184,7 @@ def _sections(parts: _Parts) -> list[tuple[str, str]]:
         ("Score and cost", _join(plots, "score_gflops", "relative_score") or nothing),
         ("Scores by task", "".join(_show(made, name) for name in scores) or nothing),
         ("Over all tasks", _show(made, "over_settings") + _show(made, "areas")),
-        ("Comparisons", _show(made, "comparisons") + _show(made, "comparisons_by_ratio")),
+        ("Comparisons", "".join(_show(made, name) for name in made if name in _COMPARED)),
         ("Other costs", _join(plots, *costs) + _show(made, "costs")),
         ("Tokens and where the cost goes", _join(plots, "tokens_by_block", "cost_breakdown")),
         ("Training", _join(plots, "training_curves")),
@@ -222,30 +224,11 @@ def _undrawn(titles: list[str]) -> str:
 
 
 def _findings(made: dict[str, Table]) -> str:
-    """Say in words what the comparisons show, and what they do not."""
-    if "comparisons" not in made:
-        return "<p>There is nothing to compare: no two methods share a setting and a seed.</p>"
-    raw = made["comparisons"].raw.copy()
-    raw["setting"] = raw["where"].str.replace(r", keep ratio .*", "", regex=True)
-    items = []
-    for (setting, other), group in raw.groupby(["setting", "b"], sort=False):
-        better, worse = group.loc[group["low"] > 0, "a"], group.loc[group["high"] < 0, "a"]
-        rest = len(group) - len(better) - len(worse)
-        name = "no reduction" if other == "Identity" else other
-        said = [f"better than {name}: {_names(better)}", f"worse: {_names(worse)}"]
-        said.append(f"no difference shown: {rest} of {len(group)}")
-        items.append(
-            f"<li><b>{html.escape(str(setting))}:</b> {html.escape('; '.join(said))}.</li>"
-        )
-    return (
-        f"<ul>{''.join(items)}</ul><p class='quiet'>Mean over the keep ratios, paired by seed, at "
-        "the 95% level for all comparisons together. “No difference shown” does not mean equal: it "
-        "means that these runs cannot tell.</p>"
+    """Show the differences from no reduction and the others, and say what they cannot tell."""
+    shown = "".join(_show(made, name) for name in made if name.startswith("findings_"))
+    return shown or (
+        "<p>There is nothing to compare: no two methods share a setting, a seed and examples.</p>"
     )
-
-
-def _names(labels: pd.Series) -> str:
-    return ", ".join(sorted(labels)) or "none"
 
 
 def _provenance(runs: Runs) -> str:

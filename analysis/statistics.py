@@ -6,7 +6,7 @@ Every interval is at the 95% level unless told otherwise. Where the data cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,21 +187,61 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
+def by_image(differences: Array, images: NDArray[np.int64]) -> Array:
+    """Return one value an image, with the mean of all differences and the right spread of it.
+
+    Examples of one image are not independent of each other. With N examples in G images and mean
+    m: ``m + G / N * sum over the image's examples of (d - m)``. Student's interval of these values
+    is the cluster-robust one of the mean difference; with one example an image they are the
+    differences themselves.
+
+    Source: Cameron and Miller, 2015, A Practitioner's Guide to Cluster-Robust Inference.
+
+    Args:
+        differences: [N].
+        images: [N], the image of each.
+    """
+    _, of = np.unique(images, return_inverse=True)
+    mean, groups = differences.mean(), int(of.max()) + 1
+    sums = np.bincount(of, weights=differences - mean, minlength=groups)
+    result: Array = mean + groups / len(differences) * sums
+    return result
+
+
+def stacked(groups: Sequence[Array]) -> Array:
+    """Return values whose mean is the mean of the groups' means, with the right spread of it.
+
+    Each group has independent values of its own (one an image, of a task); the variance of the
+    mean of means is the sum of ``s_k^2 / n_k`` over the K groups, over K^2.
+
+    Args:
+        groups: At least two values each.
+    """
+    if len(groups) == 1:
+        return groups[0]
+    total, mean = sum(map(len, groups)), float(np.mean([group.mean() for group in groups]))
+    scale = [(total * (total - 1) / (len(g) * (len(g) - 1))) ** 0.5 / len(groups) for g in groups]
+    values = [mean + (g - g.mean()) * factor for g, factor in zip(groups, scale, strict=True)]
+    return np.concatenate(values)
+
+
 @dataclass(frozen=True)
 class Pairing:
-    """Two methods on the same seeds.
+    """Two methods on the same seeds, or on the same examples.
 
     Attributes:
         a, b: Their names.
-        where: What was scored: task, keep ratio.
-        scores_a, scores_b: Score by seed; seeds that only one has are left out.
+        where: What was scored: setting and keep ratios.
+        gaps: Independent values whose mean is the score of A minus that of B: one a seed, or one
+            an image.
+        differing: How many of the pairs behind them differ at all.
     """
 
     a: str
     b: str
-    where: str
-    scores_a: Mapping[int, float]
-    scores_b: Mapping[int, float]
+    where: tuple[str, str]
+    gaps: Array
+    differing: int
 
 
 @dataclass(frozen=True)
@@ -210,15 +250,15 @@ class Comparison:
 
     Attributes:
         a, b, where: As in the pairing.
-        pairs: Seeds that both have.
-        difference: Mean of A minus B; None without a common seed.
+        pairs: How many seeds, or images, both have.
+        difference: Mean of A minus B; None without a pair.
         low, high: Its interval, corrected for the number of comparisons; None where there is none.
         p_value: Of the paired t-test, corrected likewise.
     """
 
     a: str
     b: str
-    where: str
+    where: tuple[str, str]
     pairs: int
     difference: float | None
     low: float | None
@@ -229,7 +269,7 @@ class Comparison:
     def verdict(self) -> str:
         """``A beats B`` only where the corrected interval lies wholly on one side of 0."""
         if self.pairs < 2:
-            return "one seed: no comparison" if self.pairs else "no common seed"
+            return "too few pairs"
         if self.low is not None and self.low > 0:
             return f"{self.a} beats {self.b}"
         if self.high is not None and self.high < 0:
@@ -238,37 +278,46 @@ class Comparison:
 
 
 def compare(pairings: Sequence[Pairing], level: float = LEVEL) -> list[Comparison]:
-    """Compare by seed with paired t-tests, and correct all of them together (Holm).
+    """Compare with paired t-tests, and correct all of them together (Holm).
 
-    The interval of a comparison is Student's at level ``1 - alpha * p / p_corrected``, so that it
-    leaves out 0 exactly where the corrected p-value is below alpha = 1 - level. Differences
-    without any spread carry no interval: seeds that change nothing say nothing.
+    The degrees of freedom are the pairs that differ, minus 1: a thousand images of which four
+    differ know as little as four. The interval of a comparison is at level
+    ``1 - alpha * p / p_corrected``, so that it leaves out 0 exactly where the corrected p-value is
+    below alpha = 1 - level. Differences without any spread carry no interval: seeds that change
+    nothing say nothing.
 
     Args:
         pairings: Everything that is compared in one table.
         level: 1 minus the chance of any false "A beats B" among them.
     """
-    gaps = [_gaps(pairing) for pairing in pairings]
-    tested = [i for i, gap in enumerate(gaps) if len(gap) > 1 and t_interval(gap).low is not None]
-    raw = [float(stats.ttest_1samp(gaps[i], 0.0).pvalue) for i in tested]
+    tested = [i for i, pairing in enumerate(pairings) if _error(pairing) > 0]
+    raw = [_p_value(pairings[i]) for i in tested]
     corrected = dict(zip(tested, zip(raw, holm(raw), strict=True), strict=True))
     results = []
-    for index, (pairing, gap) in enumerate(zip(pairings, gaps, strict=True)):
-        mean = float(gap.mean()) if len(gap) else None
-        interval, p_corrected = Interval(0.0, None, None, 0), None
-        if index in corrected:
+    for index, each in enumerate(pairings):
+        mean = float(each.gaps.mean()) if len(each.gaps) else None
+        low = high = p_corrected = None
+        if index in corrected and mean is not None:
             p, p_corrected = corrected[index]
             share = p / p_corrected if p_corrected > 0 else 1 / len(tested)
-            interval = t_interval(gap, 1 - (1 - level) * share)
+            tail = (1 - level) * share / 2
+            half = float(stats.t.isf(tail, each.differing - 1)) * _error(each)
+            low, high = mean - half, mean + half
         results.append(
-            Comparison(
-                pairing.a, pairing.b, pairing.where, len(gap), mean,
-                interval.low, interval.high, p_corrected,
-            )
-        )  # fmt: skip
+            Comparison(each.a, each.b, each.where, len(each.gaps), mean, low, high, p_corrected)
+        )
     return results
 
 
-def _gaps(pairing: Pairing) -> Array:
-    seeds = sorted(pairing.scores_a.keys() & pairing.scores_b.keys())
-    return np.array([pairing.scores_a[seed] - pairing.scores_b[seed] for seed in seeds])
+def _error(pairing: Pairing) -> float:
+    """Return the standard error of the mean; 0 where the pairs carry none."""
+    gaps, count = pairing.gaps, len(pairing.gaps)
+    if count < 2 or pairing.differing < 2:
+        return 0.0
+    spread = float(gaps.std(ddof=1))
+    return spread / count**0.5 if spread > _rounding(gaps) else 0.0
+
+
+def _p_value(pairing: Pairing) -> float:
+    value = abs(float(pairing.gaps.mean())) / _error(pairing)
+    return float(2 * stats.t.sf(value, pairing.differing - 1))

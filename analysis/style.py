@@ -12,6 +12,9 @@ import matplotlib as mpl
 ONE_COLUMN, TWO_COLUMN = 3.3, 6.9
 """Widths of a figure in a paper, in inches."""
 
+SMALL = 5.8
+"""Size of the smallest type, in points."""
+
 INK = "#1f2328"
 """Text, axes and lines that belong to no family. The report swaps it for the page's own colour."""
 

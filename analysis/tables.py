@@ -1,123 +1,17 @@
-"""The tables of a study, as CSV, Markdown, LaTeX (booktabs) and HTML."""
+"""The tables of a study."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from analysis.cells import ENDS, Study, areas, comparisons, improvements
+from analysis.cells import ENDS, Study
+from analysis.compare import Unit, areas, comparisons, improvements
+from analysis.figures import Subject
 from analysis.literature import Published
-from analysis.plots import Subject
 from analysis.statistics import Comparison
-
-MISSING = "–"
-"""What stands where there is no value."""
-
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
-        "±": r"$\pm$", "<": "$<$", ">": "$>$",
-    }
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table.
-
-    Attributes:
-        name: Of its files.
-        title: Heading.
-        caption: What it shows, in words.
-        shown: Cells as they are read, all text.
-        raw: The numbers, for the CSV file.
-    """
-
-    name: str
-    title: str
-    caption: str
-    shown: pd.DataFrame
-    raw: pd.DataFrame
-
-    def markdown(self) -> str:
-        """Return the table in Markdown, its numbers aligned right."""
-        heads = [_in_markdown(name) for name in self.shown.columns]
-        rules = ["---:" if right else ":---" for right in self._right()]
-        rows = [[_in_markdown(cell) for cell in row] for row in self.shown.to_numpy()]
-        lines = [f"| {' | '.join(cells)} |" for cells in [heads, rules, *rows]]
-        return "\n".join([f"**{self.title}.** {self.caption}", "", *lines, ""])
-
-    def latex(self) -> str:
-        """Return the table in LaTeX; it needs the booktabs package."""
-        heads, *rows = [
-            " & ".join(str(cell).translate(_LATEX) for cell in row) + r" \\"
-            for row in [self.shown.columns, *self.shown.to_numpy()]
-        ]
-        columns = "".join("r" if right else "l" for right in self._right())
-        return "\n".join(
-            [
-                r"\begin{table}", r"\centering",
-                rf"\caption{{{self.title.translate(_LATEX)}. {self.caption.translate(_LATEX)}}}",
-                rf"\label{{tab:{self.name}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-                heads, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-            ]
-        )  # fmt: skip
-
-    def html(self) -> str:
-        """Return the table in HTML, everything escaped."""
-        sides = [' class="n"' if right else "" for right in self._right()]
-        rows = ["".join(_head(name, side) for name, side in zip(self.shown, sides, strict=True))]
-        for row in self.shown.to_numpy():
-            rows.append("".join(_data(cell, side) for cell, side in zip(row, sides, strict=True)))
-        head, *body = [f"<tr>{row}</tr>" for row in rows]
-        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
-
-    def _right(self) -> list[bool]:
-        """Which columns hold numbers."""
-        return [
-            all(cell == MISSING or cell[:1].isdigit() or cell[:1] in "+-" for cell in column)
-            for column in self.shown.astype(str).to_numpy().T
-        ]
-
-    def write(self, folder: Path) -> None:
-        """Write ``name.csv``, ``name.md`` and ``name.tex``."""
-        self.raw.to_csv(folder / f"{self.name}.csv", index=False)
-        (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
-        (folder / f"{self.name}.tex").write_text(self.latex(), encoding="utf-8")
-
-
-def _in_markdown(cell: object) -> str:
-    return html.escape(str(cell), quote=False).replace("|", r"\|").replace("\n", " ")
-
-
-def _head(name: object, side: str) -> str:
-    return f'<th scope="col"{side}>{html.escape(str(name))}</th>'
-
-
-def _data(cell: object, side: str) -> str:
-    return f"<td{side}>{html.escape(str(cell))}</td>"
-
-
-def number(value: object, digits: int = 3) -> str:
-    """Return a number with so many significant digits, or the sign for a missing one."""
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
-        return MISSING
-    return f"{float(value):.{digits}g}"  # type: ignore[arg-type]
-
-
-def with_interval(value: object, low: object, high: object, digits: int = 3) -> str:
-    """Return ``0.712 [0.703, 0.721]``; without the interval where there is none."""
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
-        return MISSING
-    text = f"{float(value):.{digits}f}"  # type: ignore[arg-type]
-    if low is None or pd.isna(low) or high is None:  # type: ignore[call-overload]
-        return text
-    return f"{text} [{float(low):.{digits}f}, {float(high):.{digits}f}]"  # type: ignore[arg-type]
+from analysis.table import MISSING, Table, number, with_interval
 
 
 def scores(found: Study) -> list[Table]:
@@ -153,59 +47,133 @@ def scores(found: Study) -> list[Table]:
     return tables
 
 
-def _comparison_table(name: str, title: str, caption: str, found: list[Comparison]) -> Table:
-    shown = [
+_HOLM = (
+    "Intervals and p-values are corrected together for the number of comparisons in this table "
+    "(Holm). “A beats B” stands only where the corrected interval leaves out 0."
+)
+
+_UNITS: dict[Unit, tuple[str, str]] = {
+    "seeds": ("by seed", "Paired by seed: what training anew would show."),
+    "examples": (
+        "by example",
+        "Paired by example, examples of one image kept together, scores averaged over the seeds: "
+        "what other examples would show for these very models, not what training anew would.",
+    ),
+}
+
+
+def comparison_tables(found: Study, against: tuple[str, ...]) -> list[Table]:
+    """Return the comparisons by seed and by example, over all keep ratios and at each one."""
+    tables = []
+    for unit, (name, how) in _UNITS.items():
+        for by_ratio in (False, True):
+            rows = comparisons(found, against, by_ratio, unit)
+            if all(each.pairs < 2 for each in rows):
+                continue
+            over = "at each keep ratio" if by_ratio else "mean over the keep ratios"
+            tables.append(
+                Table(
+                    f"comparisons_by_{unit}{'_and_ratio' if by_ratio else ''}",
+                    f"Comparisons {name}, {over}",
+                    f"{how} {_HOLM}",
+                    _comparisons_shown(rows, "seeds" if unit == "seeds" else "images"),
+                    _comparisons_raw(rows),
+                )
+            )
+    return tables
+
+
+def _comparisons_shown(rows: list[Comparison], pairs: str) -> pd.DataFrame:
+    return pd.DataFrame(
         {
-            "setting": each.where,
+            "setting": each.where[0],
+            "keep ratio": each.where[1],
             "A": each.a,
             "B": each.b,
-            "seeds": str(each.pairs),
+            pairs: str(each.pairs),
             "A minus B": with_interval(each.difference, each.low, each.high),
             "p": number(each.p_value, 2),
             "shown": each.verdict,
         }
-        for each in found
-    ]
-    raw = pd.DataFrame([{**vars(each), "verdict": each.verdict} for each in found])
-    return Table(name, title, caption, pd.DataFrame(shown), raw)
-
-
-_HOW = (
-    "Paired by seed; intervals and p-values are corrected together for the number of comparisons "
-    "in this table (Holm). “A beats B” stands only where the corrected interval leaves out 0."
-)
-
-
-def comparison_tables(found: Study, against: tuple[str, ...]) -> list[Table]:
-    """Return the comparisons over all keep ratios, and those at each one."""
-    sets = (
-        ("comparisons", "Comparisons, mean over the keep ratios", comparisons(found, against)),
-        (
-            "comparisons_by_ratio",
-            "Comparisons by ratio",
-            comparisons(found, against, by_ratio=True),
-        ),
+        for each in rows
     )
-    return [_comparison_table(name, title, _HOW, rows) for name, title, rows in sets if rows]
+
+
+def _comparisons_raw(rows: list[Comparison]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {**vars(each), "where": each.where[0], "keep": each.where[1], "verdict": each.verdict}
+        for each in rows
+    ).rename(columns={"where": "setting"})
+
+
+def finding_tables(made: Sequence[Table]) -> list[Table]:
+    """Return who is above and below whom, a line a method and a column a setting.
+
+    Args:
+        made: The tables of comparisons over all keep ratios; the first one is read: by seed where
+            there are several seeds, by example otherwise.
+    """
+    whole = [table for table in made if not table.name.endswith("ratio")]
+    if not whole:
+        return []
+    raw = whole[0].raw
+    tables = []
+    for other, group in raw.groupby("b", sort=False):
+        name = "no reduction" if other == "Identity" else str(other)
+        cells = group.assign(shown=[_finding(*row) for row in group[_ENDS].to_numpy()])
+        wide = cells.pivot_table("shown", "a", "setting", aggfunc="first", sort=False)
+        wide = wide[sorted(wide, key=lambda setting: not str(setting).startswith("all "))]
+        order = cells[cells["setting"] == wide.columns[0]].set_index("a")["difference"]
+        wide = wide.loc[sorted(wide.index, key=lambda a: -order.get(a, -float("inf")))]
+        names = [str(setting) for setting in wide.columns]
+        short = [setting.split(",")[0] for setting in names]
+        wide.columns = pd.Index(short if len(set(short)) == len(names) else names)
+        tables.append(
+            Table(
+                f"findings_against_{other}",
+                f"Score minus that of {name}",
+                f"Mean over the keep ratios that both have. {whole[0].caption} Without a word "
+                "no difference was shown, which does not mean equal: these runs cannot tell.",
+                wide.fillna(MISSING).reset_index(names="method"),
+                group,
+            )
+        )
+    return tables
+
+
+_ENDS = ["difference", "low", "high"]
+
+
+def _finding(difference: float, low: float | None, high: float | None) -> str:
+    word = " better" if low is not None and low > 0 else ""
+    word = " worse" if high is not None and high < 0 else word
+    return f"{difference:+.3f}{word}"
 
 
 def area_table(found: Study) -> Table | None:
     """Return the area under each score-GFLOPs curve, over the range that all of them span."""
     shown, raw = [], []
     for setting in found.settings:
-        (low, high), by_label = areas(found, setting)
+        (low, high), by_label, unit = areas(found, setting)
         for label, area in sorted(by_label.items(), key=lambda item: -item[1].value):
             span = f"{low:.3g} to {high:.3g}"
             value = with_interval(area.value, area.low, area.high, 4)
-            shown.append({"setting": setting, "method": label, "GFLOPs": span, "mean score": value})
-            raw.append({"setting": setting, "label": label, "from": low, "to": high, **vars(area)})
+            shown.append(
+                {"setting": setting, "method": label, "GFLOPs": span, "mean score": value,
+                 "interval over": unit}
+            )  # fmt: skip
+            raw.append(
+                {"setting": setting, "label": label, "from": low, "to": high, "over": unit,
+                 **vars(area)}
+            )  # fmt: skip
     if not shown:
         return None
     return Table(
         "areas",
         "Area under the score-GFLOPs curve",
         "Mean height of the curve over the GFLOPs that all methods span, through every keep ratio "
-        "and no reduction; one curve a seed, then Student's 95% interval. Nothing is extrapolated.",
+        "and no reduction, with Student's 95% interval: over the seeds, one curve each; with one "
+        "seed over the test examples of that one model. Nothing is extrapolated.",
         pd.DataFrame(shown),
         pd.DataFrame(raw),
     )
@@ -235,10 +203,10 @@ def over_tasks_table(subject: Subject, against: tuple[str, ...]) -> Table | None
     return Table(
         "over_settings",
         f"Over all {len(subject.study.settings)} settings",
-        "Score as a share of the mean score without reduction, whose own spread is not in the "
-        "interval; the interquartile mean leaves out the lowest and highest quarter of all runs. "
-        "Above X: how often a run scores above one of X, averaged over the settings; no interval "
-        "where no run was ever out of order.",
+        "Score as a share of the same seed's score without reduction; the interquartile mean "
+        "leaves out the lowest and highest quarter of all runs. Above X: how often a run scores "
+        "above one of X, averaged over the settings; no interval where no run was ever out of "
+        "order.",
         shown,
         raw,
     )
@@ -255,7 +223,7 @@ def cost_table(subject: Subject) -> Table | None:
     columns = {
         "label": "method", "keep_ratio": "measured keep ratio", "tokens_out": "tokens out",
         "gflops_total": "GFLOPs", "gflops_training_step": "GFLOPs, training step",
-        "latency_ms": "latency, ms",
+        "latency_share": "inference time, share",
     }  # fmt: skip
     shown = cells[list(columns)].copy()
     for name in list(columns)[1:]:
@@ -263,8 +231,8 @@ def cost_table(subject: Subject) -> Table | None:
     return Table(
         "costs",
         f"Cost at keep ratio {subject.reference:g}",
-        f"{subject.study.settings[0]}. One multiply-add = 1, for one example; latency is the "
-        "median time of a batch.",
+        f"{subject.study.settings[0]}. One multiply-add = 1, for one example; inference time as "
+        "a share of no reduction's, timed in turn with it in the same run.",
         shown.rename(columns=columns),
         cells[list(columns)],
     )
@@ -318,10 +286,12 @@ def literature_table(published: Sequence[Published]) -> Table | None:
 def tables(subject: Subject, against: tuple[str, ...]) -> list[Table]:
     """Return all tables of a study that have content, in the order of the report."""
     found = subject.study
+    compared = comparison_tables(found, against)
     every = [
+        *finding_tables(compared),
         *scores(found),
         over_tasks_table(subject, against),
-        *comparison_tables(found, against),
+        *compared,
         area_table(found),
         cost_table(subject),
         missing_table(found),

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from analysis.cells import Study, areas, comparisons, improvements, over_tasks, pareto, study
+from analysis.cells import Study, pareto, study
+from analysis.compare import areas, comparisons, improvements, over_tasks
 from analysis.load import load
+from analysis.statistics import curve_area
+from elip.examples import write_examples
 from elip.record import Record, write_record
 from tests.analysis.synthetic import failed, record, write_study
 
@@ -97,7 +101,8 @@ def test_pareto() -> None:
 def test_areas_over_the_range_that_all_curves_span(tmp_path: Path) -> None:
     write_study(tmp_path, ("Identity", "ToMe", "EViT"), (0.9, 0.5), seeds=3, tasks=("VQA",))
     found = study(load([tmp_path]))
-    (low, high), by_label = areas(found, found.settings[0])
+    (low, high), by_label, unit = areas(found, found.settings[0])
+    assert unit == "seeds"
     assert (low, high) == pytest.approx((28.1, 51.4))
     assert set(by_label) == {"ToMe", "EViT"}
     for label, area in by_label.items():
@@ -144,3 +149,73 @@ def test_a_study_without_scores_is_empty(tmp_path: Path) -> None:
     found = _study(tmp_path, failed(record()))
     assert found.cells.empty
     assert found.settings == []
+
+
+def _examples(*scores: float) -> np.ndarray:
+    """One example an image, numbered from 10."""
+    return np.array([[10 + i, 10 + i, score] for i, score in enumerate(scores)])
+
+
+def test_comparisons_by_example_need_one_seed_only(tmp_path: Path) -> None:
+    hits = {"Random": (0, 0, 1, 0, 1, 0), "ToMe": (1, 1, 1, 1, 0, 1)}
+    for name, scores in hits.items():
+        write_record(record(name, 0.5, score=float(np.mean(scores))), tmp_path / name)
+        write_examples(tmp_path / name, {"val": _examples(*scores)})
+    found = study(load([tmp_path]))
+    (each,) = comparisons(found, ("Random",), unit="examples")
+    assert (each.a, each.b, each.pairs) == ("ToMe", "Random", 6)
+    assert each.difference == pytest.approx(3 / 6)
+    gaps = np.subtract(hits["ToMe"], hits["Random"])
+    half = stats.t.ppf(0.975, 5 - 1) * gaps.std(ddof=1) / 6**0.5  # five of six differ
+    assert each.low == pytest.approx(3 / 6 - half)
+    assert comparisons(found, ("Random",))[0].verdict == "too few pairs"
+
+
+def test_examples_are_paired_by_number_and_averaged_over_seeds(tmp_path: Path) -> None:
+    rows = {
+        ("Random", 0): _examples(0, 0, 1, 1),
+        ("Random", 1): _examples(1, 0, 1, 0),
+        ("ToMe", 0): _examples(1, 1, 1, 0)[::1],
+        ("ToMe", 1): _examples(9, 1, 1, 1)[1:],  # lacks the first example
+    }
+    for (name, seed), values in rows.items():
+        place = tmp_path / f"{name}{seed}"
+        write_record(record(name, 0.5, seed, score=0.5), place)
+        write_examples(place, {"val": values})
+    (each,) = comparisons(study(load([tmp_path])), ("Random",), unit="examples")
+    assert each.pairs == 3
+    assert each.difference == pytest.approx(((1 + 1) / 2 - 0 + 1 - 1 + 0.5 - 0.5) / 3)
+
+
+def test_over_all_settings_both_units_average_the_settings(tmp_path: Path) -> None:
+    write_study(tmp_path, ("Random", "ToMe"), (0.5,), 3, ("VQA", "Retrieval"))
+    found = study(load([tmp_path]))
+    for unit in ("seeds", "examples"):
+        rows = comparisons(found, ("Random",), unit=unit)
+        whole = [each for each in rows if each.where[0] == "all 2 settings"]
+        parts = [each.difference for each in rows if each.where[0] != "all 2 settings"]
+        assert len(whole) == 1
+        assert len(parts) == 2
+        assert whole[0].difference == pytest.approx(np.mean(parts))
+        assert whole[0].low is not None
+
+
+def test_an_area_of_one_seed_has_its_interval_over_the_examples(tmp_path: Path) -> None:
+    write_study(tmp_path, ("Identity", "ToMe"), (0.9, 0.5), seeds=1, tasks=("VQA",))
+    found = study(load([tmp_path]))
+    span, by_label, unit = areas(found, found.settings[0])
+    curve = found.scores.sort_values("gflops_total")
+    want = curve_area(list(curve["gflops_total"]), list(curve["score"]), *span)
+    assert unit == "examples"
+    assert by_label["ToMe"].value == pytest.approx(want)
+    assert by_label["ToMe"].count == 100
+    assert by_label["ToMe"].low is not None
+
+
+def test_a_share_is_of_the_same_seeds_score(tmp_path: Path) -> None:
+    scores = {("Identity", 0): 0.8, ("Identity", 1): 0.4, ("ToMe", 0): 0.6, ("ToMe", 1): 0.2}
+    records = [record(name, 0.5, seed, score=score) for (name, seed), score in scores.items()]
+    found = _study(tmp_path, *records, record("ToMe", 0.5, 2, score=0.3)).scores
+    shares = found[found["label"] == "ToMe"].set_index("seed")["share"]
+    # Seed 2 has no run without reduction: the mean of the others stands in.
+    assert list(shares) == pytest.approx([0.75, 0.5, 0.5])

@@ -7,10 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis.load import load, training_curves
-from elip.record import COLUMNS, write_record
+from elip.examples import EXAMPLES_NAME, write_examples
+from elip.record import COLUMNS, Speed, write_record
 from tests.analysis.synthetic import failed, record, write_study
 
 
@@ -28,6 +30,46 @@ def test_every_record_is_a_row_and_unreadable_ones_are_named(tmp_path: Path) -> 
 def test_one_record_found_through_two_folders_counts_once(tmp_path: Path) -> None:
     write_record(record(), tmp_path / "a" / "run")
     assert len(load([tmp_path, tmp_path / "a"]).records) == 1
+
+
+def test_examples_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
+    for name in ("good", "none", "torn"):
+        write_record(record(), tmp_path / name)
+    write_examples(tmp_path / "good", {"val": np.array([[4, 7, 1.0]]), "test": np.eye(3)[::-1]})
+    (tmp_path / "torn" / EXAMPLES_NAME).write_bytes(b"PAR1")
+    runs = load([tmp_path])
+    good, none, torn = runs.outcomes
+    assert set(good) == {"val", "test"}
+    assert (none, torn) == ({}, {})
+    assert good["val"].names.images.tolist() == [4]
+    assert good["val"].names.examples.tolist() == [7]
+    assert good["val"].scores.tolist() == [1.0]
+    assert [Path(each.path).name for each in runs.broken] == [EXAMPLES_NAME]
+
+
+def test_weights_of_unknown_origin_are_named(tmp_path: Path) -> None:
+    one = replace(record("ToMe"), subcommand="test", parent="models/vqa.safetensors")
+    write_record(one, tmp_path)
+    assert list(load([tmp_path]).table["mode"]) == ["from vqa.safetensors"]
+
+
+def test_runs_that_were_moved_together_still_find_their_parents(tmp_path: Path) -> None:
+    write_record(record("ToMe"), tmp_path / "grid" / "fit" / "one")
+    parent = "/elsewhere/runs/grid/fit/one/checkpoints/best.ckpt"
+    test = replace(record("ToMe"), subcommand="test", parent=parent)
+    write_record(test, tmp_path / "grid" / "test" / "one")
+    assert list(load([tmp_path]).table["mode"]) == ["trained", "trained"]
+
+
+def test_latency_is_a_share_of_no_reduction_in_the_same_run(tmp_path: Path) -> None:
+    fast, slow = Speed(8, 30.0, latency_identity_ms=60.0), Speed(8, 90.0, latency_identity_ms=180.0)
+    small = Speed(8, 40.0, latency_identity_ms=40.0)
+    write_record(replace(record("ToMe"), speed=fast), tmp_path / "a")
+    write_record(replace(record("ToMe", seed=1), speed=slow), tmp_path / "b")
+    write_record(replace(record("Identity", patches=36), speed=small), tmp_path / "c")
+    shares = load([tmp_path]).table["latency_share"]
+    # A smaller image has no larger one beside it in its run: the median of the others stands in.
+    assert list(shares) == pytest.approx([0.5, 0.5, 40 / 120])
 
 
 def test_no_folder_and_no_record_are_errors_that_say_so(tmp_path: Path) -> None:
