@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reducers.contract import Reduced, Reducer, Signal, Signals
-from reducers.tokens import cosine_similarity, keep_tokens
+from reducers.tokens import cosine_similarity, keep_tokens, without_autocast
 
 
 class CDPruner(Reducer):
@@ -83,7 +83,7 @@ def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
         here = best.unsqueeze(1)
         before = rows[:, :step]
         column = before.gather(2, here.unsqueeze(1).expand(-1, step, -1))
-        with torch.autocast(kernel.device.type, enabled=False):
+        with without_autocast(kernel):
             known = (column.transpose(1, 2) @ before).squeeze(1)
         # Behind the kernel's rank all gains are rounding noise around 0: nothing is left to learn.
         left = gain.gather(1, here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +129,7 @@ def cosine_similarity(tokens: Tensor, others: Tensor | None = None) -> Tensor:
     Returns:
         [B,N,M] float32.
     """
-    with torch.autocast(tokens.device.type, enabled=False):
+    with without_autocast(tokens):
         unit = F.normalize(tokens.float(), dim=-1)
         other = unit if others is None else F.normalize(others.float(), dim=-1)
         return unit @ other.transpose(1, 2)
@@ -145,7 +146,7 @@ def distances(tokens: Tensor) -> Tensor:
     Returns:
         [B,N,N] float32.
     """
-    with torch.autocast(tokens.device.type, enabled=False):
+    with without_autocast(tokens):
         tokens = tokens.float()
         tokens = tokens - tokens.mean(dim=1, keepdim=True)
         square = tokens.square().sum(dim=-1)
@@ -189,6 +190,11 @@ def farthest_first(
         chosen.append(nearest.masked_fill(taken, -torch.inf).argmax(dim=1))
         nearest = combine(nearest, distance[batch, chosen[-1]])
     return torch.stack(chosen, dim=1)
+
+
+def without_autocast(tokens: Tensor) -> AbstractContextManager[object]:
+    """Return what keeps autocast out; tensors without values, which have no autocast, need none."""
+    return nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False)
 
 
 def number_groups(leader: Tensor) -> Tensor:

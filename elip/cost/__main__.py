@@ -4,13 +4,16 @@ The model has random weights and the heads of pre-training: inference is one ima
 a training step both passes (masked words and matching).
 
 python -m elip.cost --config experiments/elip_0.7.yaml --reducers ELIP,ToMe --keep-ratios 0.9,0.5
+python -m elip.cost --reducers ELIP,ELIP:probe_depth=1 --phases encoder,inference,training
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import product
@@ -22,7 +25,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from elip.cost.bench import Setting, measure
+from elip.cost.bench import PHASES, Setting, measure
 from elip.cost.count import CostError
 from elip.cost.report import cost_table, draw, time_table, write_csv
 from elip.model.config import MeterConfig
@@ -39,14 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = options.image_sizes or [config.resolve().image_size]
         # All settings of one model stand together, since it is built anew for each size.
         settings = [
-            Setting(size, batch, precision, mode == "compiled", phase == "training")
+            Setting(size, batch, precision, mode == "compiled", phase)
             for size, mode, phase, precision, batch in product(
                 sizes, options.modes, options.phases, options.precisions, options.batch_sizes
             )
         ]
         device = torch.device(options.device)
+        schedules = [
+            schedule if ratio is None else replace(schedule, keep_ratio=ratio, counts=None)
+            for ratio in options.keep_ratios
+        ]
         groups = measure(
-            config, schedule, methods, options.keep_ratios, settings, device, options.rounds,
+            config, methods, schedules, settings, device, options.rounds,
             count_training=not options.skip_training_gflops,
         )  # fmt: skip
         console, rows, shown = Console(), list[dict[str, Any]](), set[int]()
@@ -59,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, CostError, argparse.ArgumentError) as error:
         parser.exit(2, f"error: {error}\n")
     console.print(
-        "less work: multiply-adds of no reduction over these; faster: the same of the time",
+        "less work: multiply-adds of no reduction over these; faster: the same of the time; "
+        "realised: how much of the first the second is",
         style="dim",
     )
     options.output.mkdir(parents=True, exist_ok=True)
@@ -81,13 +89,22 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="experiment file; its model.meter, model.schedule and model.reducer are used",
     )
-    add("--reducers", type=_list(str), help="names, by comma; all: the whole shelf")
-    add("--keep-ratios", type=_list(float), default=[0.9, 0.7, 0.5])
+    add(
+        "--reducers",
+        type=_list(str),
+        help="names, by comma, with options behind colons (ELIP:probe_depth=1); all: the shelf",
+    )
+    add(
+        "--keep-ratios",
+        type=_list(lambda text: None if text == "own" else float(text)),
+        default=[0.9, 0.7, 0.5],
+        help="by comma; own: the experiment's schedule as it stands, exact counts included",
+    )
     add("--batch-sizes", type=_list(int), default=[1, 8])
     add("--image-sizes", type=_list(int), help="pixels a side; the model's own if not given")
     add("--precisions", type=_list(_among("fp32", "bf16")), default=["fp32"])
     add("--modes", type=_list(_among("eager", "compiled")), default=["eager"])
-    add("--phases", type=_list(_among("inference", "training")), default=["inference"])
+    add("--phases", type=_list(_among(*PHASES)), default=["inference"])
     add("--rounds", type=int, default=10, help="timed runs of each; the median counts")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--skip-training-gflops", action="store_true", help="do not count the training step")
@@ -139,10 +156,24 @@ def _experiment(
     if names is None:
         names = [own] if own else ["all"]
     methods: dict[str, Callable[[], Reducer]] = {}
-    for name in shelf() if list(names) == ["all"] else names:
-        options = reducer.get("init_args", {}) if name == own else {}
-        methods[name.rpartition(".")[2]] = partial(_find(name), **options)
+    for text in shelf() if list(names) == ["all"] else names:
+        name, *extra = text.split(":")
+        options = dict(reducer.get("init_args", {})) if name == own else {}
+        for option in extra:
+            key, _, value = option.partition("=")
+            options[key] = yaml.safe_load(value)
+        label = name.rpartition(".")[2] + text.removeprefix(name)
+        methods[label] = _made(_find(name), options)
     return config, schedule, methods
+
+
+def _made(method: type[Reducer], options: dict[str, Any]) -> Callable[[], Reducer]:
+    try:
+        inspect.signature(method).bind(**options)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(method).parameters)
+        raise ValueError(f"{method.__name__}: {error}; its options are: {known}.") from error
+    return partial(method, **options)
 
 
 def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Many reducers at many keep ratios in one METER: multiply-adds, time and memory of each.
+"""Many reducers on many schedules in one METER: multiply-adds, time and memory of each.
 
 All candidates share one set of random weights, so that many fit into memory and take turns.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.optim import AdamW
 
 from elip.cost.count import measure_cost, measure_training_cost
 from elip.cost.timing import Timing, peak_memory, time_interleaved
@@ -26,8 +27,13 @@ from reducers.contract import Reducer
 NO_REDUCTION = "no reduction"
 # Word pieces of a text encoder that has no vocabulary of its own; the data would bring it.
 _VOCAB = 1000
-_COUNTED_EXAMPLES = 2
 
+
+Phase = Literal["encoder", "inference", "training"]
+"""What is timed: the image encoder; a whole forward pass; a training step, both passes of
+pre-training forward and backward, then the optimiser."""
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 Row = dict[str, Any]
 """One line of the table: plain values by column, None where something is missing."""
@@ -42,14 +48,14 @@ class Setting:
         batch_size: Examples a batch.
         precision: ``fp32``, or ``bf16`` for bfloat16 autocast.
         compiled: Whether image encoder and fusion are compiled.
-        training: Whether a training step is timed instead of a forward pass.
+        phase: What is timed.
     """
 
     image_size: int
     batch_size: int
     precision: str = "fp32"
     compiled: bool = False
-    training: bool = False
+    phase: Phase = "inference"
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,15 @@ class Cell:
         """Return one row of the table.
 
         ``less_work`` is the multiply-adds of ``baseline`` over this cell's, ``faster`` the same of
-        the time; ``gflops_*`` are G multiply-adds an example.
+        the time, ``realised`` how much of the first the second is; ``gflops_*`` are G multiply-adds
+        an example.
 
         Args:
             baseline: No reduction in the same setting.
         """
-        gflops, full = self.cost.total, baseline.cost.total
-        if self.setting.training:
-            gflops, full = self.training_step, baseline.training_step
+        work, full = self.work, baseline.work
+        less_work = full / work if work and full else None
+        faster = baseline.timing.median / self.timing.median
         return {
             "reducer": self.reducer,
             "keep_ratio": self.keep_ratio,
@@ -98,9 +105,20 @@ class Cell:
             "latency_spread": self.timing.spread,
             "examples_per_s": self.timing.examples_per_second,
             "peak_memory_mb": None if self.memory is None else self.memory / 1e6,
-            "less_work": full / gflops if gflops and full else None,
-            "faster": baseline.timing.median / self.timing.median,
+            "less_work": less_work,
+            "faster": faster,
+            "realised": None if less_work is None else faster / less_work,
         }
+
+    @property
+    def work(self) -> float | None:
+        """G multiply-adds an example of what was timed; None where that was not counted."""
+        cost = self.cost
+        if self.setting.phase == "training":
+            return self.training_step
+        if self.setting.phase == "inference":
+            return cost.total
+        return sum(part or 0 for part in (cost.vision, cost.probe, cost.reducer))
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,7 @@ class _Candidate:
     name: str
     meter: Meter
     task: Task
+    training_step: float | None
 
 
 Methods = Mapping[str, Callable[[], Reducer]]
@@ -116,21 +135,19 @@ Methods = Mapping[str, Callable[[], Reducer]]
 
 def measure(
     config: MeterConfig,
-    schedule: Schedule,
     methods: Methods,
-    keep_ratios: Sequence[float],
+    schedules: Sequence[Schedule],
     settings: Sequence[Setting],
     device: torch.device,
     rounds: int = 10,
     count_training: bool = True,
 ) -> Iterator[list[Cell]]:
-    """Measure every method at every keep ratio, and no reduction, in every setting.
+    """Measure every method on every schedule, and no reduction, in every setting.
 
     Args:
         config: The model's sizes; its image size gives way to the settings'.
-        schedule: Layers and profile; its keep ratio gives way to the ones below.
         methods: The reducers.
-        keep_ratios: In (0, 1].
+        schedules: When and how much they reduce.
         settings: How to run them.
         device: Where.
         rounds: Timed runs of each candidate, after two that are dropped.
@@ -145,16 +162,16 @@ def measure(
     """
     built: tuple[int, bool] | None = None
     candidates: list[_Candidate] = []
-    costs: dict[int, list[tuple[Cost, float | None]]] = {}
+    costs: dict[int, list[Cost]] = {}
+    counting = count_training or any(each.phase == "training" for each in settings)
     for setting in settings:
         size = setting.image_size
         if built != (size, setting.compiled):
             built = (size, setting.compiled)
             sized = replace(config, image_size=size)
-            candidates = _candidates(sized, schedule, methods, keep_ratios, device)
+            candidates = _candidates(sized, methods, schedules, device, counting)
         if size not in costs:
-            counted = count_training or any(s.training for s in settings)
-            costs[size] = [_count(candidate, counted, device) for candidate in candidates]
+            costs[size] = [_forward_cost(candidate, device) for candidate in candidates]
         if setting.compiled:
             for candidate in candidates:
                 candidate.meter.image.compile()
@@ -164,39 +181,42 @@ def measure(
 
 def _candidates(
     config: MeterConfig,
-    schedule: Schedule,
     methods: Methods,
-    keep_ratios: Sequence[float],
+    schedules: Sequence[Schedule],
     device: torch.device,
+    count_training: bool,
 ) -> list[_Candidate]:
     sizes = config.resolve()
     vocab = _VOCAB if sizes.text_encoder in ("roberta", "bert") else None
-    base = Meter(sizes, vocab_size=vocab).to(device)
-    found = [_candidate(NO_REDUCTION, base, base)]
+    with device:
+        base, base_task = Meter(sizes, vocab_size=vocab), Pretraining()
+        base_task.build(base, 0)
+    found = []
+
+    def add(name: str, reducer: Reducer | None, schedule: Schedule | None) -> None:
+        with torch.device("meta"):
+            meter, task = Meter(sizes, reducer, schedule, vocab), Pretraining()
+            task.build(meter, 0)
+        step = _training_cost(meter, task) if count_training else None
+        _share_weights(meter, base, device)
+        _share_weights(task, base_task, device)
+        found.append(_Candidate(name, meter, task, step))
+
+    add(NO_REDUCTION, None, None)
     for name, make in methods.items():
         # A method that never acts is no reduction: it has no ratio.
-        for ratio in keep_ratios if make().acts != "never" else ():
-            asked = replace(schedule, keep_ratio=ratio, counts=None)
-            with torch.device("meta"):
-                meter = Meter(sizes, make(), asked, vocab)
-            _share_weights(meter, base, device)
-            found.append(_candidate(name, meter, base))
+        for schedule in schedules if make().acts != "never" else ():
+            add(name, make(), schedule)
     return found
 
 
-def _candidate(name: str, meter: Meter, base: Meter) -> _Candidate:
-    task = Pretraining()
-    task.build(meter, 0)
-    return _Candidate(name, meter, task.to(base.pixel_mean.device))
-
-
-def _share_weights(meter: Meter, base: Meter, device: torch.device) -> None:
-    """Give ``meter``, built without memory, the weights of ``base``; zeros where base has none."""
-    for name, module in meter.named_modules():
+def _share_weights(module: nn.Module, base: nn.Module, device: torch.device) -> None:
+    """Give ``module``, built without memory, the weights of ``base``; zeros where base has none."""
+    for name, part in module.named_modules():
         # Shadowed by nothing in base: a method's own weights, whose values do not change a cost.
         source = base.get_submodule(name) if _has(base, name) else nn.Module()
         for kind in ("_parameters", "_buffers"):
-            own, given = getattr(module, kind), getattr(source, kind)
+            own, given = getattr(part, kind), getattr(source, kind)
             for key, tensor in own.items():
                 if tensor is not None:
                     zeros = torch.zeros_like(tensor, device=device)
@@ -211,43 +231,58 @@ def _has(module: nn.Module, name: str) -> bool:
         return False
 
 
-def _count(
-    candidate: _Candidate, training: bool, device: torch.device
-) -> tuple[Cost, float | None]:
+def _forward_cost(candidate: _Candidate, device: torch.device) -> Cost:
     meter, task = candidate.meter, candidate.task
-    batch = _batch(meter, _COUNTED_EXAMPLES).to(device)
-    cost = measure_cost(meter, lambda: task.infer(meter, batch), len(batch), head=task)
-    if not training:
-        return cost, None
+    batch = _batch(meter, 1).to(device)
+    return measure_cost(meter, lambda: task.infer(meter, batch), head=task)
+
+
+def _training_cost(meter: Meter, task: Task) -> float:
+    """Count a training step on shapes alone; of two examples, one gets a false image."""
+    batch = _batch(meter, 2).to("meta")
     both = nn.ModuleList([meter, task]).train()
-    return cost, measure_training_cost(both, lambda: task.loss(meter, batch).total, len(batch))
+    return measure_training_cost(both, lambda: task.loss(meter, batch).total, len(batch))
 
 
 def _run(
     candidates: list[_Candidate],
-    costs: list[tuple[Cost, float | None]],
+    costs: list[Cost],
     setting: Setting,
     device: torch.device,
     rounds: int,
 ) -> list[Cell]:
     batch = _batch(candidates[0].meter, setting.batch_size).to(device)
+    optimizer = None
+    if setting.phase == "training":
+        # Of the weights that all share; at this rate they stay all but as they are.
+        weights = candidates[0].meter.parameters()
+        optimizer = AdamW(weights, lr=1e-9, fused=device.type in ("cpu", "cuda"))
     work = {
-        str(place): _work(candidate, batch, setting, device)
+        str(place): _work(candidate, batch, setting, device, optimizer)
         for place, candidate in enumerate(candidates)
     }
     timings = time_interleaved(work, rounds, examples=len(batch), device=device)
     cells = []
-    for (place, run), candidate, (cost, step) in zip(work.items(), candidates, costs, strict=True):
-        ratio = candidate.meter.plan.keep_ratio
-        memory = peak_memory(run, device)
-        cells.append(
-            Cell(candidate.name, ratio, setting, cost, step, timings[place], memory)
-        )  # fmt: skip
+    for (place, run), candidate, cost in zip(work.items(), candidates, costs, strict=True):
+        cell = Cell(
+            reducer=candidate.name,
+            keep_ratio=candidate.meter.plan.keep_ratio,
+            setting=setting,
+            cost=cost,
+            training_step=candidate.training_step,
+            timing=timings[place],
+            memory=peak_memory(run, device),
+        )
+        cells.append(cell)
     return cells
 
 
 def _work(
-    candidate: _Candidate, batch: Batch, setting: Setting, device: torch.device
+    candidate: _Candidate,
+    batch: Batch,
+    setting: Setting,
+    device: torch.device,
+    optimizer: AdamW | None,
 ) -> Callable[[], object]:
     meter, task = candidate.meter, candidate.task
     both = nn.ModuleList([meter, task])
@@ -259,14 +294,26 @@ def _work(
             return task.infer(meter, batch)
 
     def step() -> object:
+        assert optimizer is not None
         both.train()
         with autocast:
             loss = task.loss(meter, batch).total
         loss.backward()
+        optimizer.step()
         both.zero_grad()
         return loss
 
-    return step if setting.training else infer
+    if setting.phase != "encoder":
+        return step if setting.phase == "training" else infer
+    with torch.no_grad():
+        text = meter.eval().encode_text(batch.text)
+
+    def encode() -> object:
+        meter.eval()
+        with torch.no_grad(), autocast:
+            return meter.encode_image(batch.images[:, 0], text, batch.example)
+
+    return encode
 
 
 def _batch(meter: Meter, count: int) -> Batch:

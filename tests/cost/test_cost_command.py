@@ -51,7 +51,7 @@ def test_table_csv_and_figure(
     assert float(random["less_work"]) == pytest.approx(
         float(full["gflops_total"]) / float(random["gflops_total"])
     )
-    assert [row["training"] for row in rows] == ["False"] * 3 + ["True"] * 3
+    assert [row["phase"] for row in rows] == ["inference"] * 3 + ["training"] * 3
     assert float(rows[5]["less_work"]) == pytest.approx(
         float(full["gflops_training_step"]) / float(random["gflops_training_step"])
     )
@@ -92,9 +92,9 @@ def test_candidates_share_their_weights_and_methods_keep_their_own() -> None:
             self.scale = nn.Linear(host.width, 1)
 
     config = MeterConfig(image_size=32, image_width=16, image_blocks=4, text_width=16)
-    schedule = Schedule(layers=(1,), profile=(0.5,))
+    schedule = Schedule(keep_ratio=0.8, layers=(1,), profile=(0.5,))
     cpu = torch.device("cpu")
-    base, other = _candidates(config, schedule, {"Scaling": Scaling}, [0.8], cpu)
+    base, other = _candidates(config, {"Scaling": Scaling}, [schedule], cpu, False)
     assert (base.name, other.name) == (NO_REDUCTION, "Scaling")
     assert base.meter.plan.keep_ratio == 1
     assert other.meter.plan.keep_ratio == pytest.approx(0.8, abs=0.05)
