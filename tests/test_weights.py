@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
+from elip.record import write_record
 from elip.tasks import tasks
 from elip.weights import load_image_weights, load_text_weights, load_weights
+from elip.weights.__main__ import export
 from elip.weights.load import resize_positions
 from elip.weights.names import from_meter
 from elip.weights.read import read_state
+from tests.test_record import FULL
 
 # What METER carries along and never uses, or what is no weight.
 DEAD = {"vit_model.positional_embedding", "vit_model.ln_final.weight", "vit_model.ln_final.bias"}
@@ -204,6 +208,29 @@ def test_wrong_kinds_of_weights_say_what_they_are(tiny: Meter, tmp_path: Path) -
     torch.save({"state_dict": state}, tmp_path / "wide.ckpt")
     with pytest.raises(ValueError, match="does not fit this model"):
         load_weights(whole, str(tmp_path / "wide.ckpt"))
+
+
+def test_the_weights_of_a_run_are_handed_on_as_one_file(tiny: Meter, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    task = tasks()["Statement"]()
+    task.build(tiny, 0)
+    trained = Whole(tiny, task)
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"state_dict": trained.state_dict(), "optimizer_states": [{}]}, folder / "last.ckpt")
+    write_record(FULL, tmp_path / "run")
+    out = tmp_path / "models" / "statement.safetensors"
+    export(tmp_path / "run", out)
+    with safe_open(out, framework="pt") as file:
+        assert file.metadata()["task"] == FULL.task
+        assert file.metadata()["config_hash"] == FULL.config_hash
+    other = Whole(Meter(MeterConfig().resolve(), vocab_size=50), tasks()["Statement"]())
+    other.task.build(other.meter, 0)
+    report = load_weights(other, str(out))
+    assert not report.missing
+    assert not report.unused
+    for name, value in trained.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
 
 
 def test_positions_of_odd_grids_are_refused() -> None:

@@ -30,7 +30,15 @@ class Loss:
 
 
 class Evaluator(ABC):
-    """Collects one split of one dataset and ends in scores."""
+    """Collects one split of one dataset and ends in scores.
+
+    Attributes:
+        rows: What `Task.predict` would say of each example of this process, for tasks whose
+            evaluation has it at hand; else empty.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
 
     @abstractmethod
     def update(self, meter: Meter, batch: Batch) -> None:

@@ -107,22 +107,32 @@ class Classification(Task):
 
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return the ``label`` of the best answer, and its ``probability``."""
-        best = self.infer(meter, batch).softmax(dim=-1).max(dim=-1)
+        return self.rows(batch, self.infer(meter, batch))
+
+    def rows(self, batch: Batch, logits: Tensor) -> list[dict[str, Any]]:
+        """Return the rows of `predict` for logits [B,A]."""
+        best = self.probabilities(logits).max(dim=-1)
         return prediction_rows(batch, label=best.indices, probability=best.values)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability [B,A] of each answer."""
+        return logits.softmax(dim=-1)
 
 
 class _Evaluator(Evaluator):
     def __init__(self, task: Classification) -> None:
+        super().__init__()
         self.task = task
         self.score = Mean()
         self.examples = Outcomes()
         self.constant = Tally(task.classes + 1)
 
     def update(self, meter: Meter, batch: Batch) -> None:
-        """Take one batch; a split without truth gives no score."""
+        """Take one batch; a split without truth gives answers and no score."""
+        logits, _ = self.task.logits(meter, batch)
+        self.rows += self.task.rows(batch, logits)
         if batch.target is None:
             return
-        logits, _ = self.task.logits(meter, batch)
         truth = self.task.truth(batch.target)
         scores = truth.gather(1, logits.argmax(dim=-1, keepdim=True))[:, 0]
         self.score.update(scores)

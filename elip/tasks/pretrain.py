@@ -181,6 +181,7 @@ class Pretraining(Task):
 
 class _Evaluator(Evaluator):
     def __init__(self, task: Pretraining) -> None:
+        super().__init__()
         self.task = task
         self.itm, self.mlm, self.words = Mean(), Mean(), Mean()
         self.targets: Tally | None = None

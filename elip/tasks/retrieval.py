@@ -101,6 +101,7 @@ class Retrieval(Task):
 
 class _Evaluator(Evaluator):
     def __init__(self, task: Retrieval) -> None:
+        super().__init__()
         self.task = task
         self.gallery = Gallery()
         self.scores = torch.zeros(0, 0)

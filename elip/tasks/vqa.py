@@ -8,9 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from elip.data.batch import Batch, Needs
-from elip.model.meter import Meter
-from elip.tasks.base import prediction_rows
+from elip.data.batch import Needs
 from elip.tasks.classification import Classification
 
 
@@ -48,11 +46,9 @@ class VQA(Classification):
         """Return the mean binary cross entropy times the number of answers."""
         return F.binary_cross_entropy_with_logits(logits, target) * target.shape[1]
 
-    def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
-        """Return the ``label`` of the best answer, and its ``probability`` by itself."""
-        logits, _ = self.logits(meter, batch)
-        best = logits.sigmoid().max(dim=-1)
-        return prediction_rows(batch, label=best.indices, probability=best.values)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability [B,A] of each answer by itself."""
+        return logits.sigmoid()
 
     def submission(
         self, rows: Sequence[dict[str, Any]], answers: Sequence[str]

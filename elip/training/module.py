@@ -70,6 +70,7 @@ class Experiment(LightningModule):
         self.scores: dict[str, dict[str, float]] = {}
         self.chances: dict[str, dict[str, float]] = {}
         self.outcomes: dict[str, Tensor] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {}
 
     def _load(self, weights: str | None, image: str | None, text: str | None) -> None:
         if image is not None:
@@ -146,6 +147,7 @@ class Experiment(LightningModule):
         self.scores = {name: each.compute(self.meter) for name, each in evaluators.items()}
         self.chances = {name: each.chance(self.meter) for name, each in evaluators.items()}
         self.outcomes = {name: each.outcomes(self.meter) for name, each in evaluators.items()}
+        self.rows = {name: each.rows for name, each in evaluators.items() if each.rows}
         self._evaluators = []
         for name, scores in self.scores.items():
             middle = "" if len(names) == 1 else f"{name}/"

@@ -1,9 +1,8 @@
-"""What ``predict`` leaves: a row an example, the server's file, and pictures of token reduction."""
+"""What ``predict`` leaves: a row an example (see `elip.training.rows`), and token reductions."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from elip.data.batch import Batch
 from elip.model.image_encoder import EncodedImage
-from elip.tasks.base import Task
 from elip.training.module import Experiment
-
-log = logging.getLogger(__name__)
-
-ROWS_NAME = "predictions.jsonl"
-"""One line of JSON an example: ``split``, then what the task's `predict` returns."""
+from elip.training.rows import append_rows, join_parts, part_file
 
 TOKENS_NAME = "tokens/tokens.json"
 """Which token stands for each patch of some images, beside those images as PNG files.
@@ -60,7 +54,7 @@ class Predictions(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's rows, and listen to the fusion for the first images."""
         assert isinstance(pl_module, Experiment)
-        self._part = _part(trainer, trainer.global_rank)
+        self._part = part_file(trainer, trainer.global_rank)
         self._part.parent.mkdir(parents=True, exist_ok=True)
         self._part.write_text("", encoding="utf-8")
         if trainer.is_global_zero and self._left:
@@ -82,8 +76,7 @@ class Predictions(Callback):
         assert isinstance(pl_module, Experiment)
         assert self._part is not None
         split = trainer.datamodule.eval_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
-        with self._part.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"split": split, **row}) + "\n" for row in outputs)
+        append_rows(self._part, split, outputs)
         if self._hook is None:
             return
         rows = self._choose(batch.image_id.tolist())
@@ -109,60 +102,13 @@ class Predictions(Callback):
         """Join the rows of all processes and write what is made of them."""
         assert isinstance(pl_module, Experiment)
         self._stop_listening()
-        trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        names = trainer.datamodule.eval_names("predict")  # type: ignore[attr-defined]
-        parts = [_part(trainer, rank) for rank in range(trainer.world_size)]
-        rows = join_rows(parts, names)
-        target = Path(trainer.default_root_dir) / ROWS_NAME
-        target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        for part in parts:
-            part.unlink()
-        _write_submissions(trainer, pl_module.task, rows, names)
-        if self._pictures:
+        join_parts(trainer, pl_module.task, "predict")
+        if trainer.is_global_zero and self._pictures:
             _write_tokens(_folder(trainer), pl_module, self._pictures)
-        log.info("%d predictions: %s", len(rows), target)
-
-
-def _part(trainer: Trainer, rank: int) -> Path:
-    return Path(trainer.default_root_dir) / f".{ROWS_NAME}.{rank}"
 
 
 def _folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / Path(TOKENS_NAME).parent
-
-
-def join_rows(parts: Sequence[Path], splits: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of all processes in the order of splits and examples, each example once.
-
-    Args:
-        parts: The files of the processes.
-        splits: Names of the splits in their order.
-    """
-    rows: dict[tuple[int, int], dict[str, Any]] = {}
-    for part in parts:
-        for line in part.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows[splits.index(row["split"]), row["example"]] = row
-    return [rows[key] for key in sorted(rows)]
-
-
-def _write_submissions(
-    trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: Sequence[str]
-) -> None:
-    """Write one file a split, for tasks that have an evaluation server."""
-    if type(task).submission is Task.submission:
-        return
-    for split in splits:
-        mine = [row for row in rows if row["split"] == split]
-        try:
-            content = task.submission(mine, trainer.datamodule.answers)  # type: ignore[attr-defined]
-        except ValueError as error:
-            log.warning("No submission for %s: %s", split, error)
-            continue
-        name = "submission.json" if len(splits) == 1 else f"submission-{_safe(split)}.json"
-        (Path(trainer.default_root_dir) / name).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _pictures(

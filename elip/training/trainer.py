@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
+from elip.training.rows import AnswerRows
 from elip.training.watch import ContractGuard
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def build_callbacks(
         callbacks.append(RichProgressBar(leave=False))
     if command == "predict" and "Predictions" not in str(config["trainer"].get("callbacks")):
         callbacks.append(Predictions())
+    if command == "test":
+        callbacks.append(AnswerRows())
     if command == "fit":
         folder = run_dir / "checkpoints"
         callbacks += [

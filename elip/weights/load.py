@@ -65,7 +65,7 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
         FileNotFoundError: There is no such file.
         ValueError: The format is unknown, or a tensor has the wrong shape.
     """
-    path = _checkpoint_in(Path(source))
+    path = checkpoint_in(Path(source))
     state = read_state(path)
     unknown: tuple[str, ...] = ()
     if is_meter(state):
@@ -122,7 +122,12 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
     return _apply(meter.text.transformer, state, source, ())
 
 
-def _checkpoint_in(path: Path) -> Path:
+def checkpoint_in(path: Path) -> Path:
+    """Return the best checkpoint of a run directory, or else its last; a file as it is.
+
+    Raises:
+        FileNotFoundError: The folder holds neither.
+    """
     if not path.is_dir():
         return path
     folder = path / "checkpoints"

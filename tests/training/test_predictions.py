@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ from elip.tasks.nlvr2 import NLVR2
 from elip.tasks.statement import Statement
 from elip.tasks.vqa import VQA
 from elip.training.module import Experiment
-from elip.training.predictions import ROWS_NAME, TOKENS_NAME, Predictions
+from elip.training.predictions import TOKENS_NAME, Predictions
+from elip.training.rows import ROWS_NAME, AnswerRows
 from reducers.contract import Reducer
 from reducers.elip import ELIP
 from reducers.pumer import PuMer
@@ -95,6 +97,25 @@ def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path) -> None:
     assert sent == [
         {"question_id": 1000 + number, "answer": answer} for number, answer in enumerate(answers)
     ]
+
+
+def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None:
+    module = experiment(VQA(), TopK())
+    batch = batch_for(module.task.needs, 6)
+    at, written = trainer(tmp_path), AnswerRows()
+    for answered in (batch, replace(batch, target=None)):
+        evaluator = module.task.evaluator()
+        with torch.no_grad():
+            evaluator.update(module.meter, take(answered, [4, 1, 0]))
+            evaluator.update(module.meter, take(answered, [2, 5, 3]))
+        module.rows = {"test": evaluator.rows}
+        written.on_test_end(at, module)
+        rows = read(tmp_path)
+        assert [row["example"] for row in rows] == [0, 1, 2, 3, 4, 5]
+        for row, known in zip(rows, module.predict_step(batch, 0), strict=True):
+            assert row["label"] == known["label"]
+        sent = json.loads((tmp_path / "submission.json").read_text())
+        assert [entry["question_id"] for entry in sent] == [1000 + row for row in range(6)]
 
 
 def test_a_task_without_a_server_leaves_no_submission(tmp_path: Path) -> None:
