@@ -38,13 +38,13 @@ def make_pairs(raw: Path, count: int) -> None:
     (raw / "annot.json").write_text(json.dumps(pairs))
 
 
-def convert(raw: Path, out: Path, check: bool) -> None:
+def measured(raw: Path, out: Path, check: bool) -> None:
     """Convert and print the measured figures as JSON; runs in a process of its own."""
-    from elip.data.sources import find_source
+    from elip.data.convert import convert
 
     start = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts = find_source("sbu").convert(raw, out, workers=2, show_progress=False, check=check)
+    counts = convert("sbu", raw, out, workers=2, check=check, progress=False)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures = {
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.raw:
-        convert(given.raw, given.out, given.check)
+        measured(given.raw, given.out, given.check)
         return
     for rows in (given.rows // 2, given.rows):
         Console().print_json(data=measure(rows, given.check), indent=None)

@@ -79,6 +79,11 @@ class Conversion:
         self._progress.stop()
         self._pool.shutdown(cancel_futures=True)
 
+    def into(self, folder: str) -> Path:
+        """Let the files go into a folder below the one given, and return it."""
+        self.out = self.out / folder
+        return self.out
+
     def find(self, *names: str) -> Path:
         """Return the first of these paths, relative to the download, that exists.
 

@@ -13,7 +13,32 @@ from pathlib import Path
 
 from rich.console import Console
 
+from elip.data.conversion import Conversion
 from elip.data.sources import DataError, find_source, sources
+
+
+def convert(
+    name: str, raw: Path, out: Path, workers: int = 1, check: bool = True, progress: bool = True
+) -> Mapping[str, int]:
+    """Convert one dataset.
+
+    Args:
+        name: Name of the dataset, or import path of its `Source`.
+        raw: Folder of the official download.
+        out: Folder for the Arrow files.
+        workers: Threads that read and check images.
+        check: Whether each image is decoded to see that it is whole.
+        progress: Whether progress bars are shown.
+
+    Returns:
+        Counts of what was written and of what was left out, by reason.
+
+    Raises:
+        DataError: The dataset has no converter, or the download is not as expected.
+    """
+    with Conversion(raw, out, workers, check, progress) as job:
+        find_source(name).convert(job)
+        return job.counts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,10 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
-        source = find_source(given.name)
-        counts = source.convert(
-            given.root, given.out, given.workers, show_progress=True, check=given.check
-        )
+        counts = convert(given.name, given.root, given.out, given.workers, given.check)
     except DataError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2

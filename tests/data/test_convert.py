@@ -17,8 +17,9 @@ from PIL import Image
 from elip.data import arrow
 from elip.data.answers import normalise, scored, vocabulary
 from elip.data.arrow import ArrowWriter
+from elip.data.convert import convert as converted
 from elip.data.convert import main
-from elip.data.sources import DataError, find_source
+from elip.data.sources import DataError
 
 
 def picture(mode: str = "RGB", form: str = "JPEG") -> bytes:
@@ -73,7 +74,7 @@ def flickr(tmp_path: Path) -> Path:
 
 
 def convert(name: str, raw: Path, out: Path, **options: Any) -> dict[str, int]:
-    return dict(find_source(name).convert(raw, out, show_progress=False, **options))
+    return dict(converted(name, raw, out, progress=False, **options))
 
 
 def test_all_that_is_wrong_is_counted(flickr: Path, tmp_path: Path) -> None:

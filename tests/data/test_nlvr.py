@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from elip.data.sources import DataError, find_source
+from elip.data.convert import convert
+from elip.data.sources import DataError
 from elip.data.sources.nlvr import PERMUTATIONS, tiled
 
 GREY, LIGHT = (128, 128, 128, 255), (211, 211, 211, 255)
@@ -61,7 +62,7 @@ def converted(
     corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, int]]:
     out = tmp_path_factory.mktemp("arrows")
-    counts = find_source("nlvr").convert(corpus, out, show_progress=False)
+    counts = convert("nlvr", corpus, out, progress=False)
     return out, dict(counts)
 
 
@@ -96,7 +97,7 @@ def test_validation_is_held_out_by_whole_directories(
     train, val = ({row["directory"] for row in rows(converted[0], s)} for s in ("train", "val"))
     assert not train & val
     assert len(train | val) == 20
-    find_source("nlvr").convert(corpus, tmp_path, show_progress=False)
+    convert("nlvr", corpus, tmp_path, progress=False)
     assert {row["directory"] for row in rows(tmp_path, "val")} == val
 
 
@@ -146,7 +147,7 @@ def test_bad_entries_are_counted(corpus: Path, tmp_path: Path) -> None:
             lines += ['{"sentence": "a", "label": "maybe", "identifier": "y", "directory": "0"}']
             lines += ['{"sentence": "a", "label": "true", "identifier": "z", "directory": "0"}']
         (raw / split / f"{split}.json").write_text("\n".join(lines))
-    counts = find_source("nlvr").convert(raw, tmp_path / "out", show_progress=False)
+    counts = convert("nlvr", raw, tmp_path / "out", progress=False)
     assert counts["nlvr_dev.arrow: rows"] == 36
     assert counts["nlvr_dev.arrow: left out: no sentence or no label"] == 2
     assert counts["nlvr_dev.arrow: left out: image file missing"] == PERMUTATIONS
@@ -154,4 +155,4 @@ def test_bad_entries_are_counted(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train/train\.json"):
-        find_source("nlvr").convert(tmp_path, tmp_path / "out", show_progress=False)
+        convert("nlvr", tmp_path, tmp_path / "out", progress=False)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from elip.data.sources import Source, find_source, sources
+from elip.data.convert import convert
+from elip.data.sources import find_source, sources
 from elip.data.sources.base import LAYOUT, DataError
 
 
@@ -50,6 +53,6 @@ def test_official_splits() -> None:
         vqa.chosen("theirs")
 
 
-def test_a_dataset_without_converter_says_so() -> None:
+def test_a_dataset_without_converter_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no converter"):
-        Source.convert(find_source("tests.data.tiny.Tiny"), *(None, None))  # type: ignore[arg-type]
+        convert("tests.data.tiny.Tiny", tmp_path, tmp_path, progress=False)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from elip.data.sources import find_source
+from elip.data.convert import convert
 
 FOLDERS = {
     "coco": "coco",
@@ -49,7 +49,7 @@ def converted(request: pytest.FixtureRequest, golden: Path, tmp_path: Path) -> t
     theirs = golden / "convert" / FOLDERS[request.param]
     if not theirs.exists():
         pytest.skip(f"{theirs} is not there")
-    find_source(request.param).convert(theirs / "raw", tmp_path, show_progress=False)
+    convert(request.param, theirs / "raw", tmp_path, progress=False)
     return tmp_path, theirs
 
 

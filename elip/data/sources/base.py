@@ -10,9 +10,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from elip.data.batch import Kind
+
+if TYPE_CHECKING:
+    from elip.data.conversion import Conversion
 
 Phase = Literal["train", "val", "test"]
 Splits = Mapping[Phase, Mapping[str, tuple[str, ...]]]
@@ -120,25 +123,11 @@ class Source:
         is interrupted. Files belong into ``root / name``.
         """
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Write the Arrow files from the official download.
 
         Args:
-            raw: Folder of the official download.
-            out: Folder for the Arrow files.
-            workers: Number of threads that check whether images decode.
-            show_progress: Whether a progress bar is shown.
-            check: Whether each image is decoded to see that it is whole.
-
-        Returns:
-            Counts of what was written and of what was left out, by reason.
+            job: Where the download is and the files go; it counts what is written and left out.
 
         Raises:
             DataError: If this dataset has no converter, or the download is not as expected.

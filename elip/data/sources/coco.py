@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from elip.data.captions import write_karpathy
 from elip.data.conversion import Conversion
 from elip.data.sources.base import Source, View
@@ -26,18 +23,9 @@ class Coco(Source):
         )
     }
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert ``karpathy/dataset_coco.json``, ``train2014/`` and ``val2014/``."""
-        with Conversion(raw, out, workers, check, show_progress) as job:
-            annotations = job.find("karpathy/dataset_coco.json", "dataset_coco.json")
-            splits = ("train", "val", "restval", "test")
-            names = {split: f"coco_caption_karpathy_{split}.arrow" for split in splits}
-            write_karpathy(job, annotations, None, names)
-            return job.counts
+        annotations = job.find("karpathy/dataset_coco.json", "dataset_coco.json")
+        splits = ("train", "val", "restval", "test")
+        names = {split: f"coco_caption_karpathy_{split}.arrow" for split in splits}
+        write_karpathy(job, annotations, None, names)

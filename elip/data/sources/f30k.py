@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from elip.data.captions import write_karpathy
 from elip.data.conversion import Conversion
 from elip.data.sources.base import Source, View
@@ -34,17 +31,8 @@ class Flickr30k(Source):
         )
     }
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert ``karpathy/dataset_flickr30k.json`` and ``flickr30k-images/``."""
-        with Conversion(raw, out, workers, check, show_progress) as job:
-            annotations = job.find("karpathy/dataset_flickr30k.json", "dataset_flickr30k.json")
-            names = {s: f"f30k_caption_karpathy_{s}.arrow" for s in ("train", "val", "test")}
-            write_karpathy(job, annotations, "flickr30k-images", names)
-            return job.counts
+        annotations = job.find("karpathy/dataset_flickr30k.json", "dataset_flickr30k.json")
+        names = {s: f"f30k_caption_karpathy_{s}.arrow" for s in ("train", "val", "test")}
+        write_karpathy(job, annotations, "flickr30k-images", names)

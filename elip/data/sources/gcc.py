@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from elip.data.captions import write_pairs
 from elip.data.conversion import Conversion
 from elip.data.sources.base import Source, View
@@ -27,17 +24,8 @@ class ConceptualCaptions(Source):
         )
     }
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert ``{train,val}_annot.json`` and the images that they name."""
-        with Conversion(raw, out, workers, check, show_progress) as job:
-            for split in ("val", "train"):
-                name = f"conceptual_caption_{split}_{{}}.arrow"
-                write_pairs(job, job.find(f"{split}_annot.json"), name, split)
-            return job.counts
+        for split in ("val", "train"):
+            name = f"conceptual_caption_{split}_{{}}.arrow"
+            write_pairs(job, job.find(f"{split}_annot.json"), name, split)

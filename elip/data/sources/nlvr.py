@@ -59,41 +59,32 @@ class Nlvr(Source):
         )
     }
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert ``train/`` and ``dev/`` of the official layout to ``out / "nlvr"``.
 
         Besides rows and notes, the counts tell the score of always giving the commoner answer,
         in percent (rounded), and how many images the corpus has in its training and in its dev
         split; they are kept, as in the official splits.
         """
-        folder = out / self.name
-        with Conversion(raw, folder, workers, check, show_progress) as job:
-            train, dev = job.find("train/train.json"), job.find("dev/dev.json")
-            held_out = _held_out(job, train)
-            files = {
-                "train": (train, lambda directory: directory not in held_out),
-                "val": (train, lambda directory: directory in held_out),
-                "dev": (dev, lambda directory: True),
-            }
-            for split, (source, chosen) in files.items():
-                rows = _split(job, source, chosen)
-                job.write(f"nlvr_{split}.arrow", STATEMENT, rows, change=tiled)
-            save_tokenizer(word_tokenizer(_words(folder / "nlvr_train.arrow")), folder)
-            for split in files:
-                share = majority(folder / f"nlvr_{split}.arrow")
-                job.counts[f"nlvr_{split}.arrow: commoner answer, percent"] = round(100 * share)
-            dev_images = _digests(folder / "nlvr_dev.arrow")
-            for split in ("train", "val"):
-                shared = len(_digests(folder / f"nlvr_{split}.arrow") & dev_images)
-                job.counts[f"nlvr_{split}.arrow: images that dev has too"] = shared
-            return job.counts
+        folder = job.into(self.name)
+        train, dev = job.find("train/train.json"), job.find("dev/dev.json")
+        held_out = _held_out(job, train)
+        files = {
+            "train": (train, lambda directory: directory not in held_out),
+            "val": (train, lambda directory: directory in held_out),
+            "dev": (dev, lambda directory: True),
+        }
+        for split, (source, chosen) in files.items():
+            rows = _split(job, source, chosen)
+            job.write(f"nlvr_{split}.arrow", STATEMENT, rows, change=tiled)
+        save_tokenizer(word_tokenizer(_words(folder / "nlvr_train.arrow")), folder)
+        for split in files:
+            share = majority(folder / f"nlvr_{split}.arrow")
+            job.counts[f"nlvr_{split}.arrow: commoner answer, percent"] = round(100 * share)
+        dev_images = _digests(folder / "nlvr_dev.arrow")
+        for split in ("train", "val"):
+            shared = len(_digests(folder / f"nlvr_{split}.arrow") & dev_images)
+            job.counts[f"nlvr_{split}.arrow: images that dev has too"] = shared
 
 
 def tiled(data: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from elip.data.arrow import PAIR
@@ -31,23 +30,14 @@ class Nlvr2(Source):
         )
     }
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert ``nlvr2/data/*.json`` and the images in ``images/train``, ``dev``, ``test1``."""
-        with Conversion(raw, out, workers, check, show_progress) as job:
-            for split in ("train", "dev", "test1"):
-                _write(job, f"nlvr2/data/{split}.json", f"nlvr2_{split}.arrow", split)
-            for kind in ("balanced", "unbalanced"):
-                for split in ("dev", "test1"):
-                    source = f"nlvr2/data/{kind}/{kind}_{split}.json"
-                    _write(job, source, f"nlvr2_{kind}_{split}.arrow", split)
-            return job.counts
+        for split in ("train", "dev", "test1"):
+            _write(job, f"nlvr2/data/{split}.json", f"nlvr2_{split}.arrow", split)
+        for kind in ("balanced", "unbalanced"):
+            for split in ("dev", "test1"):
+                source = f"nlvr2/data/{kind}/{kind}_{split}.json"
+                _write(job, source, f"nlvr2_{kind}_{split}.arrow", split)
 
 
 def _write(job: Conversion, source: str, name: str, split: str) -> None:

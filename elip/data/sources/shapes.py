@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from elip.data.batch import Kind
+from elip.data.conversion import Conversion
 from elip.data.shapes.language import ANSWERS
 from elip.data.shapes.write import ANSWER_FILE, SPLITS, Options, write_shapes
 from elip.data.sources.base import Source, View
@@ -41,15 +41,8 @@ class Shapes(Source):
         """Make the default dataset in ``root / "shapes"`` unless one is there."""
         write_shapes(root / self.name)
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Make the default dataset in ``out / "shapes"``; there is no download to convert."""
         options = Options()
-        write_shapes(out / self.name, options, show_progress)
-        return {f"{split} scenes": getattr(options, split) for split in SPLITS}
+        write_shapes(job.out / self.name, options)
+        job.counts.update({f"{split} scenes": getattr(options, split) for split in SPLITS})

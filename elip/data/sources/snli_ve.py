@@ -31,20 +31,11 @@ class SnliVe(Source):
         )
     }
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert ``snli_ve_{train,dev,test}.jsonl`` and ``Flickr30K/images/``."""
-        with Conversion(raw, out, workers, check, show_progress) as job:
-            for split in ("train", "dev", "test"):
-                annotations = job.find(f"snli_ve_{split}.jsonl")
-                job.write(f"snli_{split}.arrow", ENTAILMENT, _rows(job, annotations))
-            return job.counts
+        for split in ("train", "dev", "test"):
+            annotations = job.find(f"snli_ve_{split}.jsonl")
+            job.write(f"snli_{split}.arrow", ENTAILMENT, _rows(job, annotations))
 
 
 _CLASSES = {"contradiction": 0, "neutral": 1, "entailment": 2}

@@ -18,20 +18,11 @@ class VisualGenome(Source):
     name = "vg"
     views = {"caption": View(splits={"train": {"train": ("vg.arrow",)}}, distinct=True)}
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert ``annotations/region_descriptions.json`` and ``images/VG_100K{,_2}/``."""
-        with Conversion(raw, out, workers, check, show_progress) as job:
-            annotations = job.find("annotations/region_descriptions.json")
-            rows = parsed(job.items(annotations, "item"), lambda entry: _row(raw / "images", entry))
-            job.write("vg.arrow", REGION, rows)
-            return job.counts
+        annotations = job.find("annotations/region_descriptions.json")
+        rows = parsed(job.items(annotations, "item"), lambda entry: _row(job.raw / "images", entry))
+        job.write("vg.arrow", REGION, rows)
 
 
 def _row(images: Path, entry: Mapping[str, Any]) -> Parsed:

@@ -42,30 +42,21 @@ class VqaV2(Source):
         )
     }
 
-    def convert(
-        self,
-        raw: Path,
-        out: Path,
-        workers: int = 1,
-        show_progress: bool = True,
-        check: bool = True,
-    ) -> Mapping[str, int]:
+    def convert(self, job: Conversion) -> None:
         """Convert the ``v2_*.json`` files, ``train2014/``, ``val2014/`` and ``test2015/``.
 
         The kept answers by number go to ``vqav2_answers.json``. `rest_val` is a fixed draw of
         1,000 validation images (the reference takes the last 1,000 of an unseeded shuffle).
         """
-        with Conversion(raw, out, workers, check, show_progress) as job:
-            numbers = {answer: i for i, answer in enumerate(_kept_answers(job))}
-            job.write("vqav2_train.arrow", QUESTION, _rows(job, "train", numbers))
-            val = cache(lambda: tuple(_rows(job, "val", numbers)))
-            job.write("vqav2_val.arrow", QUESTION, _all(val))
-            job.write("vqav2_rest_val.arrow", QUESTION, _part(val, rest=True))
-            job.write("vqav2_trainable_val.arrow", QUESTION, _part(val, rest=False))
-            for split in ("test", "test-dev"):
-                rows = _rows(job, split, None)
-                job.write(f"vqav2_{split}.arrow", QUESTION_WITHOUT_ANSWERS, rows)
-            return job.counts
+        numbers = {answer: i for i, answer in enumerate(_kept_answers(job))}
+        job.write("vqav2_train.arrow", QUESTION, _rows(job, "train", numbers))
+        val = cache(lambda: tuple(_rows(job, "val", numbers)))
+        job.write("vqav2_val.arrow", QUESTION, _all(val))
+        job.write("vqav2_rest_val.arrow", QUESTION, _part(val, rest=True))
+        job.write("vqav2_trainable_val.arrow", QUESTION, _part(val, rest=False))
+        for split in ("test", "test-dev"):
+            rows = _rows(job, split, None)
+            job.write(f"vqav2_{split}.arrow", QUESTION_WITHOUT_ANSWERS, rows)
 
 
 _REST = 1000
