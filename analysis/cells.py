@@ -53,7 +53,7 @@ class Study:
     @property
     def settings(self) -> list[str]:
         """Names of the settings, in order."""
-        return list(dict.fromkeys(self.scores["setting"])) if len(self.scores) else []
+        return [str(name) for name in self.scores["setting"].unique()] if len(self.scores) else []
 
 
 def study(runs: Runs) -> Study:

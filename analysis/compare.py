@@ -30,8 +30,11 @@ from analysis.statistics import (
 Unit = Literal["seeds", "examples"]
 """What a comparison is paired by: training runs, or test examples of the models at hand."""
 
-Cells = dict[tuple[str, str], dict[float, pd.DataFrame]]
-"""The scores of each setting and label, by keep ratio."""
+Cell = dict[int, tuple[float, Outcomes | None]]
+"""The scores of a cell by seed, in whole and by example."""
+
+Cells = dict[tuple[str, str], dict[float, Cell]]
+"""The cells of each setting and label, by keep ratio."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,11 @@ def comparisons(
             the seeds of each), which speaks of new examples for the very models at hand.
     """
     cells: Cells = {}
-    for (setting, label, keep), group in found.scores.groupby(KEYS):
-        cells.setdefault((str(setting), str(label)), {})[float(str(keep))] = group
+    columns = [*KEYS, "seed", "score", "outcomes"]
+    seeded = found.scores.dropna(subset="seed")
+    for setting, label, keep, seed, score, outcomes in seeded[columns].to_numpy():
+        cell = cells.setdefault((setting, label), {}).setdefault(keep, {})
+        cell[int(seed)] = (score, outcomes)
     labels = sorted({label for _, label in cells})
     pairings: list[Pairing] = []
     for other in against:
@@ -117,25 +123,21 @@ def _gaps(
             yield ", ".join(f"{keep:g}" for keep in keeps), gap
 
 
-def _by_seed(pairs: list[tuple[pd.DataFrame, pd.DataFrame]]) -> _Gap | None:
+def _by_seed(pairs: list[tuple[Cell, Cell]]) -> _Gap | None:
     """Return the difference of each seed, its mean over the pairs of cells."""
-    gaps = [
-        one.set_index("seed")["score"] - two.set_index("seed")["score"]
-        for one, two in ((a.dropna(subset="seed"), b.dropna(subset="seed")) for a, b in pairs)
-    ]
-    mean = pd.concat(gaps, axis=1).dropna().mean(axis=1).sort_index()
-    values = mean.to_numpy(dtype=float)
-    return _Gap(values, int(np.count_nonzero(values)), tuple(mean.index)) if len(values) else None
+    seeds = sorted(set.intersection(*(set(a) & set(b) for a, b in pairs)))
+    if not seeds:
+        return None
+    values = np.array([np.mean([a[s][0] - b[s][0] for a, b in pairs]) for s in seeds])
+    return _Gap(values, int(np.count_nonzero(values)), tuple(seeds))
 
 
-def _by_example(pairs: list[tuple[pd.DataFrame, pd.DataFrame]]) -> _Gap | None:
+def _by_example(pairs: list[tuple[Cell, Cell]]) -> _Gap | None:
     """Return the difference of each image, its mean over the seeds and the pairs of cells."""
-    one, two = [], []
-    for a, b in pairs:
-        for seed in set(a["seed"]) & set(b["seed"]):
-            one += list(a.loc[a["seed"] == seed, "outcomes"])
-            two += list(b.loc[b["seed"] == seed, "outcomes"])
-    if not one or any(each is None for each in (*one, *two)):
+    both = [(a[seed][1], b[seed][1]) for a, b in pairs for seed in a.keys() & b.keys()]
+    one = [a for a, b in both if a is not None and b is not None]
+    two = [b for a, b in both if a is not None and b is not None]
+    if not both or len(one) < len(both):
         return None
     gap, images = difference(mean_outcomes(one), mean_outcomes(two))
     if not len(gap):

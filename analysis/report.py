@@ -107,7 +107,8 @@ def _draw(subject: Subject, folder: Path, jobs: int) -> tuple[dict[str, str], li
             undrawn.append(plot.title)
             continue
         svg = (folder / f"{plot.name}-two-column.svg").read_text(encoding="utf-8")
-        files = _links(f"figures/{plot.name}", [f"-{size}" for size, _ in _SIZES], "pdf", "svg")
+        tails = {f"-{size}": f"{size.replace('-', ' ')}:" for size, _ in _SIZES}
+        files = _links(f"figures/{plot.name}", tails, "pdf", "svg")
         picture = inline_svg(svg, plot.name, plot.title)
         pictures[plot.name] = figure(plot.title, plot.caption, picture, files)
     return pictures, undrawn
@@ -128,10 +129,18 @@ def _draw_one(subject: Subject, name: str, folder: Path) -> bool:
     return True
 
 
-def _links(base: str, tails: list[str], *kinds: str) -> str:
-    places = [f"{base}{tail}.{kind}" for tail in tails for kind in kinds]
-    said = [f'<a href="{html.escape(place)}">{Path(place).name}</a>' for place in places]
-    return f'<span class="files">Files: {", ".join(said)}.</span>'
+def _links(base: str, tails: dict[str, str], *kinds: str) -> str:
+    """Link to files: ``base``, the end of a name, its kind; each name said in words first."""
+    said = []
+    for tail, words in tails.items():
+        names = ", ".join(
+            f'<a href="{html.escape(f"{base}{tail}.{kind}")}">{_KINDS[kind]}</a>' for kind in kinds
+        )
+        said.append(f"{words} {names}".strip())
+    return f'<span class="files">{"; ".join(said)}.</span>'
+
+
+_KINDS = {"pdf": "PDF", "svg": "SVG", "csv": "CSV", "md": "Markdown", "tex": "LaTeX"}
 
 
 def _gallery(folders: list[Path | str], out: Path) -> str:
@@ -205,7 +214,7 @@ def _show(made: dict[str, Table], name: str) -> str:
     if name not in made:
         return ""
     table = made[name]
-    files = _links(f"tables/{name}", [""], "csv", "md", "tex")
+    files = _links(f"tables/{name}", {"": ""}, "csv", "md", "tex")
     tall = " tall" if len(table.shown) > 40 else ""
     body = (
         f'<p class="caption">{html.escape(table.caption)} {files}</p>'
@@ -255,7 +264,7 @@ def _provenance(runs: Runs) -> str:
     entries = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in rows.items()
     )
-    every = _links("tables/runs", [""], "csv")
+    every = _links("tables/runs", {"": ""}, "csv")
     return f"<dl>{entries}</dl><p class='caption'>All runs, a row each. {every}</p>"
 
 

@@ -60,8 +60,8 @@ def _no_reduction(axes: Axes, cell: pd.Series, x: str) -> None:
     axes.plot(cell[x], cell["score"], "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
     bars(axes, cell.to_frame().T, x, INK)
     axes.annotate(
-        "no reduction", (cell[x], cell["score"]), xytext=(-4, 5), textcoords="offset points",
-        ha="right", fontsize=SMALL,
+        "no\nreduction", (1, cell["score"]), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
+        textcoords="offset points", va="center", fontsize=SMALL, linespacing=0.95,
     )  # fmt: skip
 
 
