@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m analysis",
         description="Figures, tables and one HTML page from the records of finished runs.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, searched at any depth")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or packed files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--title", default="Token reduction: report", help="heading of the page")
     parser.add_argument(

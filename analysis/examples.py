@@ -54,7 +54,10 @@ class Reader:
         Raises:
             RecordError: The file is damaged.
         """
-        table = read_examples(folder)
+        return self.by_split(read_examples(folder))
+
+    def by_split(self, table: pa.Table | None) -> dict[str, Outcomes]:
+        """Return the outcomes in a table of examples by split; none of no table."""
         if table is None:
             return {}
         splits = table["split"].cast(pa.string())

@@ -13,9 +13,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.examples import Outcomes, Reader
+from analysis.pack import unpack
 from elip.examples import EXAMPLES_NAME
 from elip.provenance import VOLATILE, config_hash
-from elip.record import COLUMNS, RECORD_NAME, Record, RecordError, read_record
+from elip.record import (
+    COLUMNS,
+    RECORD_NAME,
+    Record,
+    RecordError,
+    parse_record,
+    read_record,
+)
 
 # What differs between the seeds of one setting, or says where a run's files lie.
 _NO_PART_OF_A_SETTING = (
@@ -69,7 +77,7 @@ def load(folders: Iterable[Path | str]) -> Runs:
     """Read every run record below some folders.
 
     Args:
-        folders: Searched at any depth.
+        folders: Searched at any depth; or files that `analysis.pack` wrote.
 
     Raises:
         FileNotFoundError: A folder does not exist, or there is no record in any of them.
@@ -78,23 +86,13 @@ def load(folders: Iterable[Path | str]) -> Runs:
     for place in places:
         if not place.exists():
             raise FileNotFoundError(f"There is no folder {place}.")
-    records, outcomes, broken, rows = [], [], [], []
-    reader = Reader()
-    for path in sorted(set(_find(places))):
-        examples: dict[str, Outcomes] = {}
-        try:
-            record = read_record(path)
-        except RecordError as error:
-            broken.append(Broken(str(path), str(error)))
-            continue
-        try:
-            examples = reader.read(path.parent)
-        except RecordError as error:
-            broken.append(Broken(str(path.with_name(EXAMPLES_NAME)), str(error)))
+    records, outcomes, rows = [], [], []
+    broken: list[Broken] = []
+    for folder, record, examples in _found(places, broken):
         records.append(record)
         outcomes.append(examples)
         setup = config_hash(record.config, _NO_PART_OF_A_SETTING)
-        rows.append({"folder": str(path.parent), "setup": setup, **record.row()})
+        rows.append({"folder": folder, "setup": setup, **record.row()})
     if not records and not broken:
         raise FileNotFoundError(
             f"No {RECORD_NAME} below {', '.join(map(str, places))}. A run writes it when it ends."
@@ -106,12 +104,46 @@ def load(folders: Iterable[Path | str]) -> Runs:
     return Runs(table, tuple(records), tuple(outcomes), tuple(broken))
 
 
-def _find(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in folders:
-        for place, below, files in os.walk(folder):
-            below[:] = sorted(name for name in below if name not in ("checkpoints", "tensorboard"))
-            if RECORD_NAME in files:
-                yield Path(place, RECORD_NAME)
+def _found(
+    places: list[Path], broken: list[Broken]
+) -> Iterator[tuple[str, Record, dict[str, Outcomes]]]:
+    """Yield folder, record and outcomes of every run; add what cannot be read to ``broken``."""
+    reader = Reader()
+    for path in sorted({path for place in places for path in _paths(place)}):
+        try:
+            if path.name != RECORD_NAME:
+                yield from _unpacked(path, reader, broken)
+                continue
+            record, examples = read_record(path), {}
+        except RecordError as error:
+            broken.append(Broken(str(path), str(error)))
+            continue
+        try:
+            examples = reader.read(path.parent)
+        except RecordError as error:
+            broken.append(Broken(str(path.with_name(EXAMPLES_NAME)), str(error)))
+        yield str(path.parent), record, examples
+
+
+def _unpacked(
+    path: Path, reader: Reader, broken: list[Broken]
+) -> Iterator[tuple[str, Record, dict[str, Outcomes]]]:
+    for folder, text, table in unpack(path):
+        try:
+            record = parse_record(text, f"{path}: {folder}")
+        except RecordError as error:
+            broken.append(Broken(f"{path}: {folder}", str(error)))
+            continue
+        yield folder, record, reader.by_split(table)
+
+
+def _paths(place: Path) -> Iterator[Path]:
+    if place.is_file():
+        yield place
+    for folder, below, files in os.walk(place):
+        below[:] = sorted(name for name in below if name not in ("checkpoints", "tensorboard"))
+        if RECORD_NAME in files:
+            yield Path(folder, RECORD_NAME)
 
 
 def _with_labels(table: pd.DataFrame) -> pd.DataFrame:

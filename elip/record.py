@@ -413,6 +413,19 @@ def read_record(path: Path | str) -> Record:
         text = path.read_bytes()
     except OSError as error:
         raise RecordError(f"No run record at {path}: {error.strerror}.") from error
+    return parse_record(text, path)
+
+
+def parse_record(text: bytes, path: Path | str) -> Record:
+    """Return the record that a file's text holds; as strict as `read_record`.
+
+    Args:
+        text: What the file holds.
+        path: Where it lies, for messages.
+
+    Raises:
+        RecordError: It is half written, of another version, or not a record.
+    """
     try:
         content = json.loads(text)
     except ValueError as error:

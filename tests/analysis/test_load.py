@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.load import load, training_curves
+from analysis.pack import main as pack
 from elip.examples import EXAMPLES_NAME, write_examples
 from elip.record import COLUMNS, Speed, write_record
 from tests.analysis.synthetic import failed, record, write_study
@@ -70,6 +71,34 @@ def test_latency_is_a_share_of_no_reduction_in_the_same_run(tmp_path: Path) -> N
     shares = load([tmp_path]).table["latency_share"]
     # A smaller image has no larger one beside it in its run: the median of the others stands in.
     assert list(shares) == pytest.approx([0.5, 0.5, 40 / 120])
+
+
+def test_a_packed_study_reads_as_the_folders_do(tmp_path: Path) -> None:
+    write_study(tmp_path / "runs", ("Identity", "ToMe"), (0.5,), 2, ("VQA",))
+    write_record(record("EViT"), tmp_path / "runs" / "bare")  # left no examples
+    (tmp_path / "runs" / "torn").mkdir()
+    (tmp_path / "runs" / "torn" / "run.json").write_text("{")
+    file = tmp_path / "study.parquet"
+    assert pack([str(tmp_path / "runs"), "--out", str(file)]) == 0
+    folders, packed = load([tmp_path / "runs"]), load([file])
+    assert packed.records == folders.records
+    assert len(packed.records) == 5
+    assert [each.path for each in packed.broken] == [f"{file}: torn"]
+    for one, two in zip(packed.outcomes, folders.outcomes, strict=True):
+        assert one.keys() == two.keys()
+        for split, outcome in one.items():
+            assert outcome.scores.tolist() == two[split].scores.tolist()
+            assert outcome.names.images.tolist() == two[split].names.images.tolist()
+
+
+def test_what_cannot_be_packed_or_unpacked_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack([str(tmp_path), "--out", str(tmp_path / "study.parquet")]) == 2
+    assert "No run.json below" in capsys.readouterr().err
+    file = tmp_path / "other.parquet"
+    file.write_bytes(b"PAR1")
+    assert "holds no packed runs" in load([file]).broken[0].message
 
 
 def test_no_folder_and_no_record_are_errors_that_say_so(tmp_path: Path) -> None:
