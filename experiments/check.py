@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib
 import io
 import json
 import sys
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elip.provenance import VOLATILE, config_hash
-from experiments.grid import Draft, Grid, GridError, read_grid
+from experiments.budgets import Budgets, find_class, read_schedule
+from experiments.grid import Draft, Grid, GridError, put, read_grid
 
 if TYPE_CHECKING:
     from reducers.contract import Acts
@@ -53,18 +53,27 @@ class Checked:
     problem: str | None = None
 
 
-def check(grid: Grid) -> Iterator[Checked]:
-    """Parse every combination of a grid, in its order."""
+def check(grid: Grid, budgets: Path | None = None) -> Iterator[Checked]:
+    """Parse every combination of a grid, in its order.
+
+    Args:
+        grid: The grid.
+        budgets: Where solved budgets are kept; None keeps them nowhere.
+    """
     # Imported late: the command line takes seconds to import, and a wrong grid file should not.
     from reducers import shelf
 
-    parser = _Parser()
+    parser, solver = _Parser(), Budgets(budgets)
     digests: dict[str, str | None] = {}
     for draft in grid.drafts(list(shelf())):
         command = grid.stage(draft.stage).command
         try:
+            budget = draft.config.pop("budget", None)
             resolved = parser.parse(command, draft.config)
             reduces = _reduces(resolved)
+            if budget is not None and reduces:
+                put(draft.config, "model.schedule.counts", solver.counts(budget, resolved))
+                resolved = parser.parse(command, draft.config)
         except ValueError as error:
             yield Checked(draft.stage, draft.labels, draft.config, problem=str(error))
             continue
@@ -166,25 +175,15 @@ def _reduces(resolved: dict[str, Any]) -> bool:
         ValueError: The schedule or the sizes fit no model; found here, before anything is built.
     """
     from elip.model.config import MeterConfig
-    from elip.schedule import Schedule
 
     model = resolved["model"]
     sizes = MeterConfig(**model["meter"]).resolve()
-    lists = {name: value for name, value in model["schedule"].items() if isinstance(value, list)}
-    schedule = Schedule(**{**model["schedule"], **{k: tuple(v) for k, v in lists.items()}})
-    acts = _acts(model["reducer"])
+    schedule = read_schedule(model["schedule"])
+    acts: Acts = find_class(model["reducer"]).acts if model["reducer"] else "never"
     blocks = sizes.fusion_layers if acts == "fusion" else sizes.image_blocks
     if acts != "never" and blocks is not None:
         schedule.plan((sizes.image_size // sizes.patch_size) ** 2, blocks, acts)
     return acts != "never"
-
-
-def _acts(reducer: dict[str, Any] | None) -> Acts:
-    if reducer is None:
-        return "never"
-    module, _, name = reducer["class_path"].rpartition(".")
-    acts: Acts = getattr(importlib.import_module(module), name).acts
-    return acts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,12 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.check", description=__doc__)
     parser.add_argument("grid", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE")
+    parser.add_argument("--budgets", type=Path, help="file that keeps solved budgets")
     options = parser.parse_args(arguments)
     try:
         grid = read_grid(options.grid, options.set)
         # Whatever libraries print while they are imported is kept out of the JSON.
         with contextlib.redirect_stdout(sys.stderr):
-            checked = [asdict(each) for each in check(grid)]
+            checked = [asdict(each) for each in check(grid, options.budgets)]
     except GridError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -18,12 +18,14 @@ import yaml
 ALIASES = {
     "reducer": "model.reducer",
     "keep_ratio": "model.schedule.keep_ratio",
+    "budget": "budget",
     "seed": "seed_everything",
     "image_size": "model.meter.image_size",
     "task": "model.task",
     "dataset": "data.datasets",
 }
-"""Short names of axes, and the option that each stands for."""
+"""Short names of axes, and the option that each stands for. ``budget`` is none of the command
+line's: the token counts that meet it are solved, and these are set."""
 
 SHELF = "shelf"
 """On the axis ``reducer``: every reducer of the shelf."""
@@ -338,7 +340,7 @@ def _axis(name: str, values: Any, path: Path) -> tuple[Level, ...]:
     if len(set(labels)) < len(labels):
         raise GridError(f"{where} has two values named alike in {labels}; write `label: value`.")
     plain = any(tuple(level.options) == (name,) for level in levels)
-    if plain and "." not in name:
+    if plain and name not in ALIASES and "." not in name:
         near = get_close_matches(name, ALIASES, n=1)
         raise GridError(
             f"{where}: {name!r} is no option. Name a dotted option, one of {sorted(ALIASES)}, or "
@@ -363,6 +365,8 @@ def _level(axis: str, label: str, value: Any, path: Path) -> Level:
 def _label(value: Any) -> str:
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rsplit(".", 1)[-1]
+    if isinstance(value, dict):
+        return "+".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, str):
         return value.rsplit(".", 1)[-1] if "/" not in value else Path(value).stem
     return str(value)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from experiments.attempt import acquire, holder, sign
 from experiments.board import Board, Estimates
+from experiments.budgets import BUDGETS_NAME
 from experiments.check import Checked
 from experiments.grid import Grid, GridError, read_grid
 from experiments.local import LocalLauncher, find_slots
@@ -52,7 +53,7 @@ def main(
     try:
         grid = read_grid(options.grid, options.set)
         root = options.runs / grid.name
-        checked = _check(options.grid, options.set, checker)
+        checked = _check(options.grid, options.set, root, checker)
         cells = select(build_plan(grid, checked, root), options.only)
         if not options.dry_run:  # a plan can be costed before its weights are there
             refuse_missing(cells)
@@ -104,13 +105,14 @@ def _carry_out(
     return 0 if len(board.of("done")) == len(cells) else 1
 
 
-def _check(path: Path, sets: Sequence[str], checker: Sequence[str]) -> list[Checked]:
+def _check(path: Path, sets: Sequence[str], root: Path, checker: Sequence[str]) -> list[Checked]:
     """Have every run parsed in a child process.
 
     Raises:
         GridError: The grid file is wrong, or the child failed.
     """
     command = [*checker, str(path), *(f"--set={each}" for each in sets)]
+    command.append(f"--budgets={root / BUDGETS_NAME}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().removeprefix("error: ")

@@ -15,6 +15,7 @@ from experiments.check import Checked
 from experiments.grid import Grid, GridError, Stage, put
 
 _SHOWN_PROBLEMS = 5
+_OF_REDUCTION = ("keep_ratio", "budget")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Cell:
         id: Identity: a hash of all that determines the result, 16 hexadecimal digits.
         name: Readable name, from the labels on the axes.
         stage: The stage that it belongs to.
-        labels: Label on each axis; a method that never reduces has none for the keep ratio.
+        labels: Label on each axis; a method that never reduces has none for keep ratio and budget.
         config: The configuration that the command line is given.
         resolved: What that resolves to.
         folder: Its run directory.
@@ -186,7 +187,7 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
     }
     text = json.dumps(determines, sort_keys=True)
     identity = hashlib.sha256(text.encode()).hexdigest()[:16]
-    labels = {a: b for a, b in each.labels.items() if each.reduces or a != "keep_ratio"}
+    labels = {a: b for a, b in each.labels.items() if each.reduces or a not in _OF_REDUCTION}
     name = _title(labels)
     folder = root / stage.name / f"{name}-{identity[:8]}"
     config = json.loads(json.dumps(each.config))

@@ -233,13 +233,13 @@ def _has(module: nn.Module, name: str) -> bool:
 
 def _forward_cost(candidate: _Candidate, device: torch.device) -> Cost:
     meter, task = candidate.meter, candidate.task
-    batch = _batch(meter, 1).to(device)
+    batch = random_batch(meter, 1).to(device)
     return measure_cost(meter, lambda: task.infer(meter, batch), head=task)
 
 
 def _training_cost(meter: Meter, task: Task) -> float:
     """Count a training step on shapes alone; of two examples, one gets a false image."""
-    batch = _batch(meter, 2).to("meta")
+    batch = random_batch(meter, 2).to("meta")
     both = nn.ModuleList([meter, task]).train()
     return measure_training_cost(both, lambda: task.loss(meter, batch).total, len(batch))
 
@@ -251,7 +251,7 @@ def _run(
     device: torch.device,
     rounds: int,
 ) -> list[Cell]:
-    batch = _batch(candidates[0].meter, setting.batch_size).to(device)
+    batch = random_batch(candidates[0].meter, setting.batch_size).to(device)
     optimizer = None
     if setting.phase == "training":
         # Of the weights that all share; at this rate they stay all but as they are.
@@ -316,10 +316,16 @@ def _work(
     return encode
 
 
-def _batch(meter: Meter, count: int) -> Batch:
-    """Return a batch of random pixels and words; what they say does not change a cost."""
+def random_batch(meter: Meter, count: int, images: int = 1) -> Batch:
+    """Return a batch of random pixels and words; what they say does not change a cost.
+
+    Args:
+        meter: The model that it is for.
+        count: Examples.
+        images: Images an example.
+    """
     sizes, generator = meter.sizes, torch.Generator().manual_seed(0)
-    shape = (count, 1, 3, sizes.image_size, sizes.image_size)
+    shape = (count, images, 3, sizes.image_size, sizes.image_size)
     words = (count, sizes.max_text_len)
     ids = torch.randint(5, meter.text.vocab_size, words, generator=generator)
     text = TextBatch(ids, torch.ones(words, dtype=torch.bool))

@@ -102,7 +102,7 @@ def measure_training_cost(model: nn.Module, loss: Callable[[], Tensor], examples
     saved = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         with _left_as_it_was(model):
-            count = _count_by_torch(lambda: loss().backward())
+            count = count_run(lambda: loss().backward())
     finally:
         for parameter, gradient in saved:
             parameter.grad = gradient
@@ -136,7 +136,7 @@ def count_forward(
     with torch.no_grad(), _left_as_it_was(traced):
         traced.eval()
         counts = _count_by_fvcore(traced, parts or {}, rest)
-        check = _count_by_torch(forward)
+        check = count_run(forward)
     total = sum(counts.values())
     if total != check:
         raise CostError(
@@ -233,11 +233,11 @@ def _count_by_fvcore(traced: _Traced, parts: Mapping[str, str], rest: str) -> di
     return counts
 
 
-def _count_by_torch(run: Callable[[], object]) -> int:
-    """Count everything that ``run`` does, backward included.
+def count_run(run: Callable[[], object]) -> int:
+    """Count the multiply-adds of everything that ``run`` does, backward included, by torch.
 
-    Attention runs as plain matrix products, since the fused kernels count differently in their
-    backward passes.
+    Shapes are all that it takes: tensors on the device ``meta`` do. Attention runs as plain matrix
+    products, since the fused kernels count differently in their backward passes.
     """
     counter = FlopCounterMode(display=False, custom_mapping=TORCH_FORMULAS)
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -115,6 +115,18 @@ class Meter(nn.Module):
         reduction = self.fusion.reduction
         return self.image.plan if reduction is None else reduction.plan
 
+    def plan_anew(self, schedule: Schedule) -> Plan:
+        """Let the reducer keep other token counts from now on, at the same layers.
+
+        Raises:
+            ValueError: The schedule does not fit.
+        """
+        host = self.fusion.reduction or self.image
+        blocks = len(host.plan.entering) - 1
+        acts = "never" if self.reducer is None else self.reducer.acts
+        host.plan = schedule.plan(host.plan.num_patches, blocks, acts)
+        return host.plan
+
     def encode_text(self, text: TextBatch) -> Text:
         """Encode [B,L] token ids to [B,L,Dt] tokens, before the projection."""
         encoded: Text = self.text(text)

@@ -31,7 +31,7 @@ def check(path: str, sets: list[str]) -> int:
     from experiments.grid import GridError, read_grid
 
     try:
-        grid = read_grid(Path(path), [each.removeprefix("--set=") for each in sets])
+        grid = read_grid(Path(path), [each[6:] for each in sets if each.startswith("--set=")])
     except GridError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

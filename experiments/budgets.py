@@ -1,0 +1,99 @@
+"""Runs with a budget in place of a keep ratio: their token counts, solved before anything starts.
+
+What was solved is kept beside the grid's runs, so that a grid that goes on, goes on with the very
+same counts: a latency is never measured twice the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elip.schedule import Schedule
+
+BUDGETS_NAME = "budgets.json"
+
+
+class Budgets:
+    """Solves budgets, each model's once.
+
+    Args:
+        path: Where the solutions are kept; None keeps them nowhere.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            self._known = json.loads(path.read_text(encoding="utf-8"))
+
+    def counts(self, budget: object, resolved: dict[str, Any]) -> list[int]:
+        """Return the token counts at which the model of a resolved configuration meets a budget.
+
+        Raises:
+            BudgetError: It cannot.
+        """
+        model = {name: resolved["model"][name] for name in ("task", "reducer", "meter", "schedule")}
+        asked = {"budget": budget, "model": model, "datasets": resolved["data"]["datasets"]}
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        if key not in self._known:
+            met = _solve(budget, model, resolved["data"])
+            self._known[key] = {**asdict(met), "budget": budget, "reducer": model["reducer"]}
+            self._keep()
+        return list(self._known[key]["counts"])
+
+    def _keep(self) -> None:
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._path.with_name(f".{self._path.name}.part")
+            part.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+            part.replace(self._path)
+
+
+def find_class(named: dict[str, Any]) -> Any:
+    """Return the class that a resolved configuration names by its import path."""
+    module, _, name = named["class_path"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def read_schedule(given: dict[str, Any]) -> Schedule:
+    """Return the schedule of a resolved configuration.
+
+    Raises:
+        ValueError: It fits no model.
+    """
+    from elip.schedule import Schedule
+
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Schedule(**{**given, **lists})
+
+
+def _solve(given: object, model: dict[str, Any], data: dict[str, Any]) -> Any:
+    """Build the model as its run will, without its weights, and solve."""
+    import torch
+
+    from elip.cost.bench import random_batch
+    from elip.cost.budget import Budget, meet
+    from elip.data.module import DataModule
+    from elip.model.config import MeterConfig
+    from elip.training.module import Experiment
+
+    budget = Budget.read(given)
+    source = DataModule(**data)
+    # A count needs shapes alone; a latency is measured where the run will most likely be.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device("meta" if budget.kind == "gflops" else device):
+        run = Experiment(
+            **{name: find_class(model[name])(**model[name]["init_args"])
+               for name in ("task", "reducer")},
+            schedule=read_schedule(model["schedule"]), meter=MeterConfig(**model["meter"]),
+            vocab_size=source.vocab_size, num_answers=source.num_answers,
+        )  # fmt: skip
+    images = 2 if run.task.needs.kind == "pair" else 1
+    batch = random_batch(run.meter, budget.batch_size, images).to(run.meter.pixel_mean.device)
+    return meet(budget, run.meter, run.task, run.schedule, batch)
