@@ -37,6 +37,11 @@ class Case:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The official module's weights, by their names."""
+        return {name[2:]: w for name, w in self.tensors.items() if name.startswith("w.")}
+
     def close(self, ours: Tensor, name: str, atol: float | None = None) -> None:
         """Compare with a recorded tensor; ``atol`` None takes the case's own tolerance."""
         limit = self.about["tolerance"]["atol"] if atol is None else atol
@@ -45,6 +50,11 @@ class Case:
     def same(self, ours: Tensor, name: str) -> None:
         """Compare whole numbers exactly."""
         torch.testing.assert_close(ours, self[name].to(ours.dtype), atol=0, rtol=0)
+
+
+def near(ours: Tensor, official: Tensor) -> None:
+    """Compare tokens behind one reduction."""
+    torch.testing.assert_close(ours, official, atol=1e-5, rtol=1e-5)
 
 
 def case_ids(golden: Path) -> list[str]:
@@ -118,14 +128,13 @@ _OFFICIAL_NAMES = (
 )
 
 
-def encoder_of(case: Case, reducer: Reducer, schedule: Schedule, blocks: int = 0) -> ImageEncoder:
+def encoder_of(case: Case, reducer: Reducer | None, schedule: Schedule) -> ImageEncoder:
     """Rebuild the case's blocks from their weights and put the reducer in; no final norm."""
     weights = {}
-    for name, tensor in case.tensors.items():
-        if name.startswith("w."):
-            for official, ours in _OFFICIAL_NAMES:
-                name = name.replace(official, ours)
-            weights[name[2:]] = tensor
+    for name, tensor in case.weights.items():
+        for official, ours in _OFFICIAL_NAMES:
+            name = name.replace(official, ours)
+        weights[name] = tensor
     params = case.params
     depth = 1 + max(int(name.split(".")[1]) for name in weights)
     hidden, width = weights["blocks.0.mlp.fc1.weight"].shape
@@ -134,7 +143,7 @@ def encoder_of(case: Case, reducer: Reducer, schedule: Schedule, blocks: int = 0
         patch_size=1,
         in_chans=1,
         embed_dim=width,
-        depth=blocks or depth,
+        depth=depth,
         num_heads=params["heads"],
         mlp_ratio=hidden / width,
         num_classes=0,
@@ -143,8 +152,7 @@ def encoder_of(case: Case, reducer: Reducer, schedule: Schedule, blocks: int = 0
         norm_layer=partial(nn.LayerNorm, eps=params["ln_eps"]),
     )
     vit.norm = nn.Identity()
-    state = {name: w for name, w in weights.items() if int(name.split(".")[1]) < (blocks or depth)}
-    missing, unexpected = vit.load_state_dict(state, strict=False)
+    missing, unexpected = vit.load_state_dict(weights, strict=False)
     assert not unexpected
     assert not [name for name in missing if name.startswith("blocks.")]
     return ImageEncoder(vit, reducer, schedule, text_width=width).eval()
@@ -153,15 +161,19 @@ def encoder_of(case: Case, reducer: Reducer, schedule: Schedule, blocks: int = 0
 @torch.no_grad()
 def encode(encoder: ImageEncoder, tokens: Tensor, text_cls: Tensor | None = None) -> EncodedImage:
     """Run the rebuilt blocks on the recorded tokens [B,1+P,D]."""
+    text = None
+    if text_cls is not None:
+        text = Text(text_cls.unsqueeze(1), torch.ones(len(tokens), 1, dtype=torch.bool))
+    return encoder.finish(start(tokens), text)
+
+
+def start(tokens: Tensor) -> EncodedImage:
+    """Begin an encoding with recorded tokens [B,1+P,D]."""
     batch, count = tokens.shape[0], tokens.shape[1] - 1
-    image = EncodedImage(
+    return EncodedImage(
         tokens=tokens,
         block=0,
         sizes=torch.ones(batch, count),
         origin=torch.arange(count).expand(batch, count),
         seeds=torch.zeros(batch, dtype=torch.int64),
     )
-    text = None
-    if text_cls is not None:
-        text = Text(text_cls.unsqueeze(1), torch.ones(batch, 1, dtype=torch.bool))
-    return encoder.finish(image, text)
