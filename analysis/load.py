@@ -151,12 +151,9 @@ def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
     labels = table["reducer"].copy()
     for reducer, rows in table.groupby("reducer"):
         options = {text: json.loads(text) for text in rows["reducer_options"].unique()}
-        differing = _differing(list(options.values()))
-        for text, values in options.items():
-            named = [name for name in differing if name in values]
-            said = ", ".join(f"{name}={_short(values[name])}" for name in named)
-            mine = rows.index[rows["reducer_options"] == text]
-            labels.loc[mine] = f"{reducer} ({said})" if said else str(reducer)
+        named = labelled(str(reducer), list(options.values()))
+        for text, label in zip(options, named, strict=True):
+            labels.loc[rows.index[rows["reducer_options"] == text]] = label
     largest = table.groupby(["task", "datasets"])["patches"].transform("max")
     identity = table["reducer"] == "Identity"
     smaller = identity & (table["patches"] < largest)
@@ -164,6 +161,16 @@ def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
     keep = keep.mask(identity, 1.0).mask(smaller, table["patches"] / largest)
     labels[smaller] = "Smaller image"
     return table.assign(label=labels, keep=keep.fillna(1.0).round(3))
+
+
+def labelled(reducer: str, options: list[dict[str, Any]]) -> list[str]:
+    """Name a reducer under each of some options: by those in which they differ."""
+    differing, labels = _differing(options), []
+    for values in options:
+        named = [name for name in differing if name in values]
+        said = ", ".join(f"{name}={_short(values[name])}" for name in named)
+        labels.append(f"{reducer} ({said})" if said else reducer)
+    return labels
 
 
 def _differing(options: list[dict[str, Any]]) -> list[str]:

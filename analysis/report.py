@@ -12,13 +12,14 @@ from pathlib import Path
 
 from analysis.cells import ENDS, study
 from analysis.figures import PLOTS, Subject
+from analysis.gallery import gallery, save_png
 from analysis.literature import PUBLISHED
 from analysis.load import Runs, load
 from analysis.page import figure, inline_png, inline_svg, page
 from analysis.style import ONE_COLUMN, TWO_COLUMN, figures
 from analysis.table import Table
 from analysis.tables import tables
-from analysis.tokenmaps import gallery, load_tokens, save_png
+from analysis.tokenmaps import load_tokens
 from elip.record import CONVENTION
 
 REPORT_NAME = "report.html"

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
-from analysis.style import figures
+from analysis.load import labelled
 
-_TILE = 288
-_DROPPED, _MERGED = 0.1, 0.35
+TILE = 288
+"""Pixels a side of a drawn image."""
+
+_DROPPED, _MERGED = 0.12, 0.4
 """Brightness of a dropped patch, and of one in a very large group."""
+
+_TINT = 0.22
+"""How far a merged patch takes the colour of its group."""
 
 _GROUPS = ("#ffd23f", "#3fd0ff", "#ff7ab8", "#8dff6e", "#ff8a3d", "#b69cff", "#2ee6b6", "#ff5252")
 # Background that dropped patches fade to.
@@ -46,13 +48,19 @@ class Stage:
         """How many tokens stand for a patch."""
         return len({token for token in self.origin if token >= 0})
 
+    @property
+    def dropped(self) -> int:
+        """How many patches no token stands for."""
+        return self.origin.count(-1)
+
 
 @dataclass(frozen=True)
 class TokenMap:
     """What one reducer did to one image beside one text.
 
     Attributes:
-        reducer: Class name.
+        reducer: Class name, and options where several of one class differ in them.
+        family: The idea of the method, in one word.
         keep_ratio: As asked; None where there is none.
         grid: Rows and columns of patches.
         image: The PNG file.
@@ -62,6 +70,7 @@ class TokenMap:
     """
 
     reducer: str
+    family: str
     keep_ratio: float | None
     grid: tuple[int, int]
     image: Path
@@ -80,24 +89,37 @@ class TokenMap:
 def load_tokens(folders: Iterable[Path | str]) -> list[TokenMap]:
     """Read the token maps that ``predict`` left anywhere below some folders.
 
+    Reducers are named as everywhere: with the options, from the run's record beside the maps, in
+    which several of one class differ.
+
     Raises:
         ValueError: A file of token maps is damaged; the message names it.
     """
     maps: list[TokenMap] = []
     paths = {path for folder in folders for path in Path(folder).rglob("tokens/tokens.json")}
+    options: dict[str, dict[Path, dict[str, Any]]] = {}
     for path in sorted(paths):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             maps += [_token_map(content, image, path.parent) for image in content["images"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no token maps: {error!r}.") from error
-    return maps
+        record = path.parents[1] / "run.json"
+        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        options.setdefault(content["reducer"], {})[path.parent] = known.get("reducer_options", {})
+    labels = {
+        folder: label
+        for reducer, found in options.items()
+        for folder, label in zip(found, labelled(reducer, list(found.values())), strict=True)
+    }
+    return [replace(each, reducer=labels[each.image.parent]) for each in maps]
 
 
 def _token_map(content: dict, image: dict, folder: Path) -> TokenMap:  # type: ignore[type-arg]
     rows, columns = content["grid"]
     return TokenMap(
         reducer=content["reducer"],
+        family=content["family"],
         keep_ratio=content["keep_ratio"],
         grid=(rows, columns),
         image=folder / image["file"],
@@ -113,9 +135,9 @@ def _token_map(content: dict, image: dict, folder: Path) -> TokenMap:  # type: i
 def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Image.Image:
     """Draw one reduction over its image.
 
-    A patch that a token of its own stands for is bright. The more patches share a token, the
-    darker they are, down to a third, within an outline in the group's colour. Dropped patches are
-    all but black.
+    A patch that a token of its own stands for is as it was. Patches that share a token lie within
+    an outline in their group's colour, take a little of it, and are the darker the more they are.
+    Dropped patches are all but black.
 
     Args:
         image: The image, square patches in ``grid``.
@@ -130,13 +152,22 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
         raise ValueError(f"{len(origin)} patches do not fill a grid of {rows} x {columns}.")
     tokens = np.array(origin).reshape(rows, columns)
     sizes = Counter(token for token in origin if token >= 0)
-    side = max(1, round(_TILE / max(rows, columns)))
+    colours = _colours(tokens, sizes)
+    light = {token: _MERGED + (1 - _MERGED) * size**-0.5 for token, size in sizes.items()}
+    # Over each patch lies a colour: its group's, or for dropped ones the dark.
+    over = np.zeros((rows, columns, 3))
+    share, bright = np.zeros((rows, columns, 1)), np.ones((rows, columns, 1))
+    for place, token in np.ndenumerate(tokens):
+        if token < 0:
+            over[place], share[place] = _DARK, 1 - _DROPPED
+        elif token in colours:
+            over[place], share[place] = ImageColor.getrgb(colours[token]), _TINT
+            bright[place] = light[token]
+    side = max(1, round(TILE / max(rows, columns)))
     pixels = np.asarray(image.convert("RGB").resize((columns * side, rows * side)), dtype=float)
-    shades = {token: _MERGED + (1 - _MERGED) * size**-0.5 for token, size in sizes.items()}
-    light = np.array([shades.get(token, _DROPPED) for token in origin]).reshape(rows, columns)
-    light = np.kron(light, np.ones((side, side)))[..., None]
-    shaded = Image.fromarray((pixels * light + _DARK * (1 - light)).astype(np.uint8))
-    _outline(ImageDraw.Draw(shaded), tokens, _colours(tokens, sizes), side)
+    over, share, bright = (each.repeat(side, 0).repeat(side, 1) for each in (over, share, bright))
+    shaded = Image.fromarray(((pixels * (1 - share) + over * share) * bright).astype(np.uint8))
+    _outline(ImageDraw.Draw(shaded), tokens, colours, side)
     return shaded
 
 
@@ -184,108 +215,3 @@ def _outline(
             for (r, c), box in edges.items():
                 if not (0 <= r < rows and 0 <= c < columns) or tokens[r, c] != token:
                     pen.rectangle(box, fill=colours[token])
-
-
-def gallery(maps: Sequence[TokenMap], examples: int = 4, columns: int = 8) -> Figure:
-    """Draw several reducers side by side: for each image its text, then every reducer's last stage.
-
-    Args:
-        maps: From `load_tokens`; images that all reducers have come first.
-        examples: How many images.
-        columns: Pictures a line.
-
-    Raises:
-        ValueError: There are no maps.
-    """
-    if not maps:
-        raise ValueError("There are no token maps; run predict first.")
-    titles = sorted({each.title for each in maps if each.stages})
-    by_key: dict[tuple[str, int, int], dict[str, TokenMap]] = {}
-    for each in maps:
-        by_key.setdefault(each.key, {})[each.title] = each
-    keys = _various(sorted(by_key, key=lambda key: (-len(by_key[key]), key)), by_key)[:examples]
-    columns = min(columns, len(titles) + 1)
-    lines = -(-(len(titles) + 1) // columns)
-    with figures():
-        figure = Figure(figsize=(1.05 * columns, 1.38 * lines * len(keys)))
-        parts = figure.add_gridspec(
-            len(keys), 1, hspace=0.1, left=0.01, right=0.99, top=1, bottom=0
-        )
-        for number, key in enumerate(keys):
-            grid = parts[number].subgridspec(lines, columns, wspace=0.05, hspace=0.18)
-            panels = [
-                figure.add_subplot(grid[place // columns, place % columns])
-                for place in range(lines * columns)
-            ]
-            _fill(panels, by_key[key], titles)
-    return figure
-
-
-def _fill(panels: Sequence[Axes], maps: dict[str, TokenMap], titles: Sequence[str]) -> None:
-    """Draw one image: itself under its text, then what every reducer left of it."""
-    first = next(iter(maps.values()))
-    for axes in panels:
-        axes.set_axis_off()
-    with Image.open(first.image) as opened:
-        image = opened.convert("RGB")
-    text = "\n".join(textwrap.wrap(first.text, 26)[:3])
-    panels[0].imshow(image.resize((_TILE, _TILE)))
-    panels[0].set_title(text, fontsize=5.5, style="italic", pad=2)
-    for axes, title in zip(panels[1:], titles, strict=False):
-        if title not in maps:
-            axes.text(0.5, 0.5, f"{title}\nmissing", ha="center", va="center", fontsize=6)
-            continue
-        stage = maps[title].stages[-1]
-        axes.imshow(draw(image, stage.origin, maps[title].grid))
-        dropped = stage.origin.count(-1)
-        said = f"{stage.tokens} tokens" + (f", {dropped} dropped" if dropped else "")
-        axes.set_title(f"{title}\n{said}", fontsize=5.5, fontweight="normal", pad=2)
-
-
-def _various(
-    keys: Sequence[tuple[str, int, int]], by_key: dict[tuple[str, int, int], dict[str, TokenMap]]
-) -> list[tuple[str, int, int]]:
-    """Put one text of each image first."""
-    seen: Counter[bytes] = Counter()
-    turns = []
-    for key in keys:
-        content = next(iter(by_key[key].values())).image.read_bytes()
-        turns.append(seen[content])
-        seen[content] += 1
-    return [key for _, key in sorted(zip(turns, keys, strict=True), key=lambda pair: pair[0])]
-
-
-def stages(maps: Sequence[TokenMap]) -> Figure:
-    """Draw the stages of several reducers on one image, a line each.
-
-    Args:
-        maps: One a reducer, of the same image and text.
-
-    Raises:
-        ValueError: None of them has a stage.
-    """
-    maps = [each for each in maps if each.stages]
-    if not maps:
-        raise ValueError("None of these token maps has a reduction.")
-    columns = 1 + max(len(each.stages) for each in maps)
-    with figures():
-        figure = Figure(figsize=(1.3 * columns, 1.5 * len(maps)), layout="constrained")
-        grid = figure.subplots(len(maps), columns, squeeze=False)
-        for line, each in zip(grid, maps, strict=True):
-            with Image.open(each.image) as opened:
-                image = opened.convert("RGB")
-            for axes in line:
-                axes.set_axis_off()
-            line[0].imshow(image.resize((_TILE, _TILE)))
-            line[0].set_title(each.title, fontsize=6.5)
-            for axes, stage in zip(line[1:], each.stages, strict=False):
-                axes.imshow(draw(image, stage.origin, each.grid))
-                axes.set_title(f"{stage.where} {stage.layer}: {stage.tokens} tokens", fontsize=5.5)
-    return figure
-
-
-def save_png(figure: Figure, path: Path, dpi: int = 170) -> Path:
-    """Write a figure as PNG on white."""
-    with mpl.rc_context({"savefig.transparent": False}):
-        figure.savefig(path, dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.05)
-    return path

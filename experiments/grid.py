@@ -30,7 +30,7 @@ line's: the token counts that meet it are solved, and these are set."""
 SHELF = "shelf"
 """On the axis ``reducer``: every reducer of the shelf."""
 
-_COMMANDS = ("fit", "validate", "test")
+_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 class GridError(ValueError):
@@ -99,7 +99,7 @@ class Stage:
 
     Attributes:
         name: Name of the stage.
-        command: ``fit``, ``validate`` or ``test``.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
         axes: The axes that matter here.
         after: The stage whose checkpoints it starts from; None for none.
         start: What the checkpoint is: ``weights`` to start from, or ``ckpt_path`` to score.

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.tokenmaps import draw, gallery, load_tokens, save_png, stages
+from analysis.gallery import gallery, main
+from analysis.tokenmaps import draw, load_tokens
 
 # Patch 0 is kept, 1 is dropped, 2 and 3 share a token.
 ORIGIN = [0, -1, 1, 1]
@@ -35,9 +37,10 @@ def test_kept_is_bright_merged_is_darker_and_outlined_dropped_is_dark() -> None:
     centres = [drawn[y, x].sum() for y in middles for x in middles]
     assert centres[0] == 3 * 255
     assert centres[1] < 3 * 60 < centres[2] == centres[3] < centres[0]
-    corner, inside = drawn[-1, 0], drawn[side + side // 2, side - 1]
+    corner, centre = drawn[-1, 0], drawn[side + side // 2, side // 2]
     assert corner.max() - corner.min() > 50  # the outline has a colour
-    assert inside.max() - inside.min() < 5  # none between two patches of one group
+    for inside in (drawn[side + side // 2, side - 1], drawn[side + side // 2, side]):
+        assert (inside == centre).all()  # none between two patches of one group
 
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:
@@ -53,13 +56,35 @@ def test_maps_are_read_and_drawn_side_by_side(tmp_path: Path) -> None:
         ("ToMe 0.5", 2),
         ("TopK 0.5", 2),
     ]
-    figure = gallery(maps)
-    said = [axes.get_title("left") for axes in figure.axes]
-    assert said[:3] == ["a cat", "ToMe 0.5\n2 tokens, 1 dropped", "TopK 0.5\n2 tokens, 2 dropped"]
-    path = save_png(figure, tmp_path / "gallery.png")
-    with Image.open(path) as saved:
+    assert _said(gallery(maps)) == [
+        "\u201ca cat\u201d", "the image", "ToMe 0.5", "2 tokens, 1 dropped", "TopK 0.5",
+        "2 tokens, 2 dropped",
+    ]  # fmt: skip
+    assert "block 2: 2 tokens" in _said(gallery(maps, stages=True))
+    assert main([str(tmp_path), "--out", str(tmp_path / "new" / "gallery.png")]) == 0
+    with Image.open(tmp_path / "new" / "gallery.png") as saved:
         assert min(saved.size) > 100
-    assert len(stages(maps).axes) == 4
+
+
+def _said(figure: Figure) -> list[str]:
+    texts = [text.get_text() for text in figure.texts]
+    return [text for text in texts[:-1] if text]  # the last one is the legend
+
+
+def test_two_of_one_class_are_told_apart_by_their_options(tmp_path: Path) -> None:
+    for mix in (0.8, 1.0):
+        _write(tmp_path / str(mix), "ELIP", ORIGIN)
+        record = {"reducer_options": {"mix": mix, "probe_depth": None}}
+        (tmp_path / str(mix) / "ELIP" / "run.json").write_text(json.dumps(record))
+    assert [each.title for each in load_tokens([tmp_path])] == [
+        "ELIP (mix=0.8) 0.5", "ELIP (mix=1.0) 0.5",
+    ]  # fmt: skip
+
+
+def test_only_the_images_that_are_asked_for(tmp_path: Path, capsys) -> None:
+    _write(tmp_path, "ToMe", ORIGIN)
+    assert main([str(tmp_path), "--out", str(tmp_path / "g.png"), "--image", "test-7-0"]) == 2
+    assert "no token maps" in capsys.readouterr().err
 
 
 def test_damaged_or_missing_maps_are_named(tmp_path: Path) -> None:
