@@ -1,22 +1,25 @@
 """What each reducer costs: GFLOPs, time of the encoder, time of the reducer's own work.
 
-    python benchmarks/reducer_cost.py [--image-size 288] [--batch 8] [--repeats 3]
+    OMP_NUM_THREADS=2 python benchmarks/reducer_cost.py --ratios 0.7 > benchmarks/results/0.7.md
 
-All methods run on one image encoder (ViT-B/16 sizes, random weights) in turns and by processor
-time, so that whatever else the machine does hits all alike and little; every figure is set beside
-no reduction in the same run. A
-method that acts in the fusion is measured on the fusion (six layers a side, 50 text tokens)
-instead. About 20 minutes on two cores. One multiply-add = 1.
+All methods run on one image encoder (ViT-B/16 sizes, random weights, 288 px, batch 8) in turns;
+every figure is the median over the rounds, beside no reduction in the same run. A method that acts
+in the fusion is measured on the fusion (six layers a side, 50 text tokens) instead. The smaller
+image with as many patches is the plain alternative. Wants a quiet machine; about 4 minutes a keep
+ratio on two cores. One multiply-add = 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -29,10 +32,20 @@ from elip.model.fusion_reduction import FusionReduction
 from elip.model.image_encoder import EncodedImage, ImageEncoder
 from elip.model.meter import build_vit
 from elip.model.signals import SharedSpace
+from elip.provenance import hardware
 from elip.schedule import Schedule
 from reducers import Reducer, Text, shelf
 
 _LENGTH = 50
+
+
+class Plan(NamedTuple):
+    """What is to be measured: a method, or none, at a keep ratio in a place."""
+
+    name: str
+    make: Callable[[], Reducer] | None
+    ratio: float | None
+    place: str
 
 
 @dataclass
@@ -71,10 +84,10 @@ class Clock:
                 module.register_forward_hook(self._stop)
 
     def _start(self, *_: object) -> None:
-        self.total -= time.process_time()
+        self.total -= time.perf_counter()
 
     def _stop(self, *_: object) -> None:
-        self.total += time.process_time()
+        self.total += time.perf_counter()
 
 
 class Bench:
@@ -139,26 +152,34 @@ class Bench:
         return lambda: encoder(self.pixels, self.text), clock, Clock([encoder.probe])
 
 
+def prepare(plan: Plan, timed: Bench, counted: Bench) -> tuple[Entry, Clock, Clock]:
+    """Build a method twice: to be timed, and to be counted without computing."""
+    schedule = Schedule(keep_ratio=plan.ratio)
+    run, own, probe = timed.runner(plan.make and plan.make(), schedule, plan.place)
+    dry, _, _ = counted.runner(plan.make and plan.make(), schedule, plan.place)
+    return Entry(plan.name, plan.ratio, plan.place, run, giga(dry)), own, probe
+
+
 def giga(run: Callable[[], object]) -> float:
     """Count the G multiply-adds of a pass."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run()
-    return counter.get_total_flops() / 2e9
+    return float(counter.get_total_flops()) / 2e9
 
 
 def measure(entries: list[tuple[Entry, Clock, Clock]], repeats: int) -> None:
-    """Time all entries in turns; the first round warms up and does not count."""
-    for turn in range(repeats + 1):
+    """Time all entries in turns, after one pass of each place that does not count."""
+    for entry, _, _ in entries:
+        if entry.ratio is None:
+            entry.run()
+    for turn in range(1, repeats + 1):
         for entry, own, probe in entries:
             before_own, before_probe = own.total, probe.total
-            start = time.process_time()
+            start = time.perf_counter()
             entry.run()
-            seconds = time.process_time() - start
-            if turn:
-                looked = probe.total - before_probe
-                entry.seconds.append(seconds)
-                entry.probe.append(looked)
-                entry.own.append(own.total - before_own - looked)
+            entry.seconds.append(time.perf_counter() - start)
+            entry.probe.append(probe.total - before_probe)
+            entry.own.append(own.total - before_own - entry.probe[-1])
         sys.stderr.write(f"round {turn} of {repeats} done\n")
 
 
@@ -185,6 +206,26 @@ def table(entries: list[Entry]) -> str:
     return "\n".join(lines)
 
 
+def plans(ratios: list[float], only: list[str] | None) -> list[Plan]:
+    """Return what is measured: no reduction in both places, then all methods at each ratio."""
+    none = [Plan("Identity", None, None, "encoder"), Plan("Identity", None, None, "fusion")]
+    methods: dict[str, Callable[[], Reducer]] = {
+        name: method for name, method in shelf().items() if method.acts != "never"
+    }
+    methods["ELIP (probe_depth=1)"] = partial(shelf()["ELIP"], probe_depth=1)
+    chosen = {n: m for n, m in sorted(methods.items()) if not only or n in only}
+    return none + [
+        Plan(name, make, ratio, "fusion" if make().acts == "fusion" else "encoder")
+        for ratio in ratios
+        for name, make in chosen.items()
+    ]
+
+
+def smaller(image_size: int, ratio: float) -> int:
+    """Return the image size with the share ``ratio`` of the patches of 16 pixels."""
+    return 16 * round(image_size / 16 * math.sqrt(ratio))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -195,26 +236,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="class names of the methods to measure")
     given = parser.parse_args()
     torch.manual_seed(0)
-    timed = Bench(given.image_size, given.batch, "cpu")
-    counted = Bench(given.image_size, 1, "meta")
-    plans: list[tuple[str, type[Reducer] | None, float | None, str]] = [
-        ("Identity", None, None, "encoder"),
-        ("Identity", None, None, "fusion"),
-    ]
-    for ratio in given.ratios:
-        for name, method in shelf().items():
-            if method.acts != "never" and (not given.only or name in given.only):
-                place = "fusion" if method.acts == "fusion" else "encoder"
-                plans.append((name, method, ratio, place))
     entries = []
     with torch.no_grad():
-        for name, method, ratio, place in plans:
-            schedule = Schedule(keep_ratio=ratio)
-            run, own, probe = timed.runner(method() if method else None, schedule, place)
-            dry, _, _ = counted.runner(method() if method else None, schedule, place)
-            entries.append((Entry(name, ratio, place, run, giga(dry)), own, probe))
+        timed = Bench(given.image_size, given.batch, "cpu")
+        counted = Bench(given.image_size, 1, "meta")
+        for plan in plans(given.ratios, given.only):
+            entries.append(prepare(plan, timed, counted))
+        for ratio in given.ratios:
+            size = smaller(given.image_size, ratio)
+            plan = Plan(f"Identity at {size} px", None, ratio, "encoder")
+            entries.append(prepare(plan, Bench(size, given.batch, "cpu"), Bench(size, 1, "meta")))
         measure(entries, given.repeats)
-    sys.stdout.write(table([entry for entry, _, _ in entries]) + "\n")
+    machine = hardware()
+    sys.stdout.write(
+        f"ViT-B/16, {given.image_size} px, batch {given.batch}, fp32, {torch.get_num_threads()} "
+        f"threads, {given.repeats} rounds; {machine.cpu}, torch {torch.__version__}.\n\n"
+        f"{table([entry for entry, _, _ in entries])}\n"
+    )
 
 
 if __name__ == "__main__":
