@@ -63,7 +63,7 @@ def check(grid: Grid, budgets: Path | None = None) -> Iterator[Checked]:
     # Imported late: the command line takes seconds to import, and a wrong grid file should not.
     from reducers import shelf
 
-    parser, solver = _Parser(), Budgets(budgets)
+    parser, solver = RunParser(), Budgets(budgets)
     digests: dict[str, str | None] = {}
     for draft in grid.drafts(list(shelf())):
         command = grid.stage(draft.stage).command
@@ -126,7 +126,7 @@ def _digest(path: Path) -> str | None:
     return digest.hexdigest()[:16]
 
 
-class _Parser:
+class RunParser:
     """The command line's parser, built once, without anything behind it."""
 
     def __init__(self) -> None:

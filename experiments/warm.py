@@ -200,8 +200,13 @@ def _run(arguments: list[str]) -> None:
 
 def main() -> None:
     """Import everything, then serve."""
-    import elip.training.cli  # noqa: F401
+    # The last two are what pyarrow and transformers load in the middle of a run.
+    import pandas  # noqa: F401
+    import transformers.models.roberta.modeling_roberta  # noqa: F401
 
+    from experiments.check import RunParser
+
+    RunParser()  # imports reducers, tasks and data sets, and learns their options
     serve(_run)
 
 

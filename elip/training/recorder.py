@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _LOG_LINES = 40
 _COST_EXAMPLES = 2
 _TIMED_RUNS = 8
+_TIMED_EXAMPLES = 32  # at most; a grid of short runs should not spend its time on this
 
 
 class Recorder(Callback):
@@ -251,7 +252,8 @@ def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Rec
             identity = _gflops(module, few, trained)
     except CostError as error:
         return replace(record, notes=(*record.notes, f"No GFLOPs: {error}"))
-    return replace(record, gflops=gflops, gflops_identity=identity, speed=_speed(module, sample))
+    speed = _speed(module, sample.first(_TIMED_EXAMPLES))
+    return replace(record, gflops=gflops, gflops_identity=identity, speed=speed)
 
 
 def _gflops(module: Experiment, batch: Batch, trained: bool) -> Gflops:

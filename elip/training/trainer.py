@@ -29,6 +29,7 @@ _HARMLESS = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # its own use of a deprecated call
     ".*Experiment logs directory .* exists and is not empty.*",  # older logs were set aside
     ".*Checkpoint directory .* exists and is not empty.*",  # the run goes on in its own directory
+    ".*The `srun` command is available on your system but is not used.*",  # a run of its own
     ".*does not have many workers.*",  # loading in the main process is a choice, see DataModule
 )
 
