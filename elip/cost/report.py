@@ -1,14 +1,21 @@
-"""Costs as tables, as a CSV file, and as a figure."""
+"""Costs as tables, as a CSV file, as a figure; benchmark results with the machine they ran on."""
 
 from __future__ import annotations
 
 import csv
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 from elip.cost.bench import Cell, Row
+from elip.provenance import code_version, hardware
 
 _PARTS = ("vision", "probe", "reducer", "text", "fusion", "head", "total")
 _SETTING = ("image_size", "batch_size", "precision", "compiled", "phase")
@@ -76,6 +83,40 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def tell(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Print the rows of a benchmark as a table, and keep them with what they were measured on.
+
+    Args:
+        rows: Plain values by column, the same columns in each.
+        path: The JSON file.
+        title: What was measured, and how.
+    """
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in rows[0]:
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(v if isinstance(v, str) else _short(v) for v in row.values()))
+    Console().print(table)
+    machine, gigabyte = hardware(), 2**30
+    content = {
+        "title": title,
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": {
+            "cores": machine.cores,
+            "threads": torch.get_num_threads(),
+            "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+            "memory_gb": machine.memory_bytes and round(machine.memory_bytes / gigabyte),
+            "gpus": list(machine.gpus),
+        },
+        "torch": torch.__version__,
+        "commit": code_version().commit,
+        "rows": list(rows),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def draw(rows: list[Row], path: Path) -> None:

@@ -14,6 +14,8 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -75,7 +77,9 @@ class Transform:
                 several frames the first counts.
             size: S, pixels of each side of the result.
             rng: Source of the augmentation's random choices; needed where ``augments``.
-            fast: Whether JPEGs are decoded at a reduced scale; other pixels, less time.
+            fast: Whether torch resizes instead of Pillow, in a third of the time, and large JPEGs
+                that are not augmented are decoded at a reduced scale. Pixels differ by at most 2 of
+                255 levels, by more (a fraction of a level in the mean) where the scale was reduced.
 
         Returns:
             [3,S,S] uint8, red, green and blue.
@@ -85,7 +89,8 @@ class Transform:
         """
         try:
             image = Image.open(io.BytesIO(data))
-            if fast:
+            if fast and not self.augments:
+                # Pillow does so at 1/2, 1/4 or 1/8, wherever that leaves enough pixels.
                 image.draft("RGB", _scaled(image.size, size))
             image.load()
             return self._pixels(image, size, rng, fast)
@@ -103,9 +108,16 @@ class Transform:
             image = image.convert("RGBA")
         elif image.mode != "RGB":
             image = image.convert("RGB")
-        image = _centre(image, size, fast)
-        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        width, height = _scaled(image.size, size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        if fast and image.mode == "RGB":
+            resized = _resized_by_torch(image, width, height)
+        else:
+            if (width, height) != image.size:
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
+            resized = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        square = resized[top : top + size, left : left + size]
+        return np.ascontiguousarray(square.transpose(2, 0, 1))
 
 
 TRANSFORMS = {
@@ -140,14 +152,12 @@ def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
     return int(short * width / height), short
 
 
-def _centre(image: Image.Image, size: int, fast: bool) -> Image.Image:
-    """Resize the short side to ``size`` (bicubic) and cut the middle square out."""
-    width, height = _scaled(image.size, size)
-    if (width, height) != image.size:
-        gap = 2.0 if fast else None
-        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=gap)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+def _resized_by_torch(image: Image.Image, width: int, height: int) -> Pixels:
+    """Resize (bicubic) to [height,width,3]; the same filter as Pillow's, on vector instructions."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    resized: Pixels = pixels[0].permute(1, 2, 0).numpy()
+    return resized
 
 
 def decoded_mode(data: bytes) -> str:

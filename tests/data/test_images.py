@@ -70,11 +70,40 @@ def test_augmentation_is_decided_by_its_source_of_chance() -> None:
         transform(data, 16)
 
 
+@pytest.mark.parametrize("size", [(640, 480), (375, 500), (333, 517), (301, 299), (200, 150)])
+def test_fast_pixels_differ_by_two_levels_at_most(size: tuple[int, int]) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), "JPEG")
+    slow, fast = (CLIP(data, 288, fast=choice) for choice in (False, True))
+    assert fast.shape == (3, 288, 288)
+    assert fast.flags["C_CONTIGUOUS"]
+    off = abs(slow.astype(int) - fast)
+    assert off.max() <= 2
+    assert off.mean() < 0.05
+
+
 def test_fast_decoding_of_a_large_jpeg_differs_little() -> None:
     smooth = Image.linear_gradient("L").convert("RGB").resize((640, 480))
     data = encode(smooth, "JPEG")
     slow, fast = (CLIP(data, 32, fast=choice).astype(int) for choice in (False, True))
     assert abs(slow - fast).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "RGB"])
+@pytest.mark.parametrize("name", ["clip", "clip_randaug", "imagenet"])
+def test_fast_pixels_of_other_modes_and_of_augmented_images(mode: str, name: str) -> None:
+    picture = Image.linear_gradient("L").resize((90, 70)).convert(mode)
+    slow, fast = (
+        TRANSFORMS[name](encode(picture), 64, random.Random(0), fast=choice)
+        for choice in (False, True)
+    )
+    assert abs(slow.astype(int) - fast).max() <= 2
+
+
+@pytest.mark.parametrize("cut", [100, -2])
+def test_fast_decoding_refuses_a_cut_file(cut: int) -> None:
+    with pytest.raises(ImageError, match="not a readable image"):
+        CLIP(noise(0, "JPEG")[:cut], 4, fast=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Images a second a core: JPEG to pixels, by Pillow and torchvision, exactly, and fast.
+
+    python benchmarks/loader.py
+
+``plain`` is what most training code does: Pillow decodes, torchvision's transforms resize the short
+side and cut the middle out. ``exact`` is this project's default, the same pixels. ``fast`` is
+``--data.fast_decode true``, for training. All in turns on one thread; the pictures are made here,
+smooth ones with some texture, about as large as photographs of their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import transforms
+
+from elip.cost import time_interleaved
+from elip.cost.report import tell
+from elip.data.images import find_transform
+
+Decode = Callable[[bytes], NDArray[np.uint8]]
+
+
+def make_picture(seed: int, width: int, height: int) -> bytes:
+    """Return a JPEG of noise at several scales, weakest at the finest."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for cells in (4, 8, 16, 32, 64, 160, 400):
+        shape = (cells * height // width, cells, 3)
+        noise = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+        total += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / cells**0.7
+    total = 255 * (total - total.min()) / (total.max() - total.min())
+    buffer = io.BytesIO()
+    Image.fromarray(total.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def ways(size: int) -> dict[str, Decode]:
+    """Return the three ways from a JPEG to [3,size,size] pixels."""
+    bicubic = transforms.InterpolationMode.BICUBIC
+    chain = transforms.Compose(
+        [
+            transforms.Resize(size, interpolation=bicubic),
+            transforms.CenterCrop(size),
+            lambda image: image.convert("RGB"),
+            transforms.PILToTensor(),
+        ]
+    )
+    ours = find_transform("clip")
+    return {
+        "plain": lambda data: chain(Image.open(io.BytesIO(data))).numpy(),
+        "exact": lambda data: ours(data, size),
+        "fast": lambda data: ours(data, size, fast=True),
+    }
+
+
+def main() -> None:
+    """Measure, print, and keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for width, height, size in ((640, 480, 288), (640, 480, 384), (1280, 960, 288)):
+        files = [make_picture(seed, width, height) for seed in range(options.images)]
+        decode = ways(size)
+        runs = {
+            name: lambda way=way, files=files: [way(data) for data in files]
+            for name, way in decode.items()
+        }
+        times = time_interleaved(runs, options.rounds, examples=len(files))
+        truth = [decode["plain"](data).astype(int) for data in files]
+        for name, way in decode.items():
+            off = [np.abs(way(data) - true) for data, true in zip(files, truth, strict=True)]
+            rows.append(
+                {
+                    "JPEG": f"{width}x{height}",
+                    "pixels": size,
+                    "way": name,
+                    "images/s": times[name].examples_per_second,
+                    "ratio": times["plain"].median / times[name].median,
+                    "spread": times[name].spread,
+                    "largest difference": int(max(each.max() for each in off)),
+                    "mean difference": float(np.mean([each.mean() for each in off])),
+                }
+            )
+    size_kb = sum(map(len, files)) / len(files) / 1e3
+    tell(rows, options.out, f"JPEG to pixels on one thread (the last files: {size_kb:.0f} kB)")
+
+
+if __name__ == "__main__":
+    main()
