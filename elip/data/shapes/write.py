@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 KINDS = ("caption", "question", "pair", "entailment", "statement")
 ANSWER_FILE = "shapes_answers.json"
 _MARKER = "shapes.json"
-_VERSION = 2
+_VERSION = 3
 """Raise it when the same options give other files."""
 
 
