@@ -84,10 +84,10 @@ class Batch:
         """Return B."""
         return len(self.example)
 
-    def first(self, count: int) -> Batch:
-        """Return the first ``count`` examples."""
-        part: Batch = _map(self, lambda tensor: tensor[:count])
-        return replace(part, strings=self.strings[:count], keys=self.keys[:count])
+    def rows(self, which: slice) -> Batch:
+        """Return some of the examples."""
+        part: Batch = _map(self, lambda tensor: tensor[which])
+        return replace(part, strings=self.strings[which], keys=self.keys[which])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""

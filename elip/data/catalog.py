@@ -27,6 +27,8 @@ class Catalog:
     def __init__(self, names: Sequence[str], root: Path, splits: str = "default") -> None:
         if not names:
             raise DataError("No dataset is named.")
+        if len(set(names)) < len(names):
+            raise DataError(f"datasets is {list(names)}; a dataset is named twice.")
         self.sources = [find_source(name) for name in names]
         self.root = root
         self.splits = splits
@@ -64,7 +66,9 @@ class Catalog:
         key = (source.name, kind, *patterns)
         if key not in self._tables:
             paths = source.paths(self.root, patterns)
-            self._tables[key] = ArrowTable(paths, view.columns or LAYOUT[kind], view.distinct)
+            classes = view.num_answers or 1 << 31
+            columns = view.columns or LAYOUT[kind]
+            self._tables[key] = ArrowTable(paths, columns, view.distinct, classes)
         return self._tables[key]
 
     def num_answers(self) -> int:
@@ -99,7 +103,15 @@ class Catalog:
 
     def _answer_file(self, source: Source, view: View) -> list[str]:
         path = source.beside(self.root, view.answer_file) if view.answer_file else None
-        return list(json.loads(path.read_text("utf-8"))) if path else []
+        if path is None:
+            return []
+        try:
+            answers = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is no whole JSON file: {error}.") from error
+        if not isinstance(answers, list) or not all(isinstance(each, str) for each in answers):
+            raise DataError(f"{path} is no list of answers; it is {str(answers)[:80]}.")
+        return answers
 
     def tokenizer(self) -> Path:
         """Return the folder of the first dataset that brings its own tokenizer.

@@ -167,6 +167,8 @@ class Examples(Dataset[Example | None]):
             row, index = table.locate(position)
         else:
             row = position
+            if not table.items(row):
+                raise DataError(f"{table.where(row)}: there is no text for this image.")
             chance = source_of_chance(self.reading.seed, draw, "text")
             index = chance.randrange(len(table.items(row)))
         false_images, false_texts = self._false(draw, number, row)

@@ -29,6 +29,7 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # What Pillow raises on files that are cut short, garbled or absurdly large.
 _UNREADABLE = (
+    MemoryError,
     OSError,
     SyntaxError,
     ValueError,
@@ -38,6 +39,9 @@ _UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# What data sets hold. Pillow reads more, and for some of that it starts other programs.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 
 
 class ImageError(DataError):
@@ -88,12 +92,12 @@ class Transform:
             ImageError: If the bytes are not a whole image.
         """
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if fast and not self.augments:
                 # Pillow does so at 1/2, 1/4 or 1/8, wherever that leaves enough pixels.
                 image.draft("RGB", _scaled(image.size, size))
             image.load()
-            return self._pixels(image, size, rng, fast)
+            return self._pixels(_eight_bits(image), size, rng, fast)
         except _UNREADABLE as error:
             raise ImageError(f"not a readable image ({type(error).__name__}: {error})") from error
 
@@ -160,6 +164,15 @@ def _resized_by_torch(image: Image.Image, width: int, height: int) -> Pixels:
     return resized
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Bring grey values of 16 bits to 8; Pillow would cut everything above 255 to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits")
+    return image
+
+
 def decoded_mode(data: bytes) -> str:
     """Decode an image wholly and return Pillow's color mode of it ("RGB", "CMYK", ...).
 
@@ -167,7 +180,7 @@ def decoded_mode(data: bytes) -> str:
         ImageError: If the bytes are not a whole image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             image.load()
             return image.mode
     except _UNREADABLE as error:

@@ -82,6 +82,12 @@ class DataModule(LightningDataModule):
         exclude_own: bool = True,
     ) -> None:
         super().__init__()
+        for name, number, least in (
+            ("train_limit", train_limit, 1), ("eval_limit", eval_limit, 1),
+            ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
+        ):  # fmt: skip
+            if number is not None and number < least:
+                raise DataError(f"data.{name} is {number}; it must be at least {least}.")
         names = [datasets] if isinstance(datasets, str) else datasets
         self.catalog = Catalog(names, Path(root).expanduser(), splits)
         self.batch_size = batch_size
@@ -220,6 +226,13 @@ class DataModule(LightningDataModule):
             table = self.catalog.tables(needs.kind, phase)[name]
             self._examples[phase, name] = Examples([table], needs, self.reading)
         return self._examples[phase, name]
+
+    def first_batch(self) -> Batch:
+        """Return the training examples that stand first in the data, a batch of them."""
+        examples = self.train_examples()
+        batch = self._collator()([examples[i] for i in range(min(self.batch_size, len(examples)))])
+        assert batch is not None  # in training a bad example is replaced
+        return batch
 
     def _eval_loaders(self, stage: str) -> list[Loader]:
         loaders = []

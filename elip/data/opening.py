@@ -57,6 +57,10 @@ def check_batch(batch: pa.RecordBatch, columns: Columns, path: Path, start: int)
         kind = str(column.type)
         if not _accepted(column.type, name in columns.images, name == columns.texts):
             raise DataError(f"{path}: column {name} has type {kind}, which is not readable here.")
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: column {name} is damaged: {error}.") from error
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
             raise DataError(f"{path}, row {start + row}: {name} is null.")

@@ -48,14 +48,22 @@ class ArrowTable:
         paths: The files, in order.
         columns: Names of the columns that are read; other columns are ignored.
         distinct: Whether a text that occurs twice in a row counts once, where it stands first.
+        classes: Class numbers go up to one below this.
 
     Raises:
         DataError: If a file is no Arrow file, is truncated, lacks a column, has a column of a
             wrong type, or holds a null or lists of unequal length; with file and row.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Columns, distinct: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        columns: Columns,
+        distinct: bool = False,
+        classes: int = 1 << 31,
+    ) -> None:
         self.paths = tuple(paths)
+        self.classes = classes
         self.columns = columns
         self.distinct = distinct
         self._open()
@@ -84,7 +92,7 @@ class ArrowTable:
         self.has_truth = truths == {True}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("paths", "columns", "distinct", "_offsets")
+        kept = ("paths", "columns", "distinct", "classes", "_offsets")
         return {name: value for name, value in self.__dict__.items() if name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -130,7 +138,7 @@ class ArrowTable:
         """Return the truth of one text, or None where the files hold none.
 
         Raises:
-            DataError: If a word other than true and false, or no whole number, stands there.
+            DataError: If a word other than true and false, or no class number, stands there.
         """
         if not self.has_truth or self.columns.target is None:
             return None
@@ -142,10 +150,15 @@ class ArrowTable:
         if isinstance(value, list):
             assert self.columns.scores is not None
             scores = self._value(self.columns.scores, row)[index]
-            if len(scores) != len(value) or None in value or None in scores:
+            fit = len(scores) == len(value) and None not in value
+            if not fit or not all(score is not None and 0 <= score <= 1 for score in scores):
                 raise DataError(f"{self.where(row)}: answers {value} with scores {scores}.")
             return SoftAnswers(tuple(value), tuple(scores))
-        return int(value)
+        if not isinstance(value, int) or not 0 <= value < self.classes:
+            raise DataError(
+                f"{self.where(row)}: label {value!r}; labels go from 0 to {self.classes - 1}."
+            )
+        return value
 
     def key(self, row: int, index: int) -> str:
         """Return the dataset's own name of an item; file, row and text number if it has none."""

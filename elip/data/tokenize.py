@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +104,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
 
 def _load(name: str | Path, folder: Path) -> PreTrainedTokenizerFast:
     if (folder / "config.json").is_file() or not folder.is_dir():
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     if (folder / "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
     if (folder / "tokenizer.json").is_file():
         text = (folder / "tokenizer.json").read_text("utf-8")
-        json.loads(text)  # tokenizers would raise a bare Exception on a file that is cut short
-        return wrap(Tokenizer.from_str(text))
+        try:
+            return wrap(Tokenizer.from_str(text))
+        except Exception as error:
+            raise ValueError(f"tokenizer.json is damaged: {error}.") from error
     if (folder / "vocab.txt").is_file():
         return BertTokenizer.from_pretrained(str(folder))
     return RobertaTokenizer.from_pretrained(str(folder))

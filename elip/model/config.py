@@ -8,6 +8,9 @@ from typing import Literal
 
 Preset = Literal["tiny", "clip16_roberta"]
 
+MOST_TEXT = 512
+"""Positions of RoBERTa and BERT: no text can be longer."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -167,6 +170,10 @@ def _check(sizes: Sizes) -> None:
             raise ValueError(f"{field.name} is {value}; it must be at least 1.")
     if not 0 <= sizes.dropout < 1:
         raise ValueError(f"dropout is {sizes.dropout}; it must be at least 0 and below 1.")
+    if sizes.max_text_len > MOST_TEXT:
+        raise ValueError(
+            f"max_text_len is {sizes.max_text_len}; RoBERTa and BERT have {MOST_TEXT} positions."
+        )
     if sizes.image_encoder == "vit" and sizes.image_size % sizes.patch_size:
         raise ValueError(
             f"image_size {sizes.image_size} is not a multiple of patch_size {sizes.patch_size}."

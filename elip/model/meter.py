@@ -74,6 +74,11 @@ class Meter(nn.Module):
         vocab_size: int | None = None,
     ) -> None:
         super().__init__()
+        if vocab_size is not None and (sizes.vocab_size or vocab_size) < vocab_size:
+            raise ValueError(
+                f"model.meter.vocab_size is {sizes.vocab_size}, and the tokenizer has {vocab_size} "
+                "word pieces; leave it out to take the tokenizer's."
+            )
         self.sizes = sizes
         self.width = width = sizes.fusion_width
         self.text = TextEncoder(text_config(sizes, vocab_size))
@@ -220,24 +225,22 @@ def build_vit(sizes: Sizes) -> VisionTransformer:
         near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
         hint = f" Near it: {near}." if near else ""
         raise ValueError(f"image_encoder {name!r} is neither 'vit' nor a timm model.{hint}")
-    depth = sizes.image_blocks
-    if depth is None:
-        with torch.device("meta"):
-            depth = len(timm.create_model(name, pretrained=False).blocks) - 1
-    vit = timm.create_model(
+    with torch.device("meta"):
+        whole = timm.create_model(name, pretrained=False)
+    if not isinstance(whole, VisionTransformer) or whole.num_prefix_tokens != 1:
+        raise ValueError(
+            f"image_encoder {name!r} is a {type(whole).__name__}; METER needs a timm "
+            "VisionTransformer with one CLS token and no register tokens."
+        )
+    named: VisionTransformer = timm.create_model(
         name,
         pretrained=False,
         img_size=sizes.image_size,
         num_classes=0,
-        depth=depth,
+        depth=sizes.image_blocks or len(whole.blocks) - 1,
         global_pool="",
     )
-    if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1:
-        raise ValueError(
-            f"image_encoder {name!r} is a {type(vit).__name__}; METER needs a timm "
-            "VisionTransformer with one CLS token and no register tokens."
-        )
-    return vit
+    return named
 
 
 def initialise(module: nn.Module) -> None:

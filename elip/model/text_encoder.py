@@ -56,7 +56,7 @@ def text_config(sizes: Sizes, vocab_size: int | None) -> PretrainedConfig:
             raise ValueError("No vocabulary size: give model.meter.vocab_size or a tokenizer.")
         return _build(name, vocab, sizes.text_width, sizes.text_layers, sizes.text_heads, sizes)
     if Path(name).is_dir():
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in ("roberta", "bert"):
             raise ValueError(
                 f"text_encoder {name!r} holds a {config.model_type!r} model; METER's text encoders "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,7 +210,7 @@ class _Evaluator(Evaluator):
             loss = self.words.over_processes(meter)
             scores["mlm_accuracy"] = self.mlm.over_processes(meter)
             scores["mlm_loss"] = loss
-            scores["mlm_perplexity"] = math.exp(loss)
+            scores["mlm_perplexity"] = torch.tensor(loss).double().exp().item()
         return scores
 
     def chance(self, meter: Meter) -> dict[str, float]:

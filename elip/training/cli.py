@@ -9,20 +9,24 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from elip.data.module import DataModule
 from elip.data.sources import sources
 from elip.data.sources.base import DataError
 from elip.tasks import tasks
+from elip.training.checkpoints import CheckpointError, WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
-from elip.training.module import Experiment
+from elip.training.module import Experiment, LossError
 from elip.training.trainer import build_callbacks, build_loggers, quiet
 from reducers import shelf
 
@@ -41,33 +45,39 @@ class Parser(LightningArgumentParser):
             lines.append(f"Reducers: {', '.join(shelf())}; or the import path of a class.")
         elif re.search(r"\btask\b", message) and "import path" in message:
             lines.append(f"Tasks: {', '.join(tasks())}; or the import path of a class.")
+        if "'class_path' is not accepted" in message:
+            lines.append("Options of a class stand below it: class_path: NAME, init_args: {...}.")
         lines.append(f"See: python {Path(sys.argv[0]).name} fit --help")
         sys.stderr.write("error: " + "\n  ".join(lines) + "\n")
         raise SystemExit(2)
 
     def _known(self) -> list[str]:
         names = [*shelf(), *tasks(), *sources()]
-        parsers: list[Any] = [self, *(getattr(self, "_subparsers_by_name", {}) or {}).values()]
+        choices = [action.choices for action in self._actions if action.dest == "subcommand"]
+        parsers: list[Any] = [self, *(choices[0].values() if choices else ())]  # type: ignore[union-attr]
         for parser in parsers:
             for action in parser._actions:
                 names += [option.removeprefix("--") for option in action.option_strings]
                 names.append(action.dest)
-                names += list(action.choices or ()) if action.dest == "subcommand" else []
+        names += choices[0] if choices else ()  # type: ignore[arg-type]
         return sorted({name for name in names if name})
 
 
 # Lines in which jsonargparse lists every type it tried; the line that says what is wrong stays.
 _NOISE = re.compile(
-    r"(- )?(Expected a path but|Does not validate against|Subtypes:|Errors:|Given value"
+    r"(- )?(Expected a path but|Does not validate against|Subtypes:|Errors:|Given value type"
     r"|Expected a <class 'NoneType'>)"
 )
+_PLAIN = ((r"<class '([\w.]+)'>", r"\1"), (r"a typing\.Literal\[(.*)\]", r"one of \1"))
 
 
 def _first_cause(message: str) -> str:
     """Return the message without jsonargparse's listing of every alternative that it tried."""
     message = re.sub(r"Call to compute_fn of link .* failed: ", "", message, flags=re.DOTALL)
+    for pattern, plain in _PLAIN:
+        message = re.sub(pattern, plain, message)
     lines = [line.strip() for line in message.splitlines()]
-    return "\n  ".join(line for line in lines if line and not _NOISE.match(line))
+    return "\n  ".join(dict.fromkeys(line for line in lines if line and not _NOISE.match(line)))
 
 
 def _words(message: str) -> Iterable[str]:
@@ -111,12 +121,21 @@ class ExperimentCLI(LightningCLI):
         parser.link_arguments(
             "model.meter", "data.max_text_len", compute_fn=lambda meter: _sizes(meter).max_text_len
         )
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.num_answers", "model.num_answers", apply_on="instantiate")
         parser.set_defaults(
             {"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False}
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments; a configuration file that is none is named first."""
+        given = [str(each) for each in args] if isinstance(args, list) else sys.argv[1:]
+        for option, value in zip(given, [*given[1:], ""], strict=True):
+            name, equals, text = option.partition("=")
+            if name in ("-c", "--config") and (problem := _file_problem(text if equals else value)):
+                parser.error(problem)
+        super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was asked for.
@@ -137,10 +156,11 @@ class ExperimentCLI(LightningCLI):
         if asked is not None:
             try:
                 config.ckpt_path = resolve_checkpoint(asked, root)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, CheckpointError) as error:
                 self.parser.error(str(error), error)
-        if config.get("weights_only") is None:
-            config.weights_only = True
+        if config.get("weights_only") is False:
+            self.parser.error("weights_only false would run code from a checkpoint; leave it out.")
+        config.weights_only = True
         self.run_dir = run_directory(root, self.subcommand, resumes=asked is not None)
         config.trainer.default_root_dir = str(self.run_dir)
 
@@ -158,13 +178,13 @@ class ExperimentCLI(LightningCLI):
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = build_loggers(self.run_dir, self.subcommand)
-        self.trainer_defaults["callbacks"] = build_callbacks(
-            self.run_dir, self.subcommand, self._plain_config(), config.get("ckpt_path")
-        )
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = self._trainer(config, kwargs)
+        except (MisconfigurationException, TypeError) as error:
+            raise ValueError(f"The trainer cannot be built: {error}") from error
         wanted, at_once = config.effective_batch_size, config.data.batch_size * trainer.world_size
         if wanted is not None:
-            if wanted % at_once:
+            if wanted < 1 or wanted % at_once:
                 raise ValueError(
                     f"effective_batch_size {wanted} is not a multiple of data.batch_size "
                     f"{config.data.batch_size} times {trainer.world_size} processes."
@@ -172,11 +192,42 @@ class ExperimentCLI(LightningCLI):
             trainer.accumulate_grad_batches = wanted // at_once
         return trainer
 
+    def _trainer(self, config: Namespace, kwargs: dict[str, Any]) -> Any:
+        self.trainer_defaults["callbacks"] = build_callbacks(
+            self.run_dir, str(self.subcommand), self._plain_config(), config.get("ckpt_path")
+        )
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
+
     def _plain_config(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""
         self._dump_config()
         plain: dict[str, Any] = self.config_dump
         return plain
+
+
+def _file_problem(file: str) -> str | None:
+    """Return what keeps a file from being a configuration; a missing one the parser reports."""
+    path = Path(file)
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        return f"{path} is no configuration file (YAML): {error}"
+    if content is not None and not isinstance(content, dict):
+        return (
+            f"{path} is no configuration file: it holds {str(content)[:60]!r}, not `name: value`."
+        )
+    return None
+
+
+def _seed(value: int | bool) -> int:
+    if not 0 <= int(value) < 2**32:
+        raise ValueError(f"seed_everything is {value}; it must be from 0 to {2**32 - 1}.")
+    return int(value)
 
 
 def _sizes(meter: Any) -> Any:
@@ -193,10 +244,10 @@ def _config_name(config: Namespace) -> str:
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command line; wrong or missing data is a message, not a traceback."""
+    """Run the command line; what a user can mend is a message, not a traceback."""
     quiet()
     try:
         ExperimentCLI(args)
-    except DataError as error:
+    except (DataError, CheckpointError, LossError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error

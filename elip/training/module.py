@@ -14,12 +14,17 @@ from elip.data.batch import Batch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
-from elip.tasks.base import Evaluator, Task
+from elip.tasks.base import Evaluator, Loss, Task
+from elip.training.checkpoints import check_fit
 from elip.training.optimization import Optimization, build_optimizer, build_schedule
 from elip.weights import load_image_weights, load_text_weights, load_weights
 from reducers.contract import Reducer
 
 log = logging.getLogger(__name__)
+
+
+class LossError(RuntimeError):
+    """The loss of a step is not a finite number; the message says where."""
 
 
 class Experiment(LightningModule):
@@ -94,15 +99,48 @@ class Experiment(LightningModule):
         """Remember the seed of the run."""
         self._seed = torch.initial_seed()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model, with what differs."""
+        check_fit(self.state_dict(), checkpoint["state_dict"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch.
+
+        Raises:
+            LossError: It is not finite.
+        """
         # What a step draws depends on seed, process and step alone: a resumed run draws the same.
         state = f"{self._seed} {self.global_rank} {self.global_step} {batch_idx}"
         torch.manual_seed(int.from_bytes(blake2b(state.encode(), digest_size=7).digest(), "big"))
         loss = self.task.loss(self.meter, batch)
+        if not loss.total.isfinite():
+            raise LossError(self._explain(loss, batch))
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": part for name, part in loss.parts.items()})
         return loss.total
+
+    @torch.no_grad()
+    def _explain(self, loss: Loss, batch: Batch) -> str:
+        """Say which step and which examples made a loss that is not finite."""
+        rows = [batch.rows(slice(row, row + 1)) for row in range(len(batch))]
+        bad = [row for row in rows if not self.task.loss(self.meter, row).total.isfinite()]
+        parts = ", ".join(f"{name} {float(part):g}" for name, part in loss.parts.items())
+        weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]
+        # One example alone can be well where the batch is not: then all of them are named.
+        named = [f"{int(row.example)} ({row.keys[0]})" for row in bad or rows]
+        return (
+            f"The loss of step {self.global_step} is {float(loss.total):g}"
+            + (f" ({parts})" if parts else "")
+            + f"; {len(bad)} of the {len(batch)} examples of its batch give one that is not finite "
+            f"by themselves: training examples {', '.join(named)}. "
+            + (
+                f"{len(weights)} parameters are not finite already, {weights[0]} first."
+                if weights
+                else "All parameters are finite."
+            )
+            + " Lower the learning rate, clip gradients (trainer.gradient_clip_val) or use bf16 "
+            "or 32-bit precision."
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Start one evaluator a split."""

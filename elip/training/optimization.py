@@ -58,6 +58,8 @@ class Optimization:
         for name in ("learning_rate", "head_multiplier", "cross_modal_multiplier", "eps"):
             if not (value := getattr(self, name)) > 0 or not math.isfinite(value):
                 raise ValueError(f"optimization.{name} is {value}; it must be a number above 0.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimization.betas is {self.betas}; each must be in [0, 1).")
         for name in ("weight_decay", "warmup", "end_learning_rate"):
             if not (value := getattr(self, name)) >= 0 or not math.isfinite(value):
                 raise ValueError(f"optimization.{name} is {value}; it must be at least 0.")

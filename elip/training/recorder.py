@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,30 @@ class Recorder(Callback):
         self._kept = KeptTokens(pl_module.meter.reducer, pl_module.meter.plan)
         logging.getLogger("elip").addHandler(self._log)
         self._train_start = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must not forget; Lightning saves it."""
+        return {
+            "best": self._best,
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "outcomes": {name: torch.from_numpy(rows) for name, rows in self.outcomes.items()},
+            "tokens": self._tokens and asdict(self._tokens),
+            "seconds": time.perf_counter() - self._train_start,
+            "images": self._images,
+            "step_seconds": self._step_seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what an interrupted training run had seen."""
+        if self.command != "fit":
+            return
+        self._best = state_dict["best"]
+        self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
+        self.outcomes = {name: rows.numpy() for name, rows in state_dict["outcomes"].items()}
+        self._tokens = state_dict["tokens"] and Tokens(**state_dict["tokens"])
+        self._train_start -= state_dict["seconds"]
+        self._images = state_dict["images"]
+        self._step_seconds = state_dict["step_seconds"]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -158,8 +182,10 @@ class Recorder(Callback):
             entering_sd=spread,
         )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the record of a training run that came to its end."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the record of a training run that came to its end, behind its last checkpoint."""
+        if self._sample is None:  # resumed when all was done but the record
+            self._sample = trainer.datamodule.first_batch().to(pl_module.device)  # type: ignore[attr-defined]
         self._write(trainer, pl_module, "completed")
 
     def on_exception(
@@ -245,7 +271,7 @@ def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Rec
     """Add GFLOPs, with and without reduction, and the time of a forward pass."""
     if sample is None:
         return record
-    few, trained = sample.first(_COST_EXAMPLES), record.subcommand == "fit"
+    few, trained = sample.rows(slice(_COST_EXAMPLES)), record.subcommand == "fit"
     try:
         gflops = _gflops(module, few, trained)
         with module.meter.unreduced():

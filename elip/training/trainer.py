@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
@@ -22,6 +23,9 @@ from elip.training.watch import ContractGuard
 log = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.csv"
+
+CHECKPOINT_INTERVAL = timedelta(minutes=2)
+"""Time between two checkpoints that a killed run goes on from."""
 
 
 # What Lightning says on every run and no user can act on.
@@ -47,7 +51,7 @@ def quiet() -> None:
 
 def build_loggers(run_dir: Path, command: str) -> list[Logger]:
     """Return the CSV log, and for training the TensorBoard log, both inside the run directory."""
-    _set_aside(run_dir / METRICS_NAME)
+    rank_zero_only(_set_aside)(run_dir / METRICS_NAME)
     loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
     if command == "fit":
         loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
@@ -98,7 +102,7 @@ def build_callbacks(
             ModelCheckpoint(
                 dirpath=folder,
                 filename="last",
-                train_time_interval=timedelta(minutes=2),
+                train_time_interval=CHECKPOINT_INTERVAL,
                 enable_version_counter=False,
             ),
         ]
@@ -134,8 +138,8 @@ class StopCleanly(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop where a signal has come in."""
-        if self.asked is not None:
+        """Save and stop where a signal has come in, all processes at the same step."""
+        if trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False):
             # Lightning logs a step after this hook, which this step will not live to see.
             last = {name: float(value) for name, value in trainer.logged_metrics.items()}
             for logger in trainer.loggers:

@@ -108,8 +108,7 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
     """Load the text encoder from a transformers folder or hub name, or from a METER checkpoint.
 
     Raises:
-        OSError: The folder or name cannot be read.
-        ValueError: A tensor has the wrong shape.
+        ValueError: The folder or name cannot be read, or a tensor has the wrong shape.
     """
     if Path(source).is_file():
         state = read_state(Path(source))
@@ -117,7 +116,15 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
         prefix = "meter.text.transformer."
         state = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
     else:
-        loaded = AutoModel.from_pretrained(source, add_pooling_layer=False)
+        try:
+            loaded = AutoModel.from_pretrained(
+                source, add_pooling_layer=False, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"text_weights {source!r} is no folder of a transformers model, nor one that can "
+                f"be fetched: {error}"
+            ) from error
         state = loaded.state_dict()
     return _apply(meter.text.transformer, state, source, ())
 

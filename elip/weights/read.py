@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import types
-import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from torch import Tensor
 
 
 class _Inert:
-    """Stands for every object in a checkpoint that is not a tensor; keeps and does nothing."""
+    """Stands for every object in a file that is not a tensor; keeps its parts, does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
+        self.parts: dict[str, object] = {}
 
     def __setstate__(self, state: object) -> None:
-        pass
+        self.parts = state if isinstance(state, dict) else {}
 
     def __setitem__(self, key: object, value: object) -> None:
         pass
@@ -37,6 +39,13 @@ class _Inert:
     def extend(self, values: object) -> None:
         """Swallow list items."""
 
+
+# What reading a damaged or hostile file can raise.
+_BROKEN = (
+    pickle.UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError, ValueError,
+    LookupError, zipfile.BadZipFile, OSError, RecursionError, OverflowError, MemoryError,
+    zlib.error,
+)  # fmt: skip
 
 _TENSOR_PARTS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -54,6 +63,34 @@ class _TensorsOnly(pickle.Unpickler):
             return _TENSOR_PARTS[module, name]
         if module == "torch" and name.endswith("Storage") and hasattr(torch, name):
             return getattr(torch, name)
+        return _Inert
+
+
+_DTYPES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}  # fmt: skip
+
+
+class _ScriptTensors(pickle.Unpickler):
+    """Reads the tensors of a TorchScript archive; `torch.jit.load` would run code on the way."""
+
+    def __init__(self, archive: zipfile.ZipFile, pickled: str) -> None:
+        super().__init__(io.BytesIO(archive.read(pickled)))
+        self._archive, self._folder = archive, pickled.removesuffix("data.pkl")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, dtype, key, *_ = pid
+        data = self._archive.read(f"{self._folder}data/{key}")
+        return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda flat, start, size, stride, *_: flat.as_strided(size, stride, start)
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
         return _Inert
 
 
@@ -75,26 +112,43 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return dict(safetensors.torch.load_file(path))
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if not zipfile.is_zipfile(path) and path.read_bytes()[:2] != b"\x80\x02":
+    with path.open("rb") as file:
+        begins = file.read(2)
+    if not zipfile.is_zipfile(path) and begins != b"\x80\x02":
         raise ValueError(
             f"{path} is no weight file: it is neither a zip archive nor a PyTorch pickle (it may "
             "be cut short). Accepted are .safetensors, PyTorch state dicts, Lightning checkpoints "
             "and OpenAI CLIP archives."
         )
-    if _is_torchscript(path):
-        with warnings.catch_warnings():
-            # TorchScript is old and OpenAI still ships it; both categories have been used for that.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    return _tensors(_load(path), path)
+    pickled = _script_pickle(path)
+    return _tensors(_load(path) if pickled is None else _load_script(path, pickled), path)
 
 
-def _is_torchscript(path: Path) -> bool:
+def _script_pickle(path: Path) -> str | None:
+    """Return the name of the object tree in a TorchScript archive; None for other files."""
     if not zipfile.is_zipfile(path):
-        return False
+        return None
     with zipfile.ZipFile(path) as archive:
-        return any(name.split("/", 1)[-1].startswith("code/") for name in archive.namelist())
+        names = archive.namelist()
+    if not any(name.split("/", 1)[-1].startswith("code/") for name in names):
+        return None
+    return next((name for name in names if name.split("/", 1)[-1] == "data.pkl"), None)
+
+
+def _load_script(path: Path, pickled: str) -> dict[str, Tensor]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return dict(_named_tensors(_ScriptTensors(archive, pickled).load(), ""))
+    except _BROKEN as error:
+        raise ValueError(f"{path} is a damaged TorchScript archive: {error}") from error
+
+
+def _named_tensors(tree: object, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, part in tree.parts.items() if isinstance(tree, _Inert) else ():
+        if isinstance(part, Tensor):
+            yield f"{prefix}{name}", part
+        else:
+            yield from _named_tensors(part, f"{prefix}{name}.")
 
 
 def _load(path: Path) -> Any:
@@ -109,9 +163,9 @@ def _load(path: Path) -> Any:
             return torch.load(
                 path, map_location="cpu", weights_only=False, pickle_module=restricted
             )
-        except (pickle.UnpicklingError, RuntimeError, TypeError, AttributeError) as error:
+        except _BROKEN as error:
             raise ValueError(f"{path} holds no tensors that can be read safely: {error}") from error
-    except (RuntimeError, EOFError) as error:
+    except _BROKEN as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 

@@ -93,7 +93,7 @@ def _card(options: Options) -> dict[str, int]:
 def _is_made(folder: Path, options: Options | None) -> bool:
     try:
         card: dict[str, int] = json.loads((folder / _MARKER).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # none, or cut short: it is made again
         return False
     return card == _card(options) if options else card.get("version") == _VERSION
 

@@ -52,7 +52,7 @@ def _imported(path: str) -> Source:
     module, _, name = path.rpartition(".")
     try:
         member = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"The dataset {path!r} cannot be imported: {error}") from error
     if not (inspect.isclass(member) and issubclass(member, Source)):
         raise DataError(f"{path!r} is not a Source class.")

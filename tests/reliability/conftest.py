@@ -1,0 +1,60 @@
+"""What the tests of this folder share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from elip.data.sources.shapes import Shapes
+
+# Lightning's remarks about small machines and short runs are no failures.
+REMARKS = (
+    "ignore::UserWarning",
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for remark in REMARKS:
+                item.add_marker(pytest.mark.filterwarnings(remark))
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in data, made once."""
+    root = tmp_path_factory.mktemp("shapes")
+    Shapes().prepare(root)
+    return root
+
+
+@pytest.fixture
+def in_a_process() -> Callable[[Callable[[], object]], object]:
+    """Call a function in a process of its own, which may crash; return what it returned."""
+
+    def call(function: Callable[[], object]) -> object:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            try:
+                os.write(writing, json.dumps(function()).encode())
+            except BaseException as error:  # noqa: BLE001  (the outermost frame of a process)
+                os.write(writing, json.dumps(f"{type(error).__name__}: {error}").encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as answer:
+            said = answer.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status == 0, f"the process ended with {status}"
+        return json.loads(said)
+
+    return call

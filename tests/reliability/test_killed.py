@@ -1,0 +1,168 @@
+"""A run that is killed as nothing can catch goes on to the end that it would have had."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import elip.record
+import elip.training.trainer
+from elip.record import Record, read_record
+from elip.training.module import Experiment
+from tests.reliability.forks import Fork, losses, options
+
+STEPS = 30
+MOMENTS = 20
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def often() -> None:
+    """Save the state that a killed run goes on from several times a second."""
+    elip.training.trainer.CHECKPOINT_INTERVAL = timedelta(milliseconds=150)
+
+
+def in_a_step(chance: random.Random) -> Callable[[], None]:
+    at, step = chance.randrange(2, STEPS), Experiment.training_step
+
+    def dying(self: Experiment, batch: Any, index: int) -> Any:
+        loss = step(self, batch, index)
+        if self.global_step == at:
+            die()
+        return loss
+
+    def prepare() -> None:
+        often()
+        Experiment.training_step = dying
+
+    return prepare
+
+
+def while_saving(chance: random.Random) -> Callable[[], None]:
+    left, save = chance.randrange(1, 9), torch.save
+
+    def dying(content: Any, file: Any, *rest: Any) -> None:
+        nonlocal left
+        left -= 1
+        save(content, file, *rest)
+        if not left:
+            file.truncate(file.tell() // 2)
+            die()
+
+    def prepare() -> None:
+        often()
+        torch.save = dying
+
+    return prepare
+
+
+def while_renaming(chance: random.Random) -> Callable[[], None]:
+    """Before or after the step in which a checkpoint takes its name."""
+    left, after, rename = chance.randrange(1, 9), chance.random() < 0.5, Path.replace
+
+    def dying(self: Path, target: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if not left and not after:
+            die()
+        rename(self, target)
+        if not left:
+            die()
+
+    def prepare() -> None:
+        often()
+        Path.replace = dying  # type: ignore[method-assign]
+
+    return prepare
+
+
+def while_recording(chance: random.Random) -> Callable[[], None]:
+    """When the record is written to its temporary file, but has no name yet."""
+
+    def prepare() -> None:
+        often()
+        elip.record.os.fsync = lambda number: die()
+        elip.training.checkpoints.os = os_that_syncs
+
+    return prepare
+
+
+class os_that_syncs:
+    @staticmethod
+    def fsync(number: int) -> None:
+        """Do nothing: on this disk it would only take time."""
+
+
+def attempt(root: Path, data: Path, log: Path, prepare: Callable[[], object], resume: bool) -> Fork:
+    more = ["--ckpt_path=last"] if resume else []
+    return Fork(["fit", *options(root, data, STEPS), *more], log, prepare)
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(root / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == STEPS
+    tensors: dict[str, torch.Tensor] = state["state_dict"]
+    return tensors
+
+
+def can_resume(root: Path) -> bool:
+    return any((root / "checkpoints").glob("[!.]*.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    shapes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Record, Path, float]:
+    root = tmp_path_factory.mktemp("whole")
+    ended = attempt(root / "run", shapes, root / "log.txt", often, resume=False).wait()
+    assert ended.status == 0, ended.output
+    return read_record(root / "run"), root / "run", ended.seconds
+
+
+def kinds() -> list[tuple[str, int]]:
+    named = [in_a_step, while_saving, while_renaming, while_recording]
+    return [(kind.__name__, seed) for kind in named for seed in range(3)] + [
+        ("any_time", seed) for seed in range(MOMENTS - 3 * len(named))
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "seed"), kinds())
+def test_killed_and_resumed_ends_as_the_undisturbed_run(
+    kind: str, seed: int, shapes: Path, tmp_path: Path, undisturbed: tuple[Record, Path, float]
+) -> None:
+    whole, folder, seconds = undisturbed
+    root, chance = tmp_path / "run", random.Random(f"{kind} {seed}")
+    if kind == "any_time":
+        run = attempt(root, shapes, tmp_path / "killed.txt", often, resume=False)
+        time.sleep(chance.uniform(0.2, 0.95) * seconds)
+        run.kill()
+    else:
+        prepare = globals()[kind](chance)
+        run = attempt(root, shapes, tmp_path / "killed.txt", prepare, resume=False)
+    killed = run.wait()
+    assert killed.status == -signal.SIGKILL or kind == "any_time", killed.output
+    if killed.status != 0:
+        assert not (root / "run.json").exists()
+        run = attempt(root, shapes, tmp_path / "log.txt", often, resume=can_resume(root))
+        ended = run.wait()
+        assert ended.status == 0, ended.output
+    record = read_record(root)
+    assert record.status == "completed"
+    assert record.evaluations == whole.evaluations
+    # A line of the log can be lost between a checkpoint and the log; none may differ.
+    assert losses(root).items() <= losses(folder).items()
+    for name, value in weights(folder).items():
+        assert torch.equal(weights(root)[name], value), name
+    assert not list(root.rglob(".*part"))
