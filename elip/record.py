@@ -428,7 +428,7 @@ def parse_record(text: bytes, path: Path | str) -> Record:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(
             f"{path} is half written or damaged ({error}). Delete it and run again, or restore it."
         ) from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 ALIASES = {
     "reducer": "model.reducer",
@@ -223,7 +225,10 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
         stages[name] = _stage(name, value, axes, stages, path)
     if not stages:
         raise GridError(f"{path} has no stages; give at least one, such as `test: {{}}`.")
-    exclude = tuple(_rule(rule, axes, path) for rule in content.get("exclude") or [])
+    rules = content.get("exclude") or []
+    if not isinstance(rules, list):
+        raise GridError(f"{path}: exclude is {rules!r}; give a list of `axis: label` mappings.")
+    exclude = tuple(_rule(rule, axes, path) for rule in rules)
     base, own = _layers(content, path, str(path))
     return Grid(path.stem, axes, exclude, tuple(stages.values()), base, own, _given(sets))
 
@@ -258,6 +263,10 @@ def _stage(
     name: str, value: Any, axes: Mapping[str, Any], before: Mapping[str, Stage], path: Path
 ) -> Stage:
     where = f"{path}: stages.{name}"
+    if not re.fullmatch(r"\w[\w.+=-]*", name):
+        raise GridError(
+            f"{where}: a stage is a folder; name it with letters, digits and _.+=- only."
+        )
     content = _mapping(value or {}, where)
     allowed = (
         "command", "axes", "after", "start", "checkpoint", "base", "set", "resources", "price",
@@ -292,7 +301,10 @@ def _fields(kind: type[Any], value: Any, where: str) -> Any:
     content = _mapping(value, where)
     _known(content, tuple(kind.__dataclass_fields__), where)
     try:
-        return kind(**content)
+        return TypeAdapter(kind).validate_python(kind(**content).__dict__)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise GridError(f"{where}.{first['loc'][0]}: {first['msg']}.") from error
     except TypeError as error:
         needed = ", ".join(kind.__dataclass_fields__)
         raise GridError(f"{where} needs {needed}; it has {sorted(content)}.") from error
@@ -307,7 +319,10 @@ def _layers(
 def _files(names: Any, path: Path) -> dict[str, Any]:
     """Merge configuration files, named from the grid file's folder."""
     config: dict[str, Any] = {}
-    for name in [names] if isinstance(names, str) else names or []:
+    listed = [names] if isinstance(names, str) else names or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise GridError(f"{path}: base is {names!r}; give a file name, or a list of them.")
+    for name in listed:
         file = path.parent / name
         config = merged(config, _mapping(_load(file), str(file)))
     return config
@@ -323,9 +338,12 @@ def _given(sets: Sequence[str]) -> dict[str, Any]:
     options = {}
     for each in sets:
         option, equals, text = each.partition("=")
-        if not equals:
+        if not equals or not option:
             raise GridError(f"--set {each}: give option=value.")
-        options[option] = yaml.safe_load(text)
+        try:
+            options[option] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise GridError(f"--set {each}: the value is no YAML: {error}") from error
     return options
 
 
@@ -392,13 +410,16 @@ def _load(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GridError(f"Cannot read {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise GridError(f"{path} is no YAML: {error}") from error
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise GridError(f"{where} is {value!r}; it must be a mapping (`name: value` lines).")
+    for key in value:
+        if not isinstance(key, str):
+            raise GridError(f"{where} has the name {key!r}; a name is text (put it in quotes).")
     return value
 
 

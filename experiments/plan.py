@@ -16,6 +16,7 @@ from experiments.grid import Grid, GridError, Stage, put
 
 _SHOWN_PROBLEMS = 5
 _OF_REDUCTION = ("keep_ratio", "budget")
+_LONGEST = 200  # a file system takes names of 255 bytes
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
     identity = hashlib.sha256(text.encode()).hexdigest()[:16]
     labels = {a: b for a, b in each.labels.items() if each.reduces or a not in _OF_REDUCTION}
     name = _title(labels)
-    folder = root / stage.name / f"{name}-{identity[:8]}"
+    folder = root / stage.name / f"{name[:_LONGEST]}-{identity[:8]}"
     config = json.loads(json.dumps(each.config))
     put(config, "trainer.default_root_dir", str(folder))
     # A bar in a log file is a thousand lines.

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from elip.weights.read import BROKEN
+
 _SHOWN = 5
 
 
@@ -72,7 +74,7 @@ class WholeCheckpoints(TorchCheckpointIO):
                 f"{path} carries objects beside tensors and plain values, which are not loaded. "
                 "To take only its weights: --model.weights."
             ) from error
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        except BROKEN as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         if not isinstance(loaded, dict) or "state_dict" not in loaded:
             raise CheckpointError(

@@ -159,6 +159,12 @@ def _apply(
     module: nn.Module, state: dict[str, Tensor], source: str, unknown: tuple[str, ...]
 ) -> LoadReport:
     target = module.state_dict()
+    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{source} has values that are not finite in {len(broken)} tensors, {broken[0]} first: "
+            "the run that made it had failed, or the file is damaged. Take another checkpoint."
+        )
     used, resized, wrong = [], [], []
     unused = [*unknown]
     for name, value in state.items():

@@ -90,6 +90,8 @@ def from_meter(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, 
             renamed[ours] = value
     for name in [name for name in renamed if ".key." in name and name.startswith("meter.fusion.")]:
         partner = name.replace(".key.", ".value.")
+        if partner not in renamed:
+            raise ValueError(f"The checkpoint is not whole: it has {name}, but no {partner}.")
         both = torch.cat([renamed.pop(name), renamed.pop(partner)])
         renamed[name.replace(".key.", ".key_value.")] = both
     types = renamed.get("meter.token_types.weight")

@@ -40,12 +40,12 @@ class _Inert:
         """Swallow list items."""
 
 
-# What reading a damaged or hostile file can raise.
-_BROKEN = (
+BROKEN = (
     pickle.UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError, ValueError,
     LookupError, zipfile.BadZipFile, OSError, RecursionError, OverflowError, MemoryError,
-    zlib.error,
+    zlib.error, SafetensorError, NotImplementedError,
 )  # fmt: skip
+"""What reading a damaged or hostile file can raise."""
 
 _TENSOR_PARTS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -110,7 +110,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return dict(safetensors.torch.load_file(path))
-        except SafetensorError as error:
+        except BROKEN as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     with path.open("rb") as file:
         begins = file.read(2)
@@ -128,8 +128,11 @@ def _script_pickle(path: Path) -> str | None:
     """Return the name of the object tree in a TorchScript archive; None for other files."""
     if not zipfile.is_zipfile(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except BROKEN as error:
+        raise ValueError(f"{path} is a damaged archive: {error}") from error
     if not any(name.split("/", 1)[-1].startswith("code/") for name in names):
         return None
     return next((name for name in names if name.split("/", 1)[-1] == "data.pkl"), None)
@@ -139,7 +142,7 @@ def _load_script(path: Path, pickled: str) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             return dict(_named_tensors(_ScriptTensors(archive, pickled).load(), ""))
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ValueError(f"{path} is a damaged TorchScript archive: {error}") from error
 
 
@@ -163,9 +166,9 @@ def _load(path: Path) -> Any:
             return torch.load(
                 path, map_location="cpu", weights_only=False, pickle_module=restricted
             )
-        except _BROKEN as error:
+        except BROKEN as error:
             raise ValueError(f"{path} holds no tensors that can be read safely: {error}") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
