@@ -150,7 +150,7 @@ def learning_rate_factor(step: int, num_steps: int, options: Optimization) -> fl
         return step / max(1, warm)
     rest = max(1, num_steps - warm)
     if options.decay_power == "cosine":
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warm) / rest)))
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warm) / rest)))
     end = options.end_learning_rate / options.learning_rate
     remaining = max(0.0, 1 - (step - warm) / rest)
     return float((1 - end) * remaining ** float(options.decay_power) + end)

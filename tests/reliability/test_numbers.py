@@ -1,0 +1,112 @@
+"""Numbers that are none stop a run at once, and no method makes any in half precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from elip.data.batch import Batch
+from elip.model.config import MeterConfig
+from elip.record import read_record
+from elip.schedule import Schedule
+from elip.tasks.base import Task
+from elip.tasks.retrieval import Retrieval
+from elip.tasks.vqa import VQA
+from elip.training.module import Experiment, LossError
+from elip.training.optimization import Optimization, build_optimizer
+from reducers import Reducer, shelf
+from tests.reliability.forks import Fork, options
+from tests.tasks.tiny import ANSWERS, LENGTH, PIXELS, VOCAB, batch_for
+
+STEPS = 200
+
+
+def experiment(task: Task, reducer: Reducer | None) -> Experiment:
+    torch.manual_seed(0)
+    fused = reducer is not None and reducer.acts == "fusion"
+    sizes = MeterConfig(
+        image_size=PIXELS, patch_size=4, image_width=16, image_blocks=3, image_heads=2,
+        text_width=16, text_layers=1, text_heads=2, fusion_width=16, fusion_layers=2,
+        fusion_heads=2, max_text_len=LENGTH,
+    )  # fmt: skip
+    schedule = Schedule(0.7, layers=(0, 1) if fused else (1, 2), profile=(0.8, 0.5))
+    return Experiment(task, reducer, schedule, sizes, vocab_size=VOCAB, num_answers=ANSWERS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_none_names_step_and_example(value: float) -> None:
+    module = experiment(VQA(), None)
+    batch = batch_for(module.task.needs, 6)
+    assert batch.target is not None
+    target = batch.target.clone()
+    target[4, 1] = value
+    with pytest.raises(LossError) as stopped:
+        module.training_step(replace(batch, target=target), 0)
+    said = str(stopped.value)
+    assert "step 0" in said
+    assert "1 of the 6 examples" in said
+    assert "examples 4 (1004)." in said
+    assert "All parameters are finite" in said
+
+
+def test_weights_that_are_none_are_told_from_data_that_is_none() -> None:
+    module = experiment(Retrieval(false_texts=1), None)
+    with torch.no_grad():
+        module.meter.fusion.text_layers[0].self_attention.out.weight[0, 0] = float("nan")
+    with pytest.raises(LossError, match="6 of the 6 examples") as stopped:
+        module.training_step(batch_for(module.task.needs, 6), 0)
+    assert "1 parameters are not finite already, meter.fusion.text_layers.0" in str(stopped.value)
+
+
+@pytest.mark.slow
+def test_a_run_stops_in_the_step_whose_loss_is_none(shapes: Path, tmp_path: Path) -> None:
+    step = Experiment.training_step
+
+    def poison() -> None:
+        def poisoned(self: Experiment, batch: Batch, index: int) -> torch.Tensor:
+            if self.global_step == 3:
+                with torch.no_grad():
+                    next(self.task.parameters()).fill_(float("nan"))
+            return step(self, batch, index)
+
+        Experiment.training_step = poisoned  # type: ignore[method-assign]
+
+    arguments = ["fit", *options(tmp_path / "run", shapes, 50)]
+    ended = Fork(arguments, tmp_path / "log.txt", poison).wait()
+    assert ended.status == 2
+    assert "error: The loss of step 3 is nan" in ended.output
+    assert "Traceback" not in ended.output
+    record = read_record(tmp_path / "run")
+    assert record.status == "failed"
+    assert record.training is not None
+    assert record.training.steps == 3
+    assert "The loss of step 3 is nan" in str(record.error)
+
+
+REDUCERS = {name: made for name, made in shelf().items() if made.acts != "never"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REDUCERS)
+def test_200_steps_in_bf16_stay_finite(name: str) -> None:
+    module = experiment(Retrieval(false_texts=1), REDUCERS[name]())
+    optimizer = build_optimizer(module, Optimization(1e-3))
+    batch = batch_for(module.task.needs, 4)
+    losses = []
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = module.training_step(batch, number)  # which raises where it is not finite
+        optimizer.zero_grad()
+        loss.backward()
+        for parameter_name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                assert bool(parameter.grad.isfinite().all()), parameter_name
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(bool(value.isfinite().all()) for value in module.parameters())
+    assert sum(losses[-20:]) < sum(losses[:20])  # it did train
