@@ -27,6 +27,7 @@ from elip.tasks import tasks
 from elip.training.checkpoints import CheckpointError, WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
+from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
 from reducers import shelf
 
@@ -181,7 +182,8 @@ class ExperimentCLI(LightningCLI):
         try:
             trainer = self._trainer(config, kwargs)
         except (MisconfigurationException, TypeError) as error:
-            raise ValueError(f"The trainer cannot be built: {error}") from error
+            asked = f"accelerator {config.trainer.accelerator}, devices {config.trainer.devices}"
+            raise ValueError(f"The trainer cannot be built ({asked}): {error}") from error
         wanted, at_once = config.effective_batch_size, config.data.batch_size * trainer.world_size
         if wanted is not None:
             if wanted < 1 or wanted % at_once:
@@ -250,4 +252,10 @@ def main(args: ArgsType = None) -> None:
         ExperimentCLI(args)
     except (DataError, CheckpointError, LossError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error
+    except RuntimeError as error:
+        said = lost_process(error)
+        if said is None:
+            raise
+        sys.stderr.write(f"error: {said}\n")
         raise SystemExit(2) from error

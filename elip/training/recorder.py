@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed import DistError
 
 from elip.cost import CostError, measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
@@ -193,7 +194,8 @@ class Recorder(Callback):
     ) -> None:
         """Write the record of a run that was stopped or failed."""
         stopped = isinstance(exception, KeyboardInterrupt)
-        error = None if stopped else f"{type(exception).__name__}: {exception}"
+        said = lost_process(exception) or f"{type(exception).__name__}: {exception}"
+        error = None if stopped else said
         self._write(trainer, pl_module, "interrupted" if stopped else "failed", error)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -265,6 +267,15 @@ class Recorder(Callback):
             seconds=time.perf_counter() - self._train_start,
             images_per_second=self._images / self._step_seconds if self._step_seconds else None,
         )
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return what to say where a run ends because another of its processes died; else None."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
+    return (
+        f"another process of this run has died; see what it printed last ({text})" if lost else None
+    )
 
 
 def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Record:

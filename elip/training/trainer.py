@@ -124,8 +124,12 @@ class StopCleanly(Callback):
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for the signals."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for the signals, in the place of Lightning.
+
+        Lightning's own handler broadcasts from within a signal, and processes wait forever for
+        one that was not asked to stop.
+        """
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._ask)
 
