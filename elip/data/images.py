@@ -43,6 +43,9 @@ _UNREADABLE = (
 # What data sets hold. Pillow reads more, and for some of that it starts other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 
+_LONGEST = 50
+"""Long side over short side, beyond which an image is cut before it is resized."""
+
 
 class ImageError(DataError):
     """An image cannot be decoded."""
@@ -97,7 +100,7 @@ class Transform:
                 # Pillow does so at 1/2, 1/4 or 1/8, wherever that leaves enough pixels.
                 image.draft("RGB", _scaled(image.size, size))
             image.load()
-            return self._pixels(_eight_bits(image), size, rng, fast)
+            return self._pixels(_trimmed(_eight_bits(image)), size, rng, fast)
         except _UNREADABLE as error:
             raise ImageError(f"not a readable image ({type(error).__name__}: {error})") from error
 
@@ -171,6 +174,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits")
     return image
+
+
+def _trimmed(image: Image.Image) -> Image.Image:
+    """Cut off the ends of a strip: only its middle is used, and whole it would fill the memory."""
+    width, height = image.size
+    most = _LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return image.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 def decoded_mode(data: bytes) -> str:

@@ -289,7 +289,7 @@ def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Rec
             identity = _gflops(module, few, trained)
     except CostError as error:
         return replace(record, notes=(*record.notes, f"No GFLOPs: {error}"))
-    speed = _speed(module, sample.first(_TIMED_EXAMPLES))
+    speed = _speed(module, sample.rows(slice(_TIMED_EXAMPLES)))
     return replace(record, gflops=gflops, gflops_identity=identity, speed=speed)
 
 

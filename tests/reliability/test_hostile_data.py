@@ -54,6 +54,7 @@ ODD: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "1x1": (saved(colour((1, 1)), "PNG"), RED),
     "one row": (saved(colour((900, 1)), "PNG"), RED),
     "one column": (saved(colour((1, 900)), "PNG"), RED),
+    "a thread": (saved(colour((60_000, 1)), "PNG"), RED),
     "larger than a screen": (saved(colour((3000, 2000)), "JPEG"), RED),
     "CMYK": (saved(colour().convert("CMYK"), "JPEG"), RED),
     "CMYK TIFF": (saved(colour().convert("CMYK"), "TIFF"), RED),
