@@ -1,87 +1,134 @@
 """Retrieval evaluation: everything encoded once, against encoding both sides for every pair.
 
     python benchmarks/retrieval.py
-    python benchmarks/retrieval.py --preset clip16_roberta --image-size 384 --images 6 --texts 6
+    python benchmarks/retrieval.py --preset clip16_roberta --image-size 384 --images 4 --texts 8
 
 Weights, pixels and words are random: neither the time nor the comparison of scores depends on
-what they say. Both ways score the same pairs in chunks of the same size. One row a reducer:
-seconds of both ways (processor time on a CPU, so that a busy machine does no harm), their ratio,
-and the largest difference of a score.
+what they say. Both ways score the same pairs in chunks of the same size, in turn. ``bound`` is the
+speed-up that the arithmetic of the two ways allows on this very gallery, padding included: the
+multiply-adds of pair by pair over those of cached. ``bound, large`` is its limit for a gallery so
+large that what is encoded once costs nothing: for a method that looks at the text, what every pair
+still pays is all from its first reduction layer on.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import statistics
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
-from rich.live import Live
-from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
+from elip.cost import time_interleaved
+from elip.cost.bench import Row, random_batch
+from elip.cost.count import count_run
+from elip.cost.report import tell
 from elip.data.batch import Batch, TextBatch
 from elip.model.config import PRESETS, MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
-from elip.tasks.base import begin_images
+from elip.tasks.base import begin_images, finish_images
 from elip.tasks.gallery import Gallery
 from elip.tasks.retrieval import Retrieval
-from reducers import Reducer, shelf
+from reducers import Reducer, Text, shelf
 
-METHODS = shelf()
+METHODS: dict[str, Callable[[], Reducer]] = {
+    **shelf(),
+    "ELIP:probe_depth=1": partial(shelf()["ELIP"], probe_depth=1),
+}
 
 
 def main() -> None:
-    """Parse the options, measure, and show the table."""
+    """Parse the options, measure, print, and keep."""
     options = _options()
-    columns = ("reducer", "cached s", "pair by pair s", "speed-up", "largest difference")
+    rows = [_row(name, options) for name in options.reducers]
     shape = f"{options.preset}, {options.images} images x {options.texts} texts"
-    table = Table(*columns, title=f"Retrieval evaluation: {shape}, {options.device}")
-    with Live(table):
-        for name in options.reducers:
-            table.add_row(name, *_row(METHODS[name], options))
+    how = f"keep ratio {options.keep_ratio:g}, {'bf16' if options.bf16 else 'fp32'}"
+    tell(rows, options.out, f"Retrieval evaluation: {shape}, {how}, {options.device}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
     parser.add_argument("--image-size", type=int, help="pixels a side; default: the preset's")
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--texts", type=int, default=500)
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--texts", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=64, help="pairs at once, in both ways")
     parser.add_argument("--keep-ratio", type=float, default=0.7)
     parser.add_argument("--reducers", nargs="+", choices=METHODS, metavar="NAME",
-                        default=["Identity", "Random", "ELIP"])  # fmt: skip
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+                        default=["Identity", "Random", "ELIP", "ELIP:probe_depth=1"])  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="run in bfloat16 autocast")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/retrieval.json"))
     return parser.parse_args()
 
 
 @torch.inference_mode()
-def _row(method: type[Reducer], options: argparse.Namespace) -> tuple[str, ...]:
+def _row(name: str, options: argparse.Namespace) -> Row:
     torch.manual_seed(0)
-    sizes = MeterConfig(preset=options.preset, image_size=options.image_size).resolve()
-    schedule = Schedule(keep_ratio=options.keep_ratio)
-    meter = Meter(sizes, method(), schedule, vocab_size=1000).eval().to(options.device)
-    task = Retrieval(pairs=options.pairs)
-    task.build(meter, 0)
-    task.eval().to(options.device)
+    meter, task = _build(name, options, options.device)
     batch = _batch(meter, options.images, options.texts).to(options.device)
     with torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.bf16):
-        cached, fast = _timed(lambda: _cached(meter, task, batch), options.device)
-        naive, slow = _timed(lambda: _pair_by_pair(meter, task, batch), options.device)
-    difference = (cached - naive).abs().max().item()
-    return f"{fast:.1f}", f"{slow:.1f}", f"{slow / fast:.2f}", f"{difference:.1e}"
+        # What is compared warms both up as well.
+        difference = _cached(meter, task, batch) - _pair_by_pair(meter, task, batch)
+        times = time_interleaved(
+            {"cached": partial(_cached, meter, task, batch),
+             "naive": partial(_pair_by_pair, meter, task, batch)},
+            options.rounds, 0, device=options.device,
+        )  # fmt: skip
+    ratios = [a / b for a, b in zip(times["naive"].seconds, times["cached"].seconds, strict=True)]
+    bound, large = _bounds(name, options, batch.text.mask.sum(dim=1).tolist())
+    return {
+        "reducer": name,
+        "cached s": times["cached"].median,
+        "pair by pair s": times["naive"].median,
+        "faster": statistics.median(ratios),
+        "bound": bound,
+        "realised": statistics.median(ratios) / bound,
+        "bound, large": large,
+        "largest difference": difference.abs().max().item(),
+    }
 
 
-def _timed(work: Callable[[], Tensor], device: str) -> tuple[Tensor, float]:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    result = work().cpu()
-    return result, clock() - start
+def _build(name: str, options: argparse.Namespace, device: str) -> tuple[Meter, Retrieval]:
+    sizes = MeterConfig(preset=options.preset, image_size=options.image_size).resolve()
+    reducer = METHODS[name]()
+    with torch.device(device):
+        meter = Meter(sizes, reducer, Schedule(keep_ratio=options.keep_ratio), vocab_size=1000)
+        task = Retrieval(pairs=options.pairs)
+        task.build(meter, 0)
+    nn.ModuleList([meter, task]).eval()
+    return meter, task
+
+
+def _bounds(name: str, options: argparse.Namespace, lengths: list[int]) -> tuple[float, float]:
+    """Return the arithmetic's speed-up for this gallery, and for an endless one of such texts."""
+    meter, task = _build(name, options, "meta")
+    batch = random_batch(meter, 1).to("meta")
+    begun, text = begin_images(meter, batch.images[:, 0], False), meter.encode_text(batch.text)
+
+    def pair(length: int | None) -> int:
+        cut = Text(text.tokens[:, :length], text.mask[:, :length])
+        return count_run(lambda: task.score(meter, finish_images(meter, begun, slice(1), cut), cut))
+
+    once_image = count_run(lambda: begin_images(meter, batch.images[:, 0], False))
+    once_text = count_run(lambda: meter.encode_text(batch.text))
+    images, texts = options.images, options.texts
+    total, ordered = images * texts, sorted(lengths)
+    whole = meter.fusion.reduction is not None
+    cached = {length: pair(None if whole else length) for length in set(ordered)}
+    ends = [min(start + options.pairs, total) for start in range(0, total, options.pairs)]
+    starts = [0, *ends[:-1]]
+    pairs = sum(
+        (end - start) * cached[ordered[(end - 1) // images]]
+        for start, end in zip(starts, ends, strict=True)
+    )
+    naive = total * (once_image + once_text + pair(None))
+    return naive / (images * once_image + texts * once_text + pairs), naive / pairs
 
 
 def _batch(meter: Meter, images: int, texts: int) -> Batch:

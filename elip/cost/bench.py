@@ -84,8 +84,8 @@ class Cell:
         """Return one row of the table.
 
         ``less_work`` is the multiply-adds of ``baseline`` over this cell's, ``faster`` the same of
-        the time, ``realised`` how much of the first the second is; ``gflops_*`` are G multiply-adds
-        an example.
+        the time, ``realised`` how much of the first the second is; ``gflops`` is what was timed,
+        in G multiply-adds an example, ``gflops_*`` are those of the parts.
 
         Args:
             baseline: No reduction in the same setting.
@@ -97,6 +97,7 @@ class Cell:
             "reducer": self.reducer,
             "keep_ratio": self.keep_ratio,
             **asdict(self.setting),
+            "gflops": work,
             **{f"gflops_{part}": value for part, value in asdict(self.cost).items()},
             "gflops_total": self.cost.total,
             "gflops_training_step": self.training_step,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -85,6 +85,24 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
+def tell_cells(groups: Iterable[list[Cell]], path: Path, title: str) -> None:
+    """`tell` of measured cells: what a setting does to work, time and memory.
+
+    Args:
+        groups: For each setting its cells, no reduction first.
+        path: As in `tell`.
+        title: As in `tell`.
+    """
+    columns = {
+        "reducer": "reducer", "keep_ratio": "keep", "phase": "phase", "image_size": "px",
+        "batch_size": "batch", "gflops": "GFLOPs", "latency_p50_ms": "p50 ms",
+        "latency_p95_ms": "p95 ms", "peak_memory_mb": "peak MB", "less_work": "less work",
+        "faster": "faster", "realised": "realised", "latency_spread": "spread",
+    }  # fmt: skip
+    rows = [cell.row(cells[0]) for cells in groups for cell in cells]
+    tell([{new: row[old] for old, new in columns.items()} for row in rows], path, title)
+
+
 def tell(rows: Sequence[Row], path: Path, title: str) -> None:
     """Print the rows of a benchmark as a table, and keep them with what they were measured on.
 
@@ -93,12 +111,14 @@ def tell(rows: Sequence[Row], path: Path, title: str) -> None:
         path: The JSON file.
         title: What was measured, and how.
     """
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(v if isinstance(v, str) else _short(v) for v in row.values()))
-    Console().print(table)
+    console = Console()
+    console.print(title)
+    console.print(table)
     machine, gigabyte = hardware(), 2**30
     content = {
         "title": title,

@@ -1,0 +1,104 @@
+"""Where the time of `fit` goes: forward, backward, optimiser, data, and all the rest.
+
+    python benchmarks/fit.py
+    python benchmarks/fit.py --config experiments/random_0.7.yaml --steps 100
+
+Runs the command line as it is, loggers, callbacks and record included, with a clock around each
+part of a step. ``rest`` is what the training loop itself costs. The first steps are dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch.optim import AdamW
+
+from elip.cost.report import tell
+from elip.data.loader import TrainLoader
+from elip.training import cli
+from elip.training.module import Experiment
+
+_WARM_UP = 20
+
+
+class Clock:
+    """Adds up the time inside each part, one part inside another apart."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._running: list[float] = []
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with a clock around it."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            self._running.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole, inside = time.perf_counter() - start, self._running.pop()
+                self.spent[part] = self.spent.get(part, 0.0) + whole - inside
+                if self._running:
+                    self._running[-1] += whole
+
+        return timed
+
+
+def main() -> None:
+    """Measure, print, and keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default="experiments/elip_0.7.yaml")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fit.json"))
+    given = parser.parse_args()
+    clock, marks = Clock(), list[tuple[float, dict[str, float]]]()
+    forward, update, iterate = Experiment.training_step, AdamW.step, TrainLoader.__iter__
+
+    def step(module: Any, batch: Any, index: int) -> Any:
+        marks.append((time.perf_counter(), dict(clock.spent)))
+        return clock.around("forward", forward)(module, batch, index)
+
+    def optimise(optimizer: Any, closure: Callable[[], Any]) -> Any:
+        # Lightning runs forward and backward in here, and what lies around them is its own.
+        return clock.around("optimiser", update)(optimizer, clock.around("loop", closure))
+
+    def batches(loader: TrainLoader) -> Any:
+        iterator = iterate(loader)
+        following = clock.around("data", lambda: next(iterator, None))
+        while (batch := following()) is not None:
+            yield batch
+
+    Experiment.training_step = step
+    Experiment.backward = clock.around("backward", Experiment.backward)
+    AdamW.step = optimise
+    TrainLoader.__iter__ = batches
+    with TemporaryDirectory() as folder:
+        last = _WARM_UP + given.steps + 1
+        command, sys.argv = sys.argv, sys.argv[:1]
+        cli.main(["fit", "--config", given.config, f"--trainer.default_root_dir={folder}",
+                  f"--trainer.max_steps={last}", "--trainer.limit_val_batches=0",
+                  "--trainer.enable_progress_bar=false"])  # fmt: skip
+    sys.argv, rows = command, _rows(marks)
+    tell(rows, given.out, f"A step of fit, {given.config}, {given.steps} steps")
+
+
+def _rows(marks: list[tuple[float, dict[str, float]]]) -> list[dict[str, Any]]:
+    (start, before), (end, after) = marks[_WARM_UP], marks[-1]
+    steps, whole = len(marks) - 1 - _WARM_UP, end - start
+    parts = {name: after[name] - before[name] for name in before if name != "loop"}
+    parts["rest"] = whole - sum(parts.values())
+    return [
+        {"part": name, "ms": 1e3 * spent / steps, "share": spent / whole}
+        for name, spent in parts.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
