@@ -70,7 +70,7 @@ PRESETS: dict[str, Sizes] = {
         text_layers=1,
         text_heads=2,
         fusion_width=64,
-        fusion_layers=1,
+        fusion_layers=2,
         fusion_heads=2,
         dropout=0.0,
     ),
