@@ -231,6 +231,11 @@ def test_the_weights_of_a_run_are_handed_on_as_one_file(tiny: Meter, tmp_path: P
     assert not report.unused
     for name, value in trained.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
+    export(tmp_path / "run", tmp_path / "half.safetensors", half=True)
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * out.stat().st_size
+    load_weights(other, str(tmp_path / "half.safetensors"))
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, atol=1e-6, rtol=1e-3)
 
 
 def test_positions_of_odd_grids_are_refused() -> None:

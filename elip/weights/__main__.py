@@ -17,11 +17,17 @@ from elip.weights.load import checkpoint_in
 from elip.weights.read import read_state
 
 
-def export(run: Path, out: Path) -> None:
+def export(run: Path, out: Path, half: bool = False) -> None:
     """Write the model of a run (its best checkpoint, or else its last) without the optimiser.
 
     The file carries where it comes from: command, task, reducer, the hash of the configuration and
     the version of the code, as text in its header.
+
+    Args:
+        run: The run directory.
+        out: The file.
+        half: Whether floating-point tensors are stored as float16, at half the size; they are read
+            as float32.
 
     Raises:
         FileNotFoundError: The run has no checkpoint, or no record.
@@ -30,6 +36,8 @@ def export(run: Path, out: Path) -> None:
     """
     record = read_record(run)
     state = read_state(checkpoint_in(run))
+    if half:
+        state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     about = {
         "command": record.subcommand,
         "task": record.task,
@@ -48,11 +56,12 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help=f"a run directory: {RECORD_NAME} and checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="the file, ending in .safetensors")
+    parser.add_argument("--half", action="store_true", help="store float16, at half the size")
     given = parser.parse_args()
     if given.out.suffix != ".safetensors":
         parser.error(f"--out is {given.out}; the name must end in .safetensors.")
     try:
-        export(given.run, given.out)
+        export(given.run, given.out, given.half)
     except (OSError, ValueError, RecordError) as error:
         parser.error(str(error))
     sys.stdout.write(f"{given.out}: {given.out.stat().st_size / 1e6:.1f} MB\n")
