@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cells import ENDS, study
-from analysis.figures import PLOTS, Subject
+from analysis.figures import PLOTS, Subject, draw
 from analysis.gallery import gallery, save_png
 from analysis.literature import PUBLISHED
 from analysis.load import Runs, load
@@ -117,12 +117,11 @@ def _draw(subject: Subject, folder: Path, jobs: int) -> tuple[dict[str, str], li
 
 def _draw_one(subject: Subject, name: str, folder: Path) -> bool:
     """Write one figure in every size and format; return whether there was anything to draw."""
-    (plot,) = (plot for plot in PLOTS if plot.name == name)
     for size, width in _SIZES:
+        drawn = draw(name, subject, width)
+        if drawn is None:
+            return False
         with figures():
-            drawn = plot.draw(subject, width)
-            if drawn is None:
-                return False
             base = folder / f"{name}-{size}"
             drawn.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
             drawn.set_layout_engine("none")
@@ -138,7 +137,7 @@ def _links(base: str, tails: dict[str, str], *kinds: str) -> str:
             f'<a href="{html.escape(f"{base}{tail}.{kind}")}">{_KINDS[kind]}</a>' for kind in kinds
         )
         said.append(f"{words} {names}".strip())
-    return f'<span class="files">{"; ".join(said)}.</span>'
+    return f'<span class="files">Files: {"; ".join(said)}.</span>'
 
 
 _KINDS = {"pdf": "PDF", "svg": "SVG", "csv": "CSV", "md": "Markdown", "tex": "LaTeX"}
@@ -175,8 +174,9 @@ def _intro(parts: _Parts) -> str:
     ]
     if len(found.cells) and found.cells["seeds"].max() < 2:
         lines.append(
-            '<p class="warn">Every cell has one seed. There are no intervals, and nothing here '
-            "says that one method is better than another.</p>"
+            '<p class="warn">Every cell has one seed. There are no intervals over training, and '
+            "nothing here says how a method would do if trained anew. Differences by example speak "
+            "of the very models at hand.</p>"
         )
     lines += [f'<p class="warn">{html.escape(note)}</p>' for note in found.notes]
     return "".join(lines)

@@ -32,6 +32,7 @@ def _draw(subject: Subject, width: float) -> Figure | None:
         if number % across == 0:
             axes.set_ylabel("share of no reduction")
         axes.tick_params(labelbottom=True)
+        axes.locator_params(axis="x", nbins=4)
     figure.supxlabel("GFLOPs, inference (one multiply-add = 1)", fontsize=7)
     return figure
 
