@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 # Two threads that spin while they wait are slower than one on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint results clean
 
 demo: $(VENV)/ready  ## train METER with ELIP at keep ratio 0.7 on the built-in data, then test it
 	$(RUN) run_experiment.py fit --config experiments/elip_0.7.yaml
@@ -23,6 +23,12 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+results: $(VENV)/ready  ## the stored study and its pages in docs/, from the runs in runs/offtheshelf
+	$(RUN) -m analysis.pack runs/offtheshelf --out docs/results/offtheshelf.parquet
+	$(RUN) -m analysis docs/results/offtheshelf.parquet --out runs/report --literature
+	cp runs/report/tables/findings_*.md runs/report/tables/scores_*.md runs/report/tables/areas.md docs/results
+	$(RUN) -m nbconvert --execute --to markdown --output-dir docs/notebooks notebooks/*.ipynb
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
