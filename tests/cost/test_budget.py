@@ -25,10 +25,11 @@ from experiments.plan import build_plan
 from reducers import shelf
 
 ROOT = Path(__file__).parents[2]
-CONFIG = MeterConfig(
-    image_size=64, image_width=48, image_blocks=6, text_width=48, fusion_width=48, fusion_layers=2,
-    max_text_len=12, vocab_size=60,
-)  # fmt: skip
+SIZES = {
+    "image_size": 64, "patch_size": 8, "image_width": 48, "image_blocks": 6, "image_heads": 2,
+    "text_width": 48, "text_layers": 1, "fusion_width": 48, "fusion_layers": 2, "max_text_len": 12,
+}  # fmt: skip
+CONFIG = MeterConfig(vocab_size=60, **SIZES)
 SCHEDULE = Schedule(layers=(1, 2, 4))
 
 
@@ -136,18 +137,20 @@ def test_no_budget(value: object) -> None:
 
 def test_a_grid_asks_for_a_budget(tmp_path: Path) -> None:
     write_shapes(tmp_path / "data" / "shapes", Options(train=4, val=2, test=2), progress=False)
+    full = total(*build("Identity"))
+    large, small = (round(share * full, 5) for share in (0.9, 0.8))
     (tmp_path / "g.yaml").write_text(
         f"base: {ROOT}/experiments/elip_0.7.yaml\n"
-        f"set: {{data.root: {tmp_path}/data}}\n"
+        f"set: {{data.root: {tmp_path}/data, model.meter: {SIZES}}}\n"
         "axes:\n"
         "  reducer: [Identity, Random, ELIP]\n"
-        "  budget: [{gflops: 0.018}, {gflops: 0.016}]\n"
+        f"  budget: [{{gflops: {large}}}, {{gflops: {small}}}]\n"
         "  seed: [0, 1]\n"
         "stages: {fit: {}, test: {after: fit}}\n"
     )
     grid, kept = read_grid(tmp_path / "g.yaml"), tmp_path / BUDGETS_NAME
     cells = build_plan(grid, list(check(grid, kept)), tmp_path)
-    names = ["Identity"] + [f"{m}-gflops=0.0{b}" for m in ("Random", "ELIP") for b in (18, 16)]
+    names = ["Identity"] + [f"{m}-gflops={b}" for m in ("Random", "ELIP") for b in (large, small)]
     fits = [cell for cell in cells if cell.stage.name == "fit"]
     assert [cell.name for cell in fits] == [f"{name}-seed{s}" for name in names for s in (0, 1)]
     counts = [cell.config["model"]["schedule"].get("counts") for cell in fits]
