@@ -60,7 +60,9 @@ def study(runs: Runs) -> Study:
     """Join the seeds of every cell and find what is missing."""
     scores = _scores(runs)
     if scores.empty:
-        empty = pd.DataFrame(columns=[*KEYS, "family", "metric", "seed", "seeds", "score", *COSTS])
+        empty = pd.DataFrame(
+            columns=[*KEYS, "family", "metric", "seed", "seeds", "score", "outcomes", *COSTS]
+        )
         return Study(empty, empty, pd.DataFrame(columns=[*KEYS, "why"]), ())
     scores, repeated = _latest(scores)
     scores, mixed = _apart(scores)
