@@ -111,7 +111,7 @@ def _short(source: str) -> str:
     identifier = re.search(r"(arXiv|doi):[\w./-]*\w", source)
     year = re.search(r"\b(19|20)\d\d\b", source)
     if year is None:
-        return source
+        return source.split(". ")[0].rstrip(".")
     found = [source.split(", ")[0].split(" (")[0]]
     found += [match.group() for match in (year, identifier) if match is not None]
     return ", ".join(found)

@@ -20,7 +20,7 @@ class DPCKNN(Reducer):
     centres, every other token joins the nearest one, and a cluster becomes its mean. New tokens
     come by falling ``density * delta``.
 
-    Source: Du, Ding and Jia, Study on density peaks clustering based on k-nearest neighbors, 2016,
+    Source: Du et al., Study on density peaks clustering based on k-nearest neighbors, 2016,
     doi:10.1016/j.knosys.2016.02.001; as a token reducer Zeng et al., TCFormer, 2022,
     arXiv:2204.08680, and the code of Haurum et al., 2023, arXiv:2308.04657.
     Differs: no random noise breaks ties of density, the lower index wins.

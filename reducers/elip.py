@@ -17,7 +17,7 @@ class ELIP(Reducer):
     ``sum_j s_j x_j / (sum_j s_j + 1e-6)``, computed on the unblended tokens. The real CLS is never
     blended.
 
-    Source: Guo, Y. et al., ELIP: Efficient Language-Image Pre-training with Fewer Vision Tokens,
+    Source: Guo et al., ELIP: Efficient Language-Image Pre-training with Fewer Vision Tokens,
     2023, arXiv:2309.16738, and its METER code.
     Differs: of the last probe block only the CLS attention row is computed (same scores, less
     work); the patches are counted from the image instead of fixed at 49; the fused token counts

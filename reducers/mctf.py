@@ -26,7 +26,7 @@ class MCTF(Reducer):
     ones that are left; a new token is the mean of its tokens weighted by attention received times
     size. One round removes at most half; it is repeated until the count is met.
 
-    Source: Lee, Choi and Kim, Multi-criteria Token Fusion with One-step-ahead Attention for
+    Source: Lee et al., Multi-criteria Token Fusion with One-step-ahead Attention for
     Efficient Vision Transformers, 2024, arXiv:2403.10030, and its code.
     Differs: the one-step-ahead attention is only measured, and computed again on the merged tokens,
     where the official code merges the attention map and goes on with it; no floor of ten tokens;

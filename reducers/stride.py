@@ -16,7 +16,7 @@ class Stride(Reducer):
     fill in evenly. What a later reduction keeps is part of what an earlier one kept. The kept
     patches stay in their original order.
 
-    Source: a usual control of the field; the order in which places fill is that of a Bayer matrix.
+    Source: a usual control of the field. The places fill in the order of a Bayer matrix.
     Differs: not at all.
     """
 
