@@ -1,10 +1,12 @@
 """Holds a reducer to its contract while it runs, and says which one broke it, where and how.
 
-Shapes are looked at in every call; they cost nothing. Values take a look at the device, for which
-the host has to wait: `examine` is called now and then (`elip.training.guard`).
+Shapes are looked at in every call; they cost nothing. For values the host has to wait for the
+device: `elip.training.watch` says when that is done.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -43,6 +45,14 @@ def _same(
             f"Reducer {type(reducer).__name__} broke its contract: it was to return {what} of "
             f"shape {shape} ({dtype}) and returned {given}."
         )
+
+
+@torch.no_grad()
+def looks_wrong(reduced: Reduced) -> bool:
+    """Take a cheap look at the values: whether a closer one, `examine`, is called for."""
+    low, high = reduced.assignment.aminmax()
+    inside = int(low) >= -1 and int(high) < reduced.tokens.shape[1]
+    return not (inside and math.isfinite(float(reduced.tokens.sum())))
 
 
 @torch.no_grad()

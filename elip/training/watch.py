@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from elip.model.guard import examine
+from elip.model.guard import examine, looks_wrong
 from elip.schedule import Plan
 from elip.training.module import Experiment
 from reducers.contract import Reduced, Reducer
@@ -18,12 +18,13 @@ from reducers.contract import Reduced, Reducer
 class ContractGuard(Callback):
     """Hold the reducer to the values of its contract.
 
-    On a CPU every call is looked at. Elsewhere a look makes the host wait for the device, so there
-    it is the first batch of each loop and every ``every``-th one after it. A compiled model runs
-    these batches as it is written, without the compiler.
+    The first batch of each loop and every ``every``-th one after it is examined closely. On a CPU
+    every other call gets a cheap look as well, and a close one where that looks wrong; elsewhere a
+    look makes the host wait for the device. A compiled model runs the batches that are examined as
+    it is written, without the compiler.
 
     Args:
-        every: Batches from one look to the next.
+        every: Batches from one close look to the next.
     """
 
     def __init__(self, every: int = 100) -> None:
@@ -39,7 +40,9 @@ class ContractGuard(Callback):
     def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
         patches, _, signals = given
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if not traced and (self._due or patches.device.type == "cpu"):
+        if traced or not (self._due or patches.device.type == "cpu"):
+            return
+        if self._due or looks_wrong(reduced):
             assert isinstance(reducer, Reducer)
             examine(reducer, reduced, patches, signals.layer)
 
