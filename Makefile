@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 # Two threads that spin while they wait are slower than one on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test slow lint results clean
+.PHONY: demo test slow lowest lint results clean
 
 demo: $(VENV)/ready  ## train METER with ELIP at keep ratio 0.7 on the built-in data, then test it
 	$(RUN) run_experiment.py fit --config experiments/elip_0.7.yaml
@@ -18,6 +18,12 @@ test: $(VENV)/ready  ## the default tests, a few minutes on two cores
 
 slow: $(VENV)/ready  ## the tests that take longer
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow
+
+lowest:  ## the default tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/pip install --quiet uv
+	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

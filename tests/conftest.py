@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Set before torch is imported: on a busy machine, threads that wait by spinning cost more than
 # the tests themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# How long an example takes depends on what else the machine does; it is no failure.
+settings.register_profile("elip", deadline=None)
+settings.load_profile("elip")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

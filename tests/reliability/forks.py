@@ -59,7 +59,7 @@ class Fork:
         if self.pid == 0:
             os._exit(_be(arguments, log, prepare, environment or {}))
 
-    def wait(self, seconds: float = 240) -> Ended:
+    def wait(self, seconds: float = 900) -> Ended:
         """Wait for its end; one that takes longer is killed, and that is an error."""
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)

@@ -143,7 +143,7 @@ def test_both_ways_of_starting(launcher: str, shapes: Path, tmp_path: Path) -> N
     command = [*python, "run_experiment.py", "fit", *chosen(root, shapes, "Retrieval"),
                "--trainer.devices=2"]  # fmt: skip
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     record = read_record(root)
