@@ -162,6 +162,7 @@ def some(shapes: Path, root: Path) -> list[str]:
     return [
         f"--data.root={shapes}",
         "--data.batch_size=4",
+        "--model.image_weights=null",
         "--data.train_limit=20",
         "--data.eval_limit=16",
         "--trainer.max_steps=1",
