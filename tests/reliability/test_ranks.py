@@ -141,7 +141,7 @@ def test_both_ways_of_starting(launcher: str, shapes: Path, tmp_path: Path) -> N
     if launcher == "torchrun":
         python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*python, "run_experiment.py", "fit", *chosen(root, shapes, "Retrieval"),
-               "--trainer.devices=2"]  # fmt: skip
+               "--trainer.devices=2", "--trainer.val_check_interval=2"]  # fmt: skip
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
     )
