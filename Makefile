@@ -23,7 +23,7 @@ lowest:  ## the default tests with the lowest versions that pyproject.toml allow
 	$(PYTHON) -m venv build/lowest
 	build/lowest/bin/pip install --quiet uv
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable '.[dev]'
-	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
