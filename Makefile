@@ -38,7 +38,7 @@ results: $(VENV)/ready  ## the stored study and its pages in docs/, from the run
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --editable '.[dev,slurm]'
 	touch $@
 
 clean:
