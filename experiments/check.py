@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from elip.provenance import VOLATILE, config_hash
 from experiments.budgets import Budgets, find_class, read_schedule
-from experiments.grid import Draft, Grid, GridError, put, read_grid
+from experiments.grid import Draft, Grid, GridError, put
+from experiments.grid_file import read_grid
 
 if TYPE_CHECKING:
     from reducers.contract import Acts

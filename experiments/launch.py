@@ -16,7 +16,8 @@ from experiments.attempt import acquire, holder, sign
 from experiments.board import Board, Estimates
 from experiments.budgets import BUDGETS_NAME
 from experiments.check import Checked
-from experiments.grid import Grid, GridError, read_grid
+from experiments.grid import Grid, GridError
+from experiments.grid_file import read_grid
 from experiments.local import LocalLauncher, find_slots
 from experiments.plan import Cell, build_plan, refuse_missing, select
 from experiments.show import Screen, show_end, show_plan

@@ -19,6 +19,9 @@ from elip.record import SCHEMA as RECORD_SCHEMA
 SCHEMA = 1
 """Version of the table. It rises when a column changes its meaning or goes."""
 
+TABLE_NAME = "table.parquet"
+"""Name of the table in the folder of a grid's runs."""
+
 CELL_COLUMNS: dict[str, str] = {
     "grid": "name of the grid; missing for a run of its own",
     "stage": "stage of the grid",
@@ -57,6 +60,16 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
             continue
         rows.append({**_cell_columns(file.parent, runs), **record.row()})
     return _table(rows), bad
+
+
+def write_table(runs: Path, out: Path) -> tuple[pa.Table, list[str]]:
+    """Write what `gather` finds as Parquet, wholly or not at all, and return it."""
+    table, bad = gather(runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.part")
+    pq.write_table(table, temporary)
+    temporary.replace(out)
+    return table, bad
 
 
 def _cell_columns(folder: Path, runs: Path) -> dict[str, Any]:
@@ -130,11 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.runs.is_dir():
         console.print(f"error: no folder {options.runs}.")
         return 2
-    table, bad = gather(options.runs)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_name(f".{options.out.name}.part")
-    pq.write_table(table, temporary)
-    temporary.replace(options.out)
+    table, bad = write_table(options.runs, options.out)
     for message in bad:
         console.print(f"left out: {message}")
     console.print(f"{table.num_rows} runs, {table.num_columns} columns: {options.out}")

@@ -14,6 +14,7 @@ from experiments.attempt import error_of, log_of
 from experiments.board import Board, Estimates, Phase
 from experiments.grid import Grid
 from experiments.plan import Cell
+from experiments.results import TABLE_NAME, write_table
 
 _STYLES = {"failed": "red", "skipped": "yellow", "running": "cyan", "done": "green"}
 _SHOWN_RUNNING = 12
@@ -122,7 +123,7 @@ def show_plan(console: Console, grid: Grid, board: Board, estimates: Estimates, 
 
 
 def show_end(console: Console, board: Board, root: Path) -> None:
-    """Print how it ended: counts, every failure with its log, what was skipped and why."""
+    """Write the table, and print how it ended: counts, failures and logs, what was skipped."""
     console.print(counts(board))
     for cell in board.of("failed"):
         console.print(Text(f"{cell.key} failed: {error_of(cell)}", style="red"), soft_wrap=True)
@@ -133,7 +134,10 @@ def show_end(console: Console, board: Board, root: Path) -> None:
         console.print(f"{cell.key} skipped: {cell.parent.key} {why}.", soft_wrap=True)
     if board.of("failed"):
         console.print("Run them again with --retry-failed.")
-    console.print(f"Table: python -m experiments.results {root} --out table.parquet")
+    table, left_out = write_table(root, root / TABLE_NAME)
+    for message in left_out:
+        console.print(Text(f"left out: {message}", style="yellow"), soft_wrap=True)
+    console.print(f"Table of {table.num_rows} runs: {root / TABLE_NAME}", soft_wrap=True)
 
 
 def duration(seconds: float | None) -> str:

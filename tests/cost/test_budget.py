@@ -20,7 +20,7 @@ from elip.schedule import Schedule
 from elip.tasks.pretrain import Pretraining
 from experiments.budgets import BUDGETS_NAME, Budgets
 from experiments.check import check
-from experiments.grid import read_grid
+from experiments.grid_file import read_grid
 from experiments.plan import build_plan
 from reducers import shelf
 

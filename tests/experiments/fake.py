@@ -28,7 +28,8 @@ STEP = 0.05
 
 def check(path: str, sets: list[str]) -> int:
     from experiments.check import Checked
-    from experiments.grid import GridError, read_grid
+    from experiments.grid import GridError
+    from experiments.grid_file import read_grid
 
     try:
         grid = read_grid(Path(path), [each[6:] for each in sets if each.startswith("--set=")])

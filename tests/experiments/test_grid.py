@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from experiments.check import Checked
-from experiments.grid import GridError, merged, put, read_grid
+from experiments.grid import GridError, merged, put
+from experiments.grid_file import read_grid
 from experiments.plan import Cell, build_plan, refuse_missing, select
 
 SHELF = ("ELIP", "Identity", "ToMe")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.check import check
-from experiments.grid import Grid, read_grid
+from experiments.grid import Grid
+from experiments.grid_file import read_grid
 from experiments.plan import build_plan
 
 ROOT = Path(__file__).parents[2]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -88,6 +89,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     assert status == 0, said
     found = table(grid)
     assert found.num_rows == 10  # (1 + 2 + 2) x 2 stages
+    assert pq.read_table(grid.parent / "runs/study/table.parquet").num_rows == 10
     assert found["status"].to_pylist() == ["completed"] * 10
     return found
 

@@ -24,7 +24,8 @@ from elip.training.checkpoints import CheckpointError, WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
 from elip.weights.load import load_weights
 from elip.weights.read import read_state
-from experiments.grid import GridError, read_grid
+from experiments.grid import GridError
+from experiments.grid_file import read_grid
 from tests.analysis.synthetic import record
 
 # --- records
