@@ -177,8 +177,12 @@ class ExperimentCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        if config.trainer.logger in (None, True):
-            kwargs["logger"] = build_loggers(self.run_dir, self.subcommand)
+        if config.trainer.logger is not False:
+            own = build_loggers(self.run_dir, self.subcommand)
+            given = self._get(self.config_init, "trainer").logger
+            if given not in (None, True):  # in place of TensorBoard; the CSV log is every run's
+                own = [own[0], *(given if isinstance(given, list) else [given])]
+            kwargs["logger"] = own
         try:
             trainer = self._trainer(config, kwargs)
         except (MisconfigurationException, TypeError) as error:

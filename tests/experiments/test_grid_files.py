@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from experiments.check import check
 from experiments.grid import Grid
 from experiments.grid_file import read_grid
+from experiments.launch import main as launch
 from experiments.plan import build_plan
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,23 @@ def test_every_stage_of_every_grid_parses(path: Path, tmp_path: Path) -> None:
 def test_every_run_of_every_grid_parses(path: Path) -> None:
     checked = list(check(read_grid(path)))
     assert [each.problem for each in checked if each.problem] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "runs", "hours"), [("finetune", 312, 1505), ("pretrain", 20, 2525)]
+)
+def test_a_dry_run_says_what_a_grid_of_the_paper_costs(
+    name: str, runs: int, hours: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "experiments" / "paper" / "grids" / f"{name}.yaml"
+    assert launch([str(path), "--dry-run", f"--runs={tmp_path}", "--jobs=8"]) == 0
+    said = capsys.readouterr().out
+    assert f"{runs} runs in {name}: 0 done, {runs} to run." in said
+    # Fine-tuning: 39 runs a task; pre-training: 4. The prices in the file, at 62 T a second.
+    told = re.search(r"([\d.]+) device hours", said)
+    assert told is not None
+    assert float(told[1]) == pytest.approx(hours, abs=0.1)
 
 
 def test_no_reduction_has_one_identity_and_others_one_each(tmp_path: Path) -> None:

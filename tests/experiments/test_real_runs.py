@@ -45,7 +45,11 @@ def start(grid: Path) -> subprocess.Popen[str]:
 
 def launch(grid: Path) -> tuple[int, str]:
     process = start(grid)
-    said, _ = process.communicate(timeout=900)
+    try:
+        said, _ = process.communicate(timeout=900)
+    finally:
+        process.terminate()  # where it took too long; it stops its runs
+        process.wait()
     return process.returncode, said
 
 

@@ -210,6 +210,17 @@ def losses(folder: Path) -> dict[int, float]:
     return found
 
 
+def test_a_logger_of_the_users_stands_beside_the_csv_log(tmp_path: Path, data: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    fit(
+        tmp_path / "run", data, "--trainer.logger=lightning.pytorch.loggers.TensorBoardLogger",
+        f"--trainer.logger.save_dir={folder}", steps=2,
+    )  # fmt: skip
+    assert len(losses(tmp_path / "run")) == 2
+    assert list(folder.rglob("events.out.tfevents*"))
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_interrupted_and_resumed_equals_undisturbed(
     tmp_path: Path, data: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
