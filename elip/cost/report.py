@@ -116,7 +116,7 @@ def tell(rows: Sequence[Row], path: Path, title: str) -> None:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(v if isinstance(v, str) else _short(v) for v in row.values()))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(title)
     console.print(table)
     machine, gigabyte = hardware(), 2**30
