@@ -1,6 +1,6 @@
 """What each reducer costs: GFLOPs, time of the encoder, time of the reducer's own work.
 
-    OMP_NUM_THREADS=2 python benchmarks/reducer_cost.py --ratios 0.7 > benchmarks/results/0.7.md
+    OMP_NUM_THREADS=2 python benchmarks/reducer_cost.py --ratios 0.7 > table.md
 
 All methods run on one image encoder (ViT-B/16 sizes, random weights, 288 px, batch 8) in turns;
 every figure is the median over the rounds, beside no reduction in the same run. A method that acts
