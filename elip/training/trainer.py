@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ METRICS_NAME = "metrics.csv"
 
 CHECKPOINT_INTERVAL = timedelta(minutes=2)
 """Time between two checkpoints that a killed run goes on from."""
+
+_ONE_REQUEST_SECONDS = 1.0
 
 
 # What Lightning says on every run and no user can act on.
@@ -112,8 +115,8 @@ def build_callbacks(
 class StopCleanly(Callback):
     """End training between two steps on Ctrl-C or SIGTERM, with a checkpoint to go on from.
 
-    The first signal lets the step finish; a second one stops at once. When training ends by
-    itself, the last state is saved in the same place.
+    The first signal lets the step finish; another one, a second later or more, stops at once.
+    When training ends by itself, the last state is saved in the same place.
 
     Args:
         path: Where the checkpoint goes.
@@ -121,7 +124,7 @@ class StopCleanly(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.asked: int | None = None
+        self.asked: float | None = None
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,9 +137,13 @@ class StopCleanly(Callback):
             self._before[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.asked is not None:
+            # A cluster signals every process of a job, and the one above hands it on as well.
+            if now - self.asked < _ONE_REQUEST_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.asked = number
+        self.asked = now
         log.warning("Stopping after this step; once more to stop at once.")
 
     def on_train_batch_end(

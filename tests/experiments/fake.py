@@ -93,6 +93,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def _stop(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a cluster's signal may come twice
     raise Stopped
 
 
