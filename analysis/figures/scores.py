@@ -83,6 +83,7 @@ def _against(x: str, label: str) -> Callable[[Subject, float], Figure | None]:
             mine = cells[cells["setting"] == setting]
             axes.set_title(setting)
             axes.set_xlabel(label)
+            axes.locator_params(axis="x", nbins=5)
             axes.set_ylabel(str(mine["metric"].iloc[0]))
             _published(axes, subject.published, mine)
             names.append(_curves(axes, mine, x, subject.looks))
