@@ -146,7 +146,11 @@ def _by_example(pairs: list[tuple[Cell, Cell]]) -> _Gap | None:
 
 
 def areas(found: Study, setting: str) -> tuple[tuple[float, float], dict[str, Interval], Unit]:
-    """Return the range of GFLOPs that all curves of a setting span, and each one's area over it.
+    """Return a range of GFLOPs of a setting, and the area over it of each curve that spans it.
+
+    The range starts where three quarters of the methods reach down to, so that one which saves
+    little does not narrow it for all, and ends where the first curve ends; a method that does not
+    span it has no area.
 
     Each seed has its own curve through all keep ratios of its method and no reduction; the
     interval is Student's over the seeds. With one seed each example has its own curve, since the
@@ -164,14 +168,19 @@ def areas(found: Study, setting: str) -> tuple[tuple[float, float], dict[str, In
             end = identity[identity["seed"] == seed]
             if mine["keep"].nunique() == points and len(end):
                 curves.setdefault(str(label), []).append(pd.concat([mine, end]))
-    every = [curve["gflops_total"] for group in curves.values() for curve in group]
-    if not every:
+    if not curves:
         return (0.0, 0.0), {}, "seeds"
-    low, high = max(cost.min() for cost in every), min(cost.max() for cost in every)
+    costs = {name: [curve["gflops_total"] for curve in group] for name, group in curves.items()}
+    starts = {name: max(cost.min() for cost in group) for name, group in costs.items()}
+    low = float(np.quantile(list(starts.values()), 0.75, method="higher"))
+    high = float(min(cost.max() for group in costs.values() for cost in group))
     if not low < high:
         return (low, high), {}, "seeds"
     unit: Unit = "seeds" if max(map(len, curves.values())) > 1 else "examples"
-    return (low, high), {name: _area(group, low, high) for name, group in curves.items()}, unit
+    found_areas = {
+        name: _area(group, low, high) for name, group in curves.items() if starts[name] <= low
+    }
+    return (low, high), found_areas, unit
 
 
 def _area(curves: list[pd.DataFrame], low: float, high: float) -> Interval:

@@ -171,7 +171,8 @@ def area_table(found: Study) -> Table | None:
     return Table(
         "areas",
         "Area under the score-GFLOPs curve",
-        "Mean height of the curve over the GFLOPs that all methods span, through every keep ratio "
+        "Mean height of the curve over the GFLOPs that three quarters of the methods span (the "
+        "others have no area and are not listed), through every keep ratio "
         "and no reduction, with Student's 95% interval: over the seeds, one curve each; with one "
         "seed over the test examples of that one model. Nothing is extrapolated.",
         pd.DataFrame(shown),
