@@ -32,8 +32,7 @@ lint: $(VENV)/ready
 
 results: $(VENV)/ready  ## the stored study and its pages in docs/, from the runs in runs/offtheshelf
 	$(RUN) -m analysis.pack runs/offtheshelf --out docs/results/offtheshelf.parquet
-	$(RUN) -m analysis docs/results/offtheshelf.parquet --out runs/report --literature
-	cp runs/report/tables/findings_*.md runs/report/tables/scores_*.md runs/report/tables/areas.md docs/results
+	$(RUN) -m analysis docs/results/offtheshelf.parquet --out runs/report --against ELIP
 	$(RUN) -m nbconvert --execute --to markdown --output-dir docs/notebooks notebooks/*.ipynb
 
 $(VENV)/ready: pyproject.toml
