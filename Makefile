@@ -34,6 +34,7 @@ results: $(VENV)/ready  ## the stored study and its pages in docs/, from the run
 	$(RUN) -m analysis.pack runs/offtheshelf --out docs/results/offtheshelf.parquet
 	$(RUN) -m analysis docs/results/offtheshelf.parquet --out runs/report --against ELIP
 	$(RUN) -m nbconvert --execute --to markdown --output-dir docs/notebooks notebooks/*.ipynb
+	perl -0pi -e 's/<style scoped>.*?<.style>\n//gs' docs/notebooks/*.md  # GitHub would show it as text
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -120,9 +120,8 @@ def _published(axes: Axes, published: Sequence[Published], cells: pd.DataFrame) 
             [0.97] * len(group), scores, "D", transform=axes.get_yaxis_transform(), mfc="none",
             mec=INK, ms=4, mew=0.8, zorder=6,
         )  # fmt: skip
-        splits = " and ".join(dict.fromkeys(one.split for one in group))
         axes.annotate(
-            f"{model}, {dataset} {splits} (published)", (0.97, max(scores)),
+            f"{model}, {dataset}\n(published)", (0.97, max(scores)),
             xycoords=axes.get_yaxis_transform(), xytext=(-5, 0), textcoords="offset points",
             ha="right", va="center", fontsize=SMALL,
         )  # fmt: skip
