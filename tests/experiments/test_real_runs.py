@@ -80,18 +80,17 @@ def test_launcher_and_runs_killed_three_times_give_the_same_table(tmp_path: Path
     assert status == 0, said
     grid = write(tmp_path / "killed", STUDY)
     draw, killed = random.Random(0), 0
-    for _ in range(3):
+    while killed < 3:  # a moment between two runs kills the launcher only, and does not count
         process = start(grid)
         while not running(grid):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
-        time.sleep(draw.uniform(0.0, 5.0))
+        time.sleep(draw.uniform(0.0, 2.0))
         process.kill()
         process.communicate()
         for group in running(grid):
             os.killpg(group, signal.SIGKILL)
             killed += 1
-    assert killed >= 3
     status, said = launch(grid)
     assert status == 0, said
     found, expected = table(grid), table(undisturbed)
