@@ -33,11 +33,13 @@ class Evaluator(ABC):
     """Collects one split of one dataset and ends in scores.
 
     Attributes:
+        keeps_rows: Whether ``rows`` is wanted; nobody reads it in a validation.
         rows: What `Task.predict` would say of each example of this process, for tasks whose
             evaluation has it at hand; else empty.
     """
 
     def __init__(self) -> None:
+        self.keeps_rows = False
         self.rows: list[dict[str, Any]] = []
 
     @abstractmethod

@@ -130,7 +130,8 @@ class _Evaluator(Evaluator):
     def update(self, meter: Meter, batch: Batch) -> None:
         """Take one batch; a split without truth gives answers and no score."""
         logits, _ = self.task.logits(meter, batch)
-        self.rows += self.task.rows(batch, logits)
+        if self.keeps_rows:
+            self.rows += self.task.rows(batch, logits)
         if batch.target is None:
             return
         truth = self.task.truth(batch.target)

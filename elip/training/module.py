@@ -183,6 +183,8 @@ class Experiment(LightningModule):
 
     def _start(self, stage: str) -> None:
         self._evaluators = [self.task.evaluator() for _ in self._splits(stage)]
+        for each in self._evaluators:
+            each.keeps_rows = stage == "test"
 
     def _finish(self, stage: str, prefix: str) -> None:
         names = self._splits(stage)
@@ -190,7 +192,7 @@ class Experiment(LightningModule):
         self.scores = {name: each.compute(self.meter) for name, each in evaluators.items()}
         self.chances = {name: each.chance(self.meter) for name, each in evaluators.items()}
         self.outcomes = {name: each.outcomes(self.meter) for name, each in evaluators.items()}
-        self.rows = {name: each.rows for name, each in evaluators.items() if each.rows}
+        self.rows = {name: each.rows for name, each in evaluators.items()}
         self._evaluators = []
         for name, scores in self.scores.items():
             middle = "" if len(names) == 1 else f"{name}/"

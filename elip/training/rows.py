@@ -25,8 +25,6 @@ class AnswerRows(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all processes, once and in order."""
         assert isinstance(pl_module, Experiment)
-        if not pl_module.rows:
-            return
         part = part_file(trainer, trainer.global_rank)
         part.write_text("", encoding="utf-8")
         for split, rows in pl_module.rows.items():
@@ -48,7 +46,8 @@ def append_rows(part: Path, split: str, rows: Iterable[Mapping[str, Any]]) -> No
 def join_parts(trainer: Trainer, task: Task, stage: str) -> None:
     """Join the parts of all processes to `ROWS_NAME`, and write the file for the server if any.
 
-    Every process must call it.
+    Where no process has a row, nothing is left. Every process must call it, also one whose share
+    of the examples is empty.
     """
     trainer.strategy.barrier()
     if not trainer.is_global_zero:
@@ -56,10 +55,12 @@ def join_parts(trainer: Trainer, task: Task, stage: str) -> None:
     splits: list[str] = trainer.datamodule.eval_names(stage)  # type: ignore[attr-defined]
     parts = [part_file(trainer, rank) for rank in range(trainer.world_size)]
     rows = join_rows(parts, splits)
-    target = Path(trainer.default_root_dir) / ROWS_NAME
-    target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for part in parts:
         part.unlink()
+    if not rows:
+        return
+    target = Path(trainer.default_root_dir) / ROWS_NAME
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     _write_submissions(trainer, task, rows, splits)
     log.info("%d predictions: %s", len(rows), target)
 

@@ -105,6 +105,7 @@ def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None
     at, written = trainer(tmp_path), AnswerRows()
     for answered in (batch, replace(batch, target=None)):
         evaluator = module.task.evaluator()
+        evaluator.keeps_rows = True
         with torch.no_grad():
             evaluator.update(module.meter, take(answered, [4, 1, 0]))
             evaluator.update(module.meter, take(answered, [2, 5, 3]))
@@ -116,6 +117,27 @@ def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None
             assert row["label"] == known["label"]
         sent = json.loads((tmp_path / "submission.json").read_text())
         assert [entry["question_id"] for entry in sent] == [1000 + row for row in range(6)]
+
+
+def test_a_process_without_examples_takes_part_in_joining_the_answers(tmp_path: Path) -> None:
+    module, written = experiment(VQA(), None), AnswerRows()
+    batch = batch_for(module.task.needs, 6)
+    waited = []
+    for rank, rows in ((1, []), (0, module.task.predict(module.meter, batch))):
+        module.rows = {"test": rows}
+        at = trainer(tmp_path, rank, world=2)
+        at.strategy = SimpleNamespace(barrier=lambda rank=rank: waited.append(rank))
+        written.on_test_end(at, module)
+    assert waited == [1, 0]
+    assert [row["example"] for row in read(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    assert [path.name for path in tmp_path.glob(f".{ROWS_NAME}*")] == []
+
+
+def test_a_test_run_of_a_task_without_rows_leaves_none(tmp_path: Path) -> None:
+    module = experiment(Statement(), None)
+    module.rows = {"test": []}
+    AnswerRows().on_test_end(trainer(tmp_path), module)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_task_without_a_server_leaves_no_submission(tmp_path: Path) -> None:
