@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from elip.model.guard import examine, looks_wrong
 from elip.schedule import Plan
@@ -30,12 +31,20 @@ class ContractGuard(Callback):
     def __init__(self, every: int = 100) -> None:
         self.every = every
         self._due = True
+        self._hook: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen to the reducer."""
         assert isinstance(pl_module, Experiment)
         if pl_module.meter.reducer is not None:
-            pl_module.meter.reducer.register_forward_hook(self._look)
+            self._hook = pl_module.meter.reducer.register_forward_hook(self._look)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look no more: what the record times and counts is the model alone."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    on_test_end = on_train_end
 
     def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
         patches, _, signals = given

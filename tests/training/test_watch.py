@@ -17,6 +17,7 @@ from reducers import Reduced, Signals
 from reducers.ats import ATS
 from reducers.topk import TopK
 from tests.contract.subjects import bound, pairs, scene, tiny
+from tests.tasks.tiny import batch_for
 from tests.training.test_cli import fit
 from tests.training.test_predictions import experiment
 
@@ -120,6 +121,19 @@ def test_away_from_the_cpu_only_some_batches_are_looked_at(monkeypatch) -> None:
         guard.on_train_batch_start(None, module, None, batch)
         module.meter.reducer(patches.to("meta"), 20, signals)
     assert looks == [0, 3, 6]
+
+
+@pytest.mark.parametrize("end", ["on_train_end", "on_test_end"])
+def test_what_is_timed_at_the_end_is_not_looked_at(monkeypatch, end: str) -> None:
+    module, seen = experiment(VQA(), TopK()), []
+    monkeypatch.setattr("elip.training.watch.examine", lambda *_: seen.append(1))
+    guard, batch = ContractGuard(), batch_for(module.task.needs)
+    guard.setup(None, module, "fit")
+    module.task.infer(module.meter, batch)
+    assert len(seen) == 2  # one for each reduction layer
+    getattr(guard, end)(None, module)
+    module.task.infer(module.meter, batch)
+    assert len(seen) == 2
 
 
 def test_counts_that_depend_on_content_are_measured() -> None:
