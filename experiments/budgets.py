@@ -49,10 +49,9 @@ class Budgets:
 
     def _keep(self) -> None:
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_name(f".{self._path.name}.part")
-            part.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
-            part.replace(self._path)
+            from elip.data.arrow import write_json  # late: the launcher needs only the file's name
+
+            write_json(self._path, self._known)
 
 
 def find_class(named: dict[str, Any]) -> Any:

@@ -31,9 +31,9 @@ class Level:
     base: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def reducer(cls, name: str) -> Level:
+    def reducer(cls, name: str, label: str | None = None) -> Level:
         """Return the level of a reducer by its name alone."""
-        return cls(name, {"model.reducer": {"class_path": name, "init_args": {}}})
+        return cls(label or name, {"model.reducer": {"class_path": name, "init_args": {}}})
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def _level(axis: str, label: str, value: Any, path: Path) -> Level:
         options = {option: each for option, each in value.items() if option != "base"}
         return Level(label, options, _files(value.get("base"), path))
     if axis == "reducer" and isinstance(value, str):
-        value = {"class_path": value, "init_args": {}}
+        return Level.reducer(value, label)
     return Level(label, {ALIASES.get(axis, axis): value})
 
 
