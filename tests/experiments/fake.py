@@ -75,13 +75,7 @@ def run(command: str, arguments: list[str]) -> int:
             time.sleep(STEP)
             _misbehave(fake, step, folder)
             if command == "fit":
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                for path in (checkpoint, checkpoint.with_name("best.ckpt")):
-                    part = path.with_suffix(".part")
-                    part.write_text(str(step + 1))
-                    part.replace(path)
-                sys.stdout.write(f"step {step + 1}\n")
-                sys.stdout.flush()
+                _keep(checkpoint, step + 1)
     except Stopped:
         record(command, config, folder, "interrupted")
         return 1
@@ -90,6 +84,19 @@ def run(command: str, arguments: list[str]) -> int:
         raise
     record(command, config, folder, "completed")
     return 0
+
+
+def _keep(checkpoint: Path, step: int) -> None:
+    """Keep a checkpoint and say so; a request to stop waits until both are done."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    for path in (checkpoint, checkpoint.with_name("best.ckpt")):
+        part = path.with_suffix(".part")
+        part.write_text(str(step))
+        part.replace(path)
+    sys.stdout.write(f"step {step}\n")
+    sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def _stop(number: int, frame: object) -> None:
