@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from elip.files import whole_file
 from elip.record import RecordError
 
 EXAMPLES_NAME = "examples.parquet"
@@ -43,11 +44,8 @@ def write_examples(folder: Path | str, outcomes: Mapping[str, NDArray[np.float64
     splits = np.repeat(list(rows), [len(values) for values in rows.values()])
     columns = [pa.array(splits).dictionary_encode(), joined[:, 0].astype(np.int64)]
     columns += [joined[:, 1].astype(np.int64), joined[:, 2].astype(np.float32)]
-    target = Path(folder) / EXAMPLES_NAME
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{EXAMPLES_NAME}.part")
-    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), part, compression="zstd")
-    part.replace(target)
+    with whole_file(Path(folder) / EXAMPLES_NAME) as temporary:
+        pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), temporary, compression="zstd")
 
 
 def read_examples(folder: Path | str) -> pa.Table | None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
+
+from elip.files import whole_file
 
 SCHEMA = 1
 """Version of the record. It rises when a field changes its meaning or goes."""
@@ -376,25 +377,15 @@ _ADAPTER = TypeAdapter(Record)
 def write_record(record: Record, folder: Path | str) -> Path:
     """Write ``run.json`` into ``folder``, wholly or not at all.
 
-    The text goes to a temporary file in the same folder, is forced to disk and takes the name in
-    one step. A score that is not finite is stored as missing, and a note says so.
+    A score that is not finite is stored as missing, and a note says so.
 
     Returns:
         Path of the record.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / RECORD_NAME
+    target = Path(folder) / RECORD_NAME
     text = _ADAPTER.dump_json(_finite(record), indent=1, fallback=str)
-    temporary = folder / f".{RECORD_NAME}.{os.getpid()}"
-    try:
-        with temporary.open("wb") as file:
-            file.write(text + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target, durable=True) as temporary:
+        temporary.write_bytes(text + b"\n")
     return target
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from elip.files import whole_file
 from elip.provenance import code_version, config_hash, package_versions
 from elip.record import (
     RECORD_NAME,
@@ -125,7 +126,8 @@ def prepare(cell: Cell, grid: str) -> Attempt:
     An older record is kept under a number.
     """
     clear(cell)
-    _write(cell.folder / "cell.yaml", yaml.safe_dump(cell.config, sort_keys=False))
+    with whole_file(cell.folder / "cell.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(cell.config, sort_keys=False), encoding="utf-8")
     identity = {
         "grid": grid,
         "stage": cell.stage.name,
@@ -134,7 +136,8 @@ def prepare(cell: Cell, grid: str) -> Attempt:
         "parent": cell.parent.id if cell.parent else None,
         "labels": cell.labels,
     }
-    _write(cell.folder / "cell.json", json.dumps(identity, indent=1))
+    with whole_file(cell.folder / "cell.json") as temporary:
+        temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
     arguments = [cell.stage.command, "--config", str(cell.folder / "cell.yaml")]
     if cell.stage.command == "fit" and (cell.folder / "checkpoints" / "last.ckpt").is_file():
         arguments += ["--ckpt_path", "last"]
@@ -255,9 +258,3 @@ def _set_aside(path: Path) -> None:
     if path.exists():
         taken = len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
         path.rename(path.with_stem(f"{path.stem}-{taken + 1}"))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

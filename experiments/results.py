@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from elip.files import whole_file
 from elip.record import COLUMNS, RECORD_NAME, RecordError, read_record
 from elip.record import SCHEMA as RECORD_SCHEMA
 
@@ -65,10 +66,8 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
 def write_table(runs: Path, out: Path) -> tuple[pa.Table, list[str]]:
     """Write what `gather` finds as Parquet, wholly or not at all, and return it."""
     table, bad = gather(runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.part")
-    pq.write_table(table, temporary)
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        pq.write_table(table, temporary)
     return table, bad
 
 

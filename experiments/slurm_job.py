@@ -15,6 +15,7 @@ from types import FrameType
 
 import submitit
 
+from elip.files import whole_file
 from experiments.attempt import (
     Attempt,
     acquire,
@@ -153,9 +154,8 @@ def _start_mark() -> str:
 
 def _share(cell: Cell, arguments: Sequence[str]) -> None:
     text = json.dumps({"start": _start_mark(), "arguments": list(arguments)})
-    part = cell.folder / ".start.part"
-    part.write_text(text)
-    part.replace(cell.folder / ".start")
+    with whole_file(cell.folder / ".start") as temporary:
+        temporary.write_text(text)
 
 
 def _shared(cell: Cell) -> list[str]:

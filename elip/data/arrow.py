@@ -16,6 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from elip.files import whole_file
+
 _TEXTS = pa.list_(pa.string())
 _NUMBERS = pa.list_(pa.int64())
 _NOTHING = pa.list_(pa.null())
@@ -111,7 +113,7 @@ class ArrowWriter:
         self._batch_rows = batch_rows
         self._pending: list[Mapping[str, Any]] = []
         self._pending_bytes = 0
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> ArrowWriter:
         """Open the temporary file."""
@@ -165,7 +167,5 @@ class ArrowWriter:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a side file of a dataset, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

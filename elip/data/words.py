@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
+
+from elip.files import whole_file
 
 _FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 
@@ -36,8 +37,5 @@ def word_tokenizer(words: Iterable[str]) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write ``tokenizer/tokenizer.json`` into a folder of Arrow files, all or nothing."""
-    path = folder / "tokenizer" / "tokenizer.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    tokenizer.save(str(temporary))
-    os.replace(temporary, path)
+    with whole_file(folder / "tokenizer" / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))

@@ -310,7 +310,7 @@ def test_an_interrupted_making_starts_again(tmp_path: Path, monkeypatch: Any) ->
         with pytest.raises(KeyboardInterrupt):
             write_shapes(tmp_path, options, progress=False)
     assert not list(tmp_path.glob("*.arrow"))
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.part"))
     write_shapes(tmp_path, options, progress=False)
     assert len(list(rows(tmp_path, "caption"))) == 4
 
@@ -328,7 +328,7 @@ def test_several_processes_make_it_once(tmp_path: Path) -> None:
         maker.join()
     assert [maker.exitcode for maker in makers] == [0, 0, 0]
     assert len(list(rows(tmp_path, "statement"))) == 30
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_the_source_names_files_that_are_made(folder: Path) -> None:

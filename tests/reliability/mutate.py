@@ -41,13 +41,15 @@ FILES = {
     "tasks": sorted(str(file.relative_to(ROOT)) for file in (ROOT / "elip/tasks").glob("*.py")),
     "record": ["elip/record.py"],
 }
+_ALL = ["tests/reliability/test_faults.py", "tests/reliability/test_properties.py"]
 TESTS = {
-    "schedule": ["tests/test_schedule.py"],
-    "reducers": ["tests/parity/test_reducers_parity.py", "tests/contract", "tests/test_shelf.py"],
+    "schedule": ["tests/test_schedule.py", *_ALL],
+    "reducers": ["tests/parity/test_reducers_parity.py", "tests/contract", "tests/test_shelf.py",
+                 *_ALL],
     "fusion": ["tests/parity/test_meter_parity.py", "tests/parity/test_reducers_parity.py",
-               "tests/contract/test_in_meter.py", "tests/cost"],
-    "tasks": ["tests/tasks", "tests/parity/test_tasks_parity.py"],
-    "record": ["tests/test_record.py", "tests/test_summary.py"],
+               "tests/contract/test_in_meter.py", "tests/cost", *_ALL],
+    "tasks": ["tests/tasks", "tests/parity/test_tasks_parity.py", *_ALL],
+    "record": ["tests/test_record.py", "tests/test_summary.py", *_ALL],
 }  # fmt: skip
 SECONDS = 600
 
@@ -176,7 +178,7 @@ def _be_wrong(fault: Fault) -> None:
     classes = [node.name for node in ast.parse(Path(path).read_text()).body
                if isinstance(node, ast.ClassDef) and fault.part == "reducers"]  # fmt: skip
     if classes:
-        arguments += ["-k", " or ".join([*classes, f"[{own}"])]
+        arguments += ["-k", " or ".join([*classes, f"[{own}", "test_faults", "test_properties"])]
     os._exit(int(pytest.main(arguments)))
 
 
