@@ -174,6 +174,10 @@ def measure(
         if size not in costs:
             costs[size] = [_forward_cost(candidate, device) for candidate in candidates]
         if setting.compiled:
+            # All candidates share the code of their modules; none may fall back to running eagerly.
+            dynamo = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(candidates))
+            dynamo.fail_on_recompile_limit_hit = True
             for candidate in candidates:
                 candidate.meter.image.compile()
                 candidate.meter.fusion.compile()

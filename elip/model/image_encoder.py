@@ -202,6 +202,9 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: The reducer looks at the text and none was given.
         """
+        if image.block == self.num_blocks:
+            # A call that computes nothing would make torch.compile give up on all later ones.
+            return image
         finished: EncodedImage = self(image, text)
         return finished
 

@@ -175,3 +175,38 @@ def test_compiles_with_its_host_as_one_graph(make: Make) -> None:
     with torch.no_grad():
         ours, plain = compiled(images, text, "pooled", seeds), run(meter)
     assert torch.equal(ours.pooled, plain.pooled)
+
+
+def graphs_of_split_work(meter: Meter) -> int:
+    """Compile the image encoder, use it as the tasks do, and count the graphs that it took."""
+    meter.eval()
+    images, text, seeds = pairs()
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        encoded = meter.encode_text(text)
+
+        def encode() -> torch.Tensor:
+            begun = meter.image.begin(meter.normalise(images), seeds)
+            return meter.image.finish(begun, encoded).tokens
+
+        plain = encode()
+        meter.image.compile(backend=backend, dynamic=False)
+        for _ in range(3):
+            assert torch.equal(encode(), plain)
+    return len(graphs)
+
+
+def test_an_encoder_without_reduction_is_one_graph() -> None:
+    assert graphs_of_split_work(tiny(None)) == 1
+
+
+@pytest.mark.slow
+def test_work_that_is_split_at_the_text_takes_one_graph_each(make: Make) -> None:
+    meter = tiny(make())
+    assert graphs_of_split_work(meter) == 1 + meter.image.reads_text
