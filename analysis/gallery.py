@@ -29,7 +29,11 @@ _LEGEND = "as it was: kept     within one colour: merged into one token     dark
 
 
 def gallery(
-    maps: Sequence[TokenMap], examples: int = 4, columns: int = 8, stages: bool = False
+    maps: Sequence[TokenMap],
+    examples: int = 4,
+    columns: int = 8,
+    stages: bool = False,
+    first: int = 0,
 ) -> Figure:
     """Draw several reducers side by side, for each image under its text.
 
@@ -38,6 +42,7 @@ def gallery(
         examples: How many images.
         columns: Pictures a line.
         stages: Draw what every reduction left; False draws the last only.
+        first: The image to begin with, from 0.
 
     Raises:
         ValueError: There are no maps.
@@ -47,7 +52,8 @@ def gallery(
     by_key: dict[Key, dict[str, TokenMap]] = {}
     for each in maps:
         by_key.setdefault(each.key, {})[each.title] = each
-    keys = _various(sorted(by_key, key=lambda key: (-len(by_key[key]), key)), by_key)[:examples]
+    keys = _various(sorted(by_key, key=lambda key: (-len(by_key[key]), key)), by_key)
+    keys = keys[first : first + examples]
     families = {each.title: each.family for each in maps if each.stages}
     titles = sorted(families, key=lambda title: (_rank(families[title]), title))
     depth = max((len(each.stages) for each in maps), default=1) if stages else 1
@@ -62,9 +68,9 @@ def gallery(
         for number, key in enumerate(keys):
             top = number * block
             shown = by_key[key]
-            first = next(iter(shown.values()))
-            page.write(_MARGIN, top + 0.22, f"\u201c{_wrapped(first.text, width)}\u201d", 8.5, INK)
-            page.picture(_MARGIN, top + _HEADING + _TITLE, _picture(first))
+            one = next(iter(shown.values()))
+            page.write(_MARGIN, top + 0.22, f"\u201c{_wrapped(one.text, width)}\u201d", 8.5, INK)
+            page.picture(_MARGIN, top + _HEADING + _TITLE, _picture(one))
             page.title(_MARGIN, top + _HEADING, "the image", "", INK)
             for place, title in enumerate(titles, start=1):
                 x = _MARGIN + place % across * cell

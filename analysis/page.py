@@ -41,6 +41,8 @@ th { border-bottom: 2px solid var(--line); font-weight: 600; background: var(--p
   position: sticky; top: 0; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 tbody tr:hover { background: var(--band); }
+.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--paper); }
+.wide th:first-child { z-index: 1; }
 code { font-size: .88em; overflow-wrap: anywhere; }
 td { overflow-wrap: break-word; }
 summary { cursor: pointer; color: var(--link); }
@@ -50,8 +52,9 @@ dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
   dd { margin-bottom: .4rem; } .figure-scroll { overflow-x: auto; }
   .figure-scroll svg, .figure-scroll img { width: 40rem; max-width: none; } }
 @media print { :root { --paper: #fff; --ink: #000; --quiet: #444; --line: #bbb; --band: #fff; }
-  nav, summary { display: none; } body { font-size: 10pt; } .tall { max-height: none; }
+  nav { display: none; } body { font-size: 10pt; } .tall { max-height: none; }
   .wide, .tall { overflow: visible; } table { font-size: 7.5pt; } th { position: static; }
+  figure img, figure svg { max-height: 23cm; width: auto; max-width: 100%; }
   figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 

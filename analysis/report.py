@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from analysis.cells import ENDS, study
@@ -153,13 +154,19 @@ def _gallery(folders: list[Path | str], out: Path) -> str:
             "<p>There are no token maps. <code>python run_experiment.py predict ...</code> writes "
             "them beside its predictions.</p>"
         )
-    path = save_png(gallery(maps, 4, 7), out / "figures" / "token_maps.png", dpi=150)
+    # A picture an image, so that a printed page can break between them.
+    pictures = []
+    for number in range(min(4, len({each.key for each in maps}))):
+        path = out / "figures" / f"token_maps_{number + 1}.png"
+        save_png(gallery(maps, 1, 7, first=number), path)
+        picture = inline_png(path, "What several reducers keep of one image")
+        pictures.append(f'<figure><div class="figure-scroll">{picture}</div></figure>')
     caption = (
         "What each reducer leaves after its last reduction. Bright: the patch has a token of its "
         "own. Outlined in one colour: patches that share a token, darker the more they are. "
         "Black: dropped."
     )
-    return figure("Token maps", caption, inline_png(path, "Token maps of several reducers"))
+    return f'<p class="caption">{caption}</p>{"".join(pictures)}'
 
 
 def _intro(parts: _Parts) -> str:
@@ -190,8 +197,8 @@ def _sections(parts: _Parts) -> list[tuple[str, str]]:
     failures = _show(made, "failures") or "<p>No run failed and every record could be read.</p>"
     missing = _show(made, "missing") or "<p>Every method has every keep ratio and seed.</p>"
     sections = [
-        ("What was found", _findings(made)),
         ("Score and cost", _join(plots, "score_gflops", "relative_score") or nothing),
+        ("What was found", _findings(made)),
         ("Scores by task", "".join(_show(made, name) for name in scores) or nothing),
         ("Over all tasks", _show(made, "over_settings") + _show(made, "areas")),
         ("Comparisons", "".join(_show(made, name) for name in made if name in _COMPARED)),
@@ -211,19 +218,17 @@ def _join(plots: dict[str, str], *names: str) -> str:
     return "".join(plots.get(name, "") for name in names)
 
 
-def _show(made: dict[str, Table], name: str) -> str:
+def _show(made: dict[str, Table], name: str, caption: str | None = None) -> str:
     if name not in made:
         return ""
     table = made[name]
     files = _links(f"tables/{name}", {"": ""}, "csv", "md", "tex")
+    said = html.escape(table.caption if caption is None else caption)
     tall = " tall" if len(table.shown) > 40 else ""
-    body = (
-        f'<p class="caption">{html.escape(table.caption)} {files}</p>'
-        f'<div class="wide{tall}">{table.html()}</div>'
-    )
+    body = f'<div class="wide{tall}">{table.html()}</div>'
     if name in _FOLDED:
         body = f"<details><summary>{len(table.shown)} rows</summary>{body}</details>"
-    return f"<h3>{html.escape(table.title)}</h3>{body}"
+    return f'<h3>{html.escape(table.title)}</h3><p class="caption">{said} {files}</p>{body}'
 
 
 def _undrawn(titles: list[str]) -> str:
@@ -235,7 +240,9 @@ def _undrawn(titles: list[str]) -> str:
 
 def _findings(made: dict[str, Table]) -> str:
     """Show the differences from no reduction and the others, and say what they cannot tell."""
-    shown = "".join(_show(made, name) for name in made if name.startswith("findings_"))
+    names = [name for name in made if name.startswith("findings_")]
+    captions = [made[names[0]].caption, *["As above."] * (len(names) - 1)] if names else []
+    shown = "".join(map(partial(_show, made), names, captions))
     return shown or (
         "<p>There is nothing to compare: no two methods share a setting, a seed and examples.</p>"
     )

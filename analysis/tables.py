@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -299,4 +300,11 @@ def tables(subject: Subject, against: tuple[str, ...]) -> list[Table]:
         failure_table(subject),
         literature_table(subject.published),
     ]
-    return [table for table in every if table is not None]
+    return [_with_plain_names(table) for table in every if table is not None]
+
+
+def _with_plain_names(table: Table) -> Table:
+    """Return the table with the words for ``Identity`` that figures have."""
+    shown = table.shown.replace("Identity", "no reduction")
+    columns = {"above Identity": "above no reduction"}
+    return replace(table, shown=shown.rename(columns=columns))

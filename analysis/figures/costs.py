@@ -12,16 +12,24 @@ from analysis.style import INK, PART_COLOURS, SMALL
 
 def _tokens_by_block(subject: Subject, width: float) -> Figure | None:
     """Draw the patch tokens that enter each block at the reference keep ratio."""
-    series: dict[tuple[float, ...], set[str]] = {}
+    counts: dict[str, list[tuple[float, ...]]] = {}
     table = subject.runs.table
     for record, label, keep in zip(
         subject.runs.records, table["label"], table["keep"], strict=True
     ):
         wanted = keep == subject.reference or label == "Identity"
         if wanted and record.tokens is not None and record.evaluations:
-            series.setdefault(record.tokens.entering, set()).add(str(label))
-    if not series:
+            counts.setdefault(str(label), []).append(record.tokens.entering)
+    if not counts:
         return None
+    # Image sizes and places to act can differ between the runs of one method.
+    length = max(len(entering) for found in counts.values() for entering in found)
+    series: dict[tuple[float, ...], set[str]] = {}
+    for label, found in counts.items():
+        for several in {len(entering) for entering in found}:
+            alike = [entering for entering in found if len(entering) == several]
+            mean = tuple(np.mean(alike, axis=0).round(2).tolist())
+            series.setdefault(mean, set()).add(label)
     looked = subject.looks
     figure = Figure(figsize=(width, 2.2), layout="constrained")
     axes = figure.subplots()
@@ -31,10 +39,12 @@ def _tokens_by_block(subject: Subject, width: float) -> Figure | None:
         colours = {looked[name].colour for name in names if name in looked}
         colour = colours.pop() if len(colours) == 1 else INK
         places = np.arange(len(entering))
-        axes.step(places, entering, where="mid", color=colour, lw=1.1)
+        fused = len(entering) < length
+        axes.step(places, entering, where="mid", color=colour, lw=1.1, ls=":" if fused else "-")
         said = f"{len(names)} methods" if len(names) > 2 else ", ".join(map(shown, names))
+        said += " (fusion)" if fused else ""
         points.append((float(places[-1]), float(entering[-1]), said, colour))
-    blocks = max(map(len, series)) - 1
+    blocks = length - 1
     axes.set_xticks(range(blocks + 1), [*map(str, range(blocks)), "out"])
     axes.set_xlabel("block that they enter")
     axes.set_ylabel("patch tokens")
@@ -82,7 +92,8 @@ PLOTS = (
     Plot(
         "tokens_by_block",
         "Token counts by block",
-        "Patch tokens that enter each block of the image encoder, CLS left out, and that leave it.",
+        "Patch tokens that enter each block of the image encoder, CLS left out, and that leave it; "
+        "mean over the runs. Dotted: a method that acts in the fusion, by fusion layer.",
         _tokens_by_block,
     ),
     Plot(

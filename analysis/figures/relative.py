@@ -56,7 +56,7 @@ def _family_panel(axes: Axes, cells: pd.DataFrame, family: str, looked: dict[str
         )  # fmt: skip
         bars(axes, group, "gflops_total", look.colour, "share_")
     axes.legend(
-        loc="lower right", fontsize=5.2, frameon=False, handlelength=1.1, labelspacing=0.2,
+        loc="best", fontsize=5.2, frameon=False, handlelength=1.1, labelspacing=0.2,
         borderaxespad=0.1,
     )  # fmt: skip
 
