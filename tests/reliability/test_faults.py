@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from elip.model.image_encoder import EncodedImage
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from reducers import Reducer, Signals, Text
+from reducers.ats import ATS
 from reducers.contract import Reduced
 from reducers.elip import ELIP
+from reducers.grid import spread_order, z_order
 from reducers.kmedoids import KMedoids
+from reducers.random import hash_uniform
 from reducers.tokens import top_indices
 from tests.contract.subjects import bound, scene
 
@@ -96,3 +100,58 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
 def test_ties_go_to_the_lowest_index_in_long_rows() -> None:
     scores = torch.zeros(2, 4000)
     assert top_indices(scores, 50).tolist() == [list(range(50))] * 2
+
+
+def test_random_numbers_are_those_of_splitmix64() -> None:
+    def mixed(state: int) -> float:
+        state = state * 0x9E3779B97F4A7C15 % 2**64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+        return ((state ^ state >> 31) % 2**24) / 2**24
+
+    states = [*range(50), 2**40 + 7, 2**62]
+    assert hash_uniform(torch.tensor(states)).tolist() == [mixed(state) for state in states]
+
+
+def test_places_spread_in_the_order_of_a_bayer_matrix() -> None:
+    def bayer(side: int) -> list[list[int]]:
+        if side == 1:
+            return [[0]]
+        quarter, corners = bayer(side // 2), [[0, 2], [3, 1]]
+        half = side // 2
+        return [
+            [4 * quarter[row % half][column % half] + corners[row // half][column // half]
+             for column in range(side)]
+            for row in range(side)
+        ]  # fmt: skip
+
+    index = torch.arange(64)
+    places = torch.stack([index // 8, index % 8], dim=1)[None].float()
+    assert spread_order(places, (8, 8)).view(8, 8).tolist() == bayer(8)
+    # In Z order every aligned square of 4 and of 16 patches has consecutive numbers.
+    curve = z_order(places, (8, 8)).view(8, 8)
+    assert sorted(curve.flatten().tolist()) == list(range(64))
+    for side in (2, 4):
+        for row in range(0, 8, side):
+            for column in range(0, 8, side):
+                square = curve[row : row + side, column : column + side]
+                assert int(square.max() - square.min()) == side * side - 1
+
+
+@pytest.mark.parametrize("rule", ["paper", "official", "haurum"])
+def test_adaptive_sampling_takes_the_patch_nearest_to_each_mark(rule: Any) -> None:
+    scores = torch.tensor([0.4, 0.3, 0.02, 0.08, 0.05, 0.15])
+    points = 4
+    order = scores.argsort() if rule == "official" else torch.arange(6)
+    total = scores[order].cumsum(0)
+    marks = [(mark + 0.5) / points for mark in range(points)]
+    if rule == "official":
+        total = (total - total[0]) / (total[-1] - total[0])
+        first = float(total[total > 0].min())
+        marks = [first + (1 - first) * mark / (points - 1) for mark in range(points)]
+    if rule == "haurum":
+        marks = [0.125, 0.375, 0.625]  # its end is left out
+    wanted = {int(order[(total - mark).abs().argmin()]) for mark in marks}
+    kept, real = ATS(points, rule)._sample(scores[None], points, 6, None)
+    assert set(kept[real].tolist()) == wanted
+    assert len(wanted) < 6
