@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import atheris
 import yaml
 
 FOLDER = Path(tempfile.mkdtemp())
@@ -36,7 +35,8 @@ def record(data: bytes) -> None:
 
 def grid(data: bytes) -> None:
     """Read bytes as a grid file, and unfold it."""
-    from experiments.grid import GridError, read_grid
+    from experiments.grid import GridError
+    from experiments.grid_file import read_grid
 
     (FOLDER / "grid.yaml").write_bytes(data)
     with contextlib.suppress(GridError):
@@ -48,9 +48,9 @@ def grid(data: bytes) -> None:
 def config() -> Callable[[bytes], None]:
     """Parse bytes as a configuration of a fit, as far as the parser goes."""
     from elip.training.cli import _file_problem
-    from experiments.check import _Parser, _reduces
+    from experiments.check import RunParser, _reduces
 
-    parser = _Parser()
+    parser = RunParser()
 
     def run(data: bytes) -> None:
         path = FOLDER / "config.yaml"
@@ -65,14 +65,25 @@ def config() -> Callable[[bytes], None]:
     return run
 
 
+TARGETS: dict[str, Callable[[], Callable[[bytes], None]]] = {
+    "record": lambda: record,
+    "grid": lambda: grid,
+    "config": config,
+}
+"""What can be fuzzed: each returns what reads the bytes."""
+
+
 def main() -> None:
     """Fuzz until libFuzzer ends."""
+    import atheris  # no dependency of the project: only this command wants it
+
     warnings.simplefilter("ignore")
     target = sys.argv[1]
-    with atheris.instrument_imports(include=["elip.record", "elip.schedule", "elip.model.config",
-                                             "experiments.grid", "experiments.check"]):  # fmt: skip
-        import experiments.grid  # noqa: F401
-    run = {"record": lambda: record, "grid": lambda: grid, "config": config}[target]()
+    watched = ["elip.record", "elip.schedule", "elip.model.config", "experiments.grid",
+               "experiments.grid_file", "experiments.check"]  # fmt: skip
+    with atheris.instrument_imports(include=watched):
+        import experiments.grid_file  # noqa: F401
+    run = TARGETS[target]()
     # Words that the readers know, so that the fuzzer need not guess them letter by letter.
     words = FOLDER / "words"
     known = ("schema", "name", "status", "evaluations", "metrics", "stages", "axes", "set", "base",

@@ -29,6 +29,7 @@ from reducers import shelf
 from tests.analysis.synthetic import record
 from tests.contract.subjects import bound, scene
 from tests.data.tiny import png, write
+from tests.reliability.fuzz import TARGETS
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -304,3 +305,9 @@ def test_the_identity_of_a_configuration_does_not_hang_on_its_order(config: Any)
     turned = dict(reversed(list(config.items())))
     assert config_hash(config) == config_hash(turned)
     assert config_hash({**config, "new": 1}) != config_hash({**config, "new": 2})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("data", [b"", b"{", b"{}", b"[1]", b"model: 3", b"stages: {test: {}}"])
+def test_what_the_fuzzer_runs_is_there(target: str, data: bytes) -> None:
+    TARGETS[target]()(data)
