@@ -13,14 +13,19 @@ from elip.model.fusion_reduction import FusionReduction
 from elip.model.image_encoder import EncodedImage
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
+from elip.tasks.pretrain import Pretraining
 from reducers import Reducer, Signals, Text
+from reducers.atc import ATC
 from reducers.ats import ATS
+from reducers.cdpruner import CDPruner
 from reducers.contract import Reduced
 from reducers.elip import ELIP
 from reducers.grid import spread_order, z_order
 from reducers.kmedoids import KMedoids
+from reducers.pumer import PuMer
 from reducers.random import hash_uniform
 from reducers.tokens import top_indices
+from tests.analysis.synthetic import record
 from tests.contract.subjects import bound, scene
 
 
@@ -155,3 +160,52 @@ def test_adaptive_sampling_takes_the_patch_nearest_to_each_mark(rule: Any) -> No
     kept, real = ATS(points, rule)._sample(scores[None], points, 6, None)
     assert set(kept[real].tolist()) == wanted
     assert len(wanted) < 6
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_adaptive_sampling_takes_two_points_at_least(points: int) -> None:
+    assert ATS(2).points == 2
+    with pytest.raises(ValueError, match="at least 2"):
+        ATS(points)
+
+
+def test_a_default_profile_of_two_layers_falls_to_the_published_share() -> None:
+    plan = Schedule(None, layers=(1, 3)).plan(100, 6, "before_block")
+    assert list(plan.keep.values()) == [round(100 * 0.45**0.5), 45]
+    assert Schedule(None, layers=(1,), counts=(1,)).plan(100, 6, "before_block").keep == {1: 1}
+
+
+def test_relevance_to_the_text_runs_from_0_to_1() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(3, n, 8, generator=generator) + 2 for n in (20, 1))
+    relevance = CDPruner()._relevance(image, text)
+    assert relevance.amin(dim=1).tolist() == pytest.approx([0] * 3, abs=1e-4)
+    assert relevance.amax(dim=1).tolist() == pytest.approx([1] * 3, abs=1e-4)
+
+
+def test_a_word_that_must_take_padding_in_stays_as_it_is() -> None:
+    tokens = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
+    reduced = PuMer(merge_text=0.5).reduce_text(
+        tokens, tokens.unsqueeze(1), torch.tensor([[True, True, False]])
+    )
+    assert reduced is not None
+    assert reduced.mask is not None
+    assert reduced.mask.tolist() == [[True, True]]
+    torch.testing.assert_close(reduced.tokens, tokens[:, :2], atol=1e-4, rtol=0)
+
+
+def test_clusters_have_no_weight_in_attention_unless_asked_for() -> None:
+    assert not ATC().proportional_attention
+    assert ATC(proportional=True).proportional_attention
+
+
+def test_matching_asks_for_one_false_image() -> None:
+    assert Pretraining().needs.false_images == 1
+    assert Pretraining(itm=0.0).needs.false_images == 0
+
+
+def test_the_table_has_the_spread_of_the_last_count() -> None:
+    one = record("ATS")
+    assert one.tokens is not None
+    spread = replace(one, tokens=replace(one.tokens, entering_sd=(0.0, 1.0, 2.0)))
+    assert (spread.row()["tokens_out_sd"], one.row()["tokens_out_sd"]) == (2.0, None)
