@@ -157,6 +157,8 @@ class RunParser:
         Raises:
             ValueError: The parser refuses it; the message is the parser's.
         """
+        if "config" in config:
+            raise ValueError("config is no option of a run of a grid; name files under `base`.")
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):

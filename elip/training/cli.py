@@ -223,10 +223,11 @@ def _file_problem(file: str) -> str | None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         return f"{path} is no configuration file (YAML): {error}"
-    if content is not None and not isinstance(content, dict):
-        return (
-            f"{path} is no configuration file: it holds {str(content)[:60]!r}, not `name: value`."
-        )
+    if not isinstance(content, dict):
+        held = "nothing" if content is None else repr(str(content)[:60])
+        return f"{path} is no configuration file: it holds {held}, not `name: value`."
+    if not isinstance(content.get("config"), str | None):
+        return f"{path}: config is {content['config']!r}; give the path of another such file."
     return None
 
 
