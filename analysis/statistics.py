@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.integrate import trapezoid
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Sequence[Array]], Array]
@@ -172,7 +173,7 @@ def curve_area(cost: Sequence[float], score: Sequence[float], low: float, high: 
     inside = (x > low) & (x < high)
     grid = np.concatenate([[low], x[inside], [high]])
     heights = np.concatenate([[np.interp(low, x, y)], y[inside], [np.interp(high, x, y)]])
-    return float(np.trapezoid(heights, grid) / (high - low))
+    return float(trapezoid(heights, grid) / (high - low))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
