@@ -196,10 +196,10 @@ def _rule(rule: Any, axes: Mapping[str, Any], path: Path) -> dict[str, tuple[str
 def _load(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GridError(f"Cannot read {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise GridError(f"{path} is no YAML: {error}") from error
+    except (OSError, ValueError) as error:  # the second: no system has such a name
+        raise GridError(f"Cannot read {str(path)!r}: {error}.") from error
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

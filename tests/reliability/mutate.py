@@ -1,11 +1,12 @@
 """How much of a wrong core do the default tests see? Small faults, one at a time.
 
-    nice python -m tests.reliability.mutate --out mutants.jsonl [--count 200]
+    nice python -m tests.reliability.mutate --out mutants.jsonl [--count 200] [--again]
 
 Faults are drawn with a fixed seed from the schedule, the reducers, the fusion, the tasks and the
 record. One process imports the libraries and forks a child for each fault, which imports the
 changed module and runs the default tests of that module. The file has a line a fault; started
-again, the script goes on where it stopped.
+again, the script goes on where it stopped, with ``--again`` after trying once more what was not
+caught.
 """
 
 from __future__ import annotations
@@ -210,7 +211,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--parts", nargs="+", choices=[*SHARES], default=[*SHARES])
+    parser.add_argument("--again", action="store_true", help="retry what was not caught")
     chosen = parser.parse_args()
+    chosen.out = chosen.out.resolve()
     os.chdir(ROOT)
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -222,6 +225,9 @@ def main() -> int:
         sys.stdout.flush()
     lines = chosen.out.read_text().splitlines() if chosen.out.exists() else []
     done = [json.loads(line) for line in lines]
+    if chosen.again:
+        done = [each for each in done if each["caught"]]
+        chosen.out.write_text("".join(json.dumps(each) + "\n" for each in done))
     known = {(each["file"], each["number"]) for each in done}
     for fault in drawn(chosen.count):
         if (fault.file, fault.number) in known or fault.part not in chosen.parts:

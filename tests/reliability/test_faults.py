@@ -14,6 +14,7 @@ from elip.model.image_encoder import EncodedImage
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from elip.tasks.pretrain import Pretraining
+from elip.tasks.retrieval import Retrieval
 from reducers import Reducer, Signals, Text
 from reducers.atc import ATC
 from reducers.ats import ATS
@@ -71,7 +72,9 @@ class Looks(Reducer):
         """Keep the first patches."""
         self.seen = patches, signals
         went = torch.arange(patches.shape[1]).expand(len(patches), -1)
-        return Reduced(patches[:, :num_keep], torch.where(went < num_keep, went, -1))
+        assert signals.mask is not None
+        kept = torch.where(went < num_keep, went, -1)
+        return Reduced(patches[:, :num_keep], kept, signals.mask[:, :num_keep])
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -85,6 +88,7 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
         sizes=torch.arange(1.0, 7).expand(2, 6),
         origin=torch.arange(6).expand(2, 6),
         seeds=torch.zeros(2, dtype=torch.int64),
+        mask=torch.tensor([[True, True, False, True, True, True, True], [True] * 7]),
     )
     text = Text(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
     reduced = host(0, image, text, torch.randn(2, 2, 4, 4), torch.randn(2, 2, 7, 4))
@@ -100,6 +104,11 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
     assert signals.cross_attention.shape == (2, 4, count)
     assert reduced.tokens.shape == (2, 4, 8)
     assert torch.equal(reduced.tokens, image.tokens[:, :4])
+    assert image.mask is not None
+    assert reduced.mask is not None
+    assert torch.equal(signals.cls, image.tokens[:, :1])
+    assert torch.equal(signals.mask, image.mask[:, 1 - whole :])
+    assert torch.equal(reduced.mask, image.mask[:, :4])
 
 
 def test_ties_go_to_the_lowest_index_in_long_rows() -> None:
@@ -209,3 +218,12 @@ def test_the_table_has_the_spread_of_the_last_count() -> None:
     assert one.tokens is not None
     spread = replace(one, tokens=replace(one.tokens, entering_sd=(0.0, 1.0, 2.0)))
     assert (spread.row()["tokens_out_sd"], one.row()["tokens_out_sd"]) == (2.0, None)
+
+
+def test_default_layers_of_a_shallow_encoder_begin_at_its_first_block() -> None:
+    assert Schedule().layers_in(2, "after_attention") == (0,)
+    assert Schedule().layers_in(2, "before_block") == (0, 1)
+
+
+def test_the_rank_head_meets_fifteen_false_texts_as_in_meter() -> None:
+    assert Retrieval().needs.false_texts == 15
