@@ -27,7 +27,7 @@ from reducers.pumer import PuMer
 from reducers.random import hash_uniform
 from reducers.tokens import top_indices
 from tests.analysis.synthetic import record
-from tests.contract.subjects import bound, scene
+from tests.contract.subjects import bound, pairs, scene, tiny
 
 
 def test_images_that_are_floats_have_seeds_of_their_own() -> None:
@@ -91,7 +91,8 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
         mask=torch.tensor([[True, True, False, True, True, True, True], [True] * 7]),
     )
     text = Text(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
-    reduced = host(0, image, text, torch.randn(2, 2, 4, 4), torch.randn(2, 2, 7, 4))
+    query, key = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 7, 4)
+    reduced = host(0, image, text, query, key)
     patches, signals = reducer.seen
     count = 6 + whole
     assert patches.shape == (2, count, 8)
@@ -101,10 +102,11 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
     # A patch stands for as many as its size says, so the mean place is divided by that.
     assert signals.positions[0, -1].tolist() == pytest.approx([1 / 6, 2 / 6])
     assert signals.keys.shape == (2, 2, count, 4)
-    assert signals.cross_attention.shape == (2, 4, count)
+    logits = (query @ key.mT / 2).masked_fill(~image.mask[:, None, None, :], -torch.inf)
+    attention = logits.softmax(dim=-1).mean(dim=1)[:, :, 1 - whole :]
+    torch.testing.assert_close(signals.cross_attention, attention)
     assert reduced.tokens.shape == (2, 4, 8)
     assert torch.equal(reduced.tokens, image.tokens[:, :4])
-    assert image.mask is not None
     assert reduced.mask is not None
     assert torch.equal(signals.cls, image.tokens[:, :1])
     assert torch.equal(signals.mask, image.mask[:, 1 - whole :])
@@ -227,3 +229,44 @@ def test_default_layers_of_a_shallow_encoder_begin_at_its_first_block() -> None:
 
 def test_the_rank_head_meets_fifteen_false_texts_as_in_meter() -> None:
     assert Retrieval().needs.false_texts == 15
+
+
+class Misreads(Looks):
+    """Returns a text that does not go with what was given."""
+
+    def reduce_text(self, tokens: Tensor, keys: Tensor, mask: Tensor | None) -> Reduced:
+        """Assign one word too few."""
+        return Reduced(tokens[:, :-1], torch.zeros(len(tokens), tokens.shape[1] - 1).long())
+
+
+def test_a_reduced_text_is_held_to_the_contract() -> None:
+    host = FusionReduction(Misreads(), Schedule(0.5, layers=(0,), profile=(0.5,)), (2, 3), 8, 2, 2)
+    text = Text(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="Misreads broke its contract"):
+        host.reduce_text(text, torch.randn(2, 2, 4, 4))
+
+
+def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -> None:
+    meter = tiny(PuMer(merge_text=0.4)).eval()
+    assert meter.fusion.reduction is not None
+    merged, reduce_text = [], meter.fusion.reduction.reduce_text
+
+    def counted(text: Text, key: Tensor) -> Text:
+        after = reduce_text(text, key)
+        merged.append((text.tokens.shape[1], after.tokens.shape[1]))
+        return after
+
+    meter.fusion.reduction.reduce_text = counted  # type: ignore[method-assign]
+    images, text, seeds = pairs()
+    with torch.no_grad():
+        meter(images, text, "all", seeds)
+        assert merged == []
+        meter(images, text, "pooled", seeds)
+    assert merged == [(10, 6)] * (len(meter.plan.keep) - 1)
+    assert len(meter.plan.keep) == 2
+
+
+def test_the_least_that_is_allowed_is_allowed() -> None:
+    assert Retrieval(false_texts=1, pairs=1).pairs == 1
+    plan = Schedule(None, layers=(1, 2), counts=(5, 5)).plan(100, 6, "before_block")
+    assert plan.keep == {1: 5, 2: 5}
