@@ -1,10 +1,11 @@
-"""Where the time of `fit` goes: forward, backward, optimiser, data, and all the rest.
+"""Where the time of `fit` goes: forward, guard, backward, optimiser, data, and all the rest.
 
     python benchmarks/fit.py
     python benchmarks/fit.py --config experiments/random_0.7.yaml --steps 100
 
 Runs the command line as it is, loggers, callbacks and record included, with a clock around each
-part of a step. ``rest`` is what the training loop itself costs. The first steps are dropped.
+part of a step. ``guard`` is what holding the reducer to its contract costs, ``rest`` what the
+training loop itself does. The first steps are dropped.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch.optim import AdamW
 
 from elip.cost.report import tell
 from elip.data.loader import TrainLoader
+from elip.model import image_encoder
 from elip.training import cli
 from elip.training.module import Experiment
+from elip.training.watch import ContractGuard
 
 _WARM_UP = 20
 
@@ -77,6 +80,8 @@ def main() -> None:
 
     Experiment.training_step = step
     Experiment.backward = clock.around("backward", Experiment.backward)
+    ContractGuard._look = clock.around("guard", ContractGuard._look)
+    image_encoder.check = clock.around("guard", image_encoder.check)
     AdamW.step = optimise
     TrainLoader.__iter__ = batches
     with TemporaryDirectory() as folder:

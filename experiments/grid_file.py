@@ -75,7 +75,10 @@ def _stage(
     after = content.get("after")
     if after is not None:
         _one_of(after, tuple(before), f"{where}.after (stages that stand before it)")
-    chosen = tuple(content.get("axes", axes))
+    chosen = content.get("axes")
+    chosen = list(axes) if chosen is None else chosen
+    if not isinstance(chosen, list):
+        raise GridError(f"{where}.axes is {chosen!r}; give a list of {list(axes)}.")
     for axis in chosen:
         _one_of(axis, tuple(axes), f"{where}.axes")
     lost = [axis for axis in (before[after].axes if after else ()) if axis not in chosen]
@@ -90,7 +93,7 @@ def _stage(
     resources = _fields(Resources, content.get("resources") or {}, f"{where}.resources")
     price = content.get("price")
     return Stage(
-        name, command, chosen, after, start, checkpoint, *_layers(content, path, where),
+        name, command, tuple(chosen), after, start, checkpoint, *_layers(content, path, where),
         resources, None if price is None else _fields(Price, price, f"{where}.price"),
     )  # fmt: skip
 

@@ -155,6 +155,8 @@ def test_only_takes_parents_along(tmp_path: Path) -> None:
         ({"axes": [1]}, "must be a mapping"),
         ({"exclude": [{"size": 1}]}, "'size' is not one of"),
         ({"base": "nowhere.yaml"}, "Cannot read .*nowhere.yaml"),
+        ({"base": "no\0where"}, "Cannot read .*null byte"),
+        ({"stages": {"fit": {"axes": True}}}, r"stages.fit.axes is True; give a list"),
     ],
 )
 def test_wrong_files_are_told_what_would_be_right(
