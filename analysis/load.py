@@ -25,10 +25,12 @@ from elip.record import (
     read_record,
 )
 
-# What differs between the seeds of one setting, or says where a run's files lie.
+# What differs between the seeds of one setting, or says where a run's files lie and where it ran.
+# The weights that it started from count by how they were made: see `_with_lineage`.
 _NO_PART_OF_A_SETTING = (
-    *VOLATILE, "trainer", "seed_everything", "data.seed", "data.root", "ckpt_path", "weights_only",
-    "model.weights", "optimizer", "lr_scheduler",
+    *VOLATILE, "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "seed_everything", "data.seed", "data.root", "ckpt_path", "weights_only", "model.weights",
+    "optimizer", "lr_scheduler",
 )  # fmt: skip
 
 _FROM_TRAINING = (
@@ -56,7 +58,8 @@ class Runs:
 
     Attributes:
         table: One row a run: the columns of `elip.record.COLUMNS`, the scores, and ``folder``,
-            ``setup`` (identity of the configuration without the seed), ``label`` (the method in
+            ``setup`` (identity of the configuration without the seed, and of those that made the
+            weights that it started from), ``label`` (the method in
             tables and figures), ``keep`` (the keep ratio that it stands under: as asked, else as
             measured; 1 without reduction; the share of patches of a smaller image), ``mode``
             ("trained"; "off the shelf" where the reducer was put on a model that was trained
@@ -100,7 +103,9 @@ def load(folders: Iterable[Path | str]) -> Runs:
     if not records:
         names = ["folder", "setup", *COLUMNS, "label", "keep", "mode", "latency_share"]
         return Runs(pd.DataFrame(columns=names), (), (), tuple(broken))
-    table = _with_latency(_with_mode(_with_labels(pd.DataFrame(rows))))
+    table = _with_labels(pd.DataFrame(rows))
+    parents = _parents(table)
+    table = _with_latency(_with_mode(_with_lineage(table, parents), parents))
     return Runs(table, tuple(records), tuple(outcomes), tuple(broken))
 
 
@@ -186,28 +191,55 @@ def _short(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _with_mode(table: pd.DataFrame) -> pd.DataFrame:
+def _parents(table: pd.DataFrame) -> dict[int, int | Path]:
+    """Return for each run that started from weights the run that made them, or else where from."""
+    by_folder = {_tail(Path(folder).resolve()): row for row, folder in enumerate(table["folder"])}
+    found: dict[int, int | Path] = {}
+    for row, parent in enumerate(table["parent"]):
+        if isinstance(parent, str):
+            run = _run_of(Path(parent))
+            found[row] = by_folder.get(_tail(run.resolve()), run)
+    return found
+
+
+def _with_lineage(table: pd.DataFrame, parents: dict[int, int | Path]) -> pd.DataFrame:
+    """Make how the weights were made a part of the setup of the runs that started from them."""
+
+    def setup(row: int, seen: tuple[int, ...] = ()) -> str:
+        own, parent = str(table.at[row, "setup"]), parents.get(row)
+        if isinstance(parent, int) and parent not in (*seen, row):
+            return config_hash({"own": own, "parent": setup(parent, (*seen, row))})
+        # A file is its name; a run that is not among these says no more than that it was one.
+        if isinstance(parent, Path) and parent.suffix:
+            return config_hash({"own": own, "parent": parent.name})
+        return own
+
+    return table.assign(setup=[setup(row) for row in table.index])
+
+
+def _with_mode(table: pd.DataFrame, parents: dict[int, int | Path]) -> pd.DataFrame:
     """Take the cost of training from the run that the weights came from, and name the mode."""
     table = table.assign(mode="trained")
-    by_folder = {_tail(Path(folder).resolve()): i for i, folder in enumerate(table["folder"])}
-    for row, parent in zip(table.index, table["parent"], strict=True):
-        if table.at[row, "subcommand"] == "fit" or not isinstance(parent, str):
+    for row, source in parents.items():
+        if table.at[row, "subcommand"] == "fit":
             continue
-        run = _run_of(Path(parent))
-        source = by_folder.get(_tail(run.resolve()))
-        if source is None:
-            table.at[row, "mode"] = f"from {run.name}"
+        if isinstance(source, Path):
+            table.at[row, "mode"] = f"from {source.name}"
             continue
-        before = table.loc[source]
-        same = before["label"] == table.at[row, "label"] and (
-            before["keep_ratio_asked"] == table.at[row, "keep_ratio_asked"]
-            or bool(table["keep_ratio_asked"].isna()[row])
-        )
-        if same:
+        before = table.iloc[source]
+        if before["label"] == table.at[row, "label"] and _same_ratio(before, table.iloc[row]):
             table.loc[row, list(_FROM_TRAINING)] = before[list(_FROM_TRAINING)]
         else:
             table.at[row, "mode"] = "off the shelf"
     return table
+
+
+def _same_ratio(one: pd.Series, two: pd.Series) -> bool:
+    """Whether two runs asked for one keep ratio; of exact counts, whether they come to one."""
+    if pd.notna(two["keep_ratio_asked"]):
+        return bool(one["keep_ratio_asked"] == two["keep_ratio_asked"])
+    measured = one["keep_ratio"], two["keep_ratio"]  # of adaptive methods, on different images
+    return any(map(pd.isna, measured)) or abs(measured[0] - measured[1]) < 0.02
 
 
 def _run_of(parent: Path) -> Path:

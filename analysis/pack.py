@@ -40,7 +40,9 @@ def pack(runs: Path, out: Path) -> int:
     for path in sorted(runs.rglob(RECORD_NAME)):
         examples = read_examples(path.parent)
         columns = {} if examples is None else examples.to_pydict()
-        row = {"folder": str(path.parent.relative_to(runs)), "record": path.read_text("utf-8")}
+        # With the name of the folder of runs: a checkpoint's path is told by its last two parts.
+        folder = Path(runs.resolve().name, path.parent.relative_to(runs))
+        row = {"folder": str(folder), "record": path.read_text("utf-8")}
         rows.append(row | {name: columns.get(name, []) for name in EXAMPLES.names})
     if not rows:
         raise FileNotFoundError(f"No {RECORD_NAME} below {runs}. A run writes it when it ends.")

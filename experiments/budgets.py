@@ -88,7 +88,7 @@ def _solve(given: object, model: dict[str, Any], data: dict[str, Any]) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta" if budget.kind == "gflops" else device):
         run = Experiment(
-            **{name: find_class(model[name])(**model[name]["init_args"])
+            **{name: find_class(model[name])(**model[name].get("init_args") or {})
                for name in ("task", "reducer")},
             schedule=read_schedule(model["schedule"]), meter=MeterConfig(**model["meter"]),
             vocab_size=source.vocab_size, num_answers=source.num_answers,

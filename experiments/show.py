@@ -110,10 +110,10 @@ def show_plan(console: Console, grid: Grid, board: Board, estimates: Estimates, 
     console.print(table)
     console.print(f"{len(board.cells)} runs in {grid.name}: {done} done, {len(waiting)} to run.")
     if unknown < len(waiting):
-        devices = sum((estimates.seconds(c) or 0) * c.devices * c.nodes for c in waiting) / 3600
+        devices = sum((estimates.seconds(c) or 0) * c.devices * c.nodes for c in waiting)
         console.print(
-            f"About {duration(seconds)} one after the other, {duration(seconds / jobs)} with "
-            f"{jobs} at once; {devices:.1f} device hours.",
+            f"About {duration(seconds)} one after the other, {duration(devices / jobs)} with "
+            f"{jobs} devices at once; {devices / 3600:.1f} device hours.",
             soft_wrap=True,
         )
     for missing in sorted({why for cell in waiting for why in cell.lacks}):

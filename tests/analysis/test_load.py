@@ -62,6 +62,32 @@ def test_runs_that_were_moved_together_still_find_their_parents(tmp_path: Path) 
     assert list(load([tmp_path]).table["mode"]) == ["trained", "trained"]
 
 
+def test_how_weights_were_made_tells_runs_apart_and_which_seed_does_not(tmp_path: Path) -> None:
+    for steps in (500, 1000):
+        for seed in (0, 1):
+            made = record("ToMe", seed=seed)
+            trainer = {"trainer": {"max_steps": steps, "devices": seed + 1}}
+            place = tmp_path / f"fit-{steps}" / str(seed)
+            write_record(replace(made, config={**made.config, **trainer}), place)
+            checkpoint = str(place / "checkpoints" / "best.ckpt")
+            write_record(replace(made, subcommand="test", parent=checkpoint), place / "test")
+    table = load([tmp_path]).table
+    table["steps"] = table["folder"].str.extract(r"fit-(\d+)")
+    for command in ("fit", "test"):
+        mine = table[table["subcommand"] == command]
+        assert mine.groupby("steps")["setup"].nunique().tolist() == [1, 1]
+        assert mine["setup"].nunique() == 2
+
+
+def test_packed_runs_still_find_their_parents(tmp_path: Path) -> None:
+    write_record(record("ToMe"), tmp_path / "runs" / "one")
+    parent = str(tmp_path / "runs" / "one" / "checkpoints" / "best.ckpt")
+    test = replace(record("ToMe"), subcommand="test", parent=parent)
+    write_record(test, tmp_path / "runs" / "one" / "test")
+    assert pack([str(tmp_path / "runs"), "--out", str(tmp_path / "study.parquet")]) == 0
+    assert list(load([tmp_path / "study.parquet"]).table["mode"]) == ["trained", "trained"]
+
+
 def test_latency_is_a_share_of_no_reduction_in_the_same_run(tmp_path: Path) -> None:
     fast, slow = Speed(8, 30.0, latency_identity_ms=60.0), Speed(8, 90.0, latency_identity_ms=180.0)
     small = Speed(8, 40.0, latency_identity_ms=40.0)
@@ -83,7 +109,7 @@ def test_a_packed_study_reads_as_the_folders_do(tmp_path: Path) -> None:
     folders, packed = load([tmp_path / "runs"]), load([file])
     assert packed.records == folders.records
     assert len(packed.records) == 5
-    assert [each.path for each in packed.broken] == [f"{file}: torn"]
+    assert [each.path for each in packed.broken] == [f"{file}: runs/torn"]
     for one, two in zip(packed.outcomes, folders.outcomes, strict=True):
         assert one.keys() == two.keys()
         for split, outcome in one.items():

@@ -169,6 +169,18 @@ def test_a_grid_asks_for_a_budget(tmp_path: Path) -> None:
     ]
 
 
+def test_tasks_and_methods_without_options_have_budgets_too(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "data" / "shapes", Options(train=4, val=2, test=2), progress=False)
+    (tmp_path / "g.yaml").write_text(
+        f"base: {ROOT}/experiments/shapes/vqa.yaml\n"
+        f"set: {{data.root: {tmp_path}/data, budget: {{gflops: 0.02}}, model.weights: null}}\n"
+        "axes: {reducer: [TopK, Stride]}\nstages: {fit: {}}\n"
+    )
+    found = list(check(read_grid(tmp_path / "g.yaml"), None))
+    assert [each.problem for each in found] == [None, None]
+    assert all(each.config["model"]["schedule"]["counts"] for each in found)
+
+
 def test_a_budget_out_of_reach_is_a_problem_of_its_run(tmp_path: Path) -> None:
     write_shapes(tmp_path / "data" / "shapes", Options(train=4, val=2, test=2), progress=False)
     (tmp_path / "g.yaml").write_text(

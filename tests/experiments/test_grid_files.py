@@ -39,6 +39,7 @@ def test_every_stage_of_every_grid_parses(path: Path, tmp_path: Path) -> None:
     cells = build_plan(few(grid), present, tmp_path)
     assert {cell.stage.name for cell in cells} == {stage.name for stage in grid.stages}
     assert all(cell.parent is not None for cell in cells if cell.stage.after)
+    assert {cell.devices for cell in cells} == {8 if "paper" in path.parts else 1}
 
 
 @pytest.mark.slow
