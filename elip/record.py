@@ -58,6 +58,7 @@ COLUMNS: dict[str, str] = {
     },
     "gflops_identity_training_step": f"one training step without reduction: {CONVENTION}",
     "batch_size": "examples a batch in the latencies",
+    "precision": "of training, scoring and timing; trainer.precision",
     "latency_ms": "median inference time of a batch, milliseconds",
     "latency_p95_ms": "95th percentile of it, milliseconds",
     "latency_identity_ms": "the same without reduction, timed in turn with it, milliseconds",
@@ -67,7 +68,7 @@ COLUMNS: dict[str, str] = {
     "train_steps": "optimiser steps",
     "train_epochs": "passes over the training data",
     "train_s": "wall-clock time of training, seconds",
-    "train_images_per_s": "images trained on a second",
+    "train_images_per_s": "images trained on a second, loading and validation left out",
     "cpu": "name of the processor",
     "gpus": "names of the GPUs, joined by +",
     "parent": "where the weights came from",
@@ -222,7 +223,7 @@ class Training:
         steps: Optimiser steps.
         epochs: Passes over the training data.
         seconds: Wall-clock time of training, validation included.
-        images_per_second: Images trained on a second, validation and start-up left out.
+        images_per_second: Images trained on a second; loading, validation and start-up left out.
     """
 
     steps: int | None = None
@@ -336,6 +337,7 @@ class Record:
             **_cost_columns("gflops", self.gflops),
             **_cost_columns("gflops_identity", self.gflops_identity),
             "batch_size": speed.batch_size,
+            "precision": _text(self.config.get("trainer", {}).get("precision")),
             "latency_ms": speed.latency_ms,
             "latency_p95_ms": speed.latency_p95_ms,
             "latency_identity_ms": speed.latency_identity_ms,
@@ -365,6 +367,10 @@ def _cost_columns(prefix: str, gflops: Gflops) -> dict[str, Scalar]:
         f"{prefix}_{part}": getattr(gflops.forward, part) for part in (*_PARTS, "total")
     }
     return {**parts, f"{prefix}_training_step": gflops.training_step}
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _megabytes(count: int | None) -> float | None:

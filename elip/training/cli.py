@@ -189,7 +189,7 @@ class ExperimentCLI(LightningCLI):
             asked = f"accelerator {config.trainer.accelerator}, devices {config.trainer.devices}"
             raise ValueError(f"The trainer cannot be built ({asked}): {error}") from error
         wanted, at_once = config.effective_batch_size, config.data.batch_size * trainer.world_size
-        if wanted is not None:
+        if wanted is not None and self.subcommand == "fit":
             if wanted < 1 or wanted % at_once:
                 raise ValueError(
                     f"effective_batch_size {wanted} is not a multiple of data.batch_size "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed import DistError
 
-from elip.cost import CostError, measure_cost, measure_training_cost
+from elip.cost import measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
 from elip.data.batch import Batch
 from elip.examples import write_examples
@@ -143,7 +144,9 @@ class Recorder(Callback):
         assert self._kept is not None
         if not trainer.sanity_checking:
             main = float(trainer.callback_metrics.get("val/main", float("nan")))
-            if self.command != "fit" or main >= self._best or not self.evaluations:
+            main = -math.inf if math.isnan(main) else main
+            # As the checkpoint does it: of equal scores the first one stays.
+            if self.command != "fit" or main > self._best or not self.evaluations:
                 self._best = main
                 self._keep(trainer, pl_module)
         self._counts = {}
@@ -212,10 +215,12 @@ class Recorder(Callback):
             return
         self.written = True
         record = self._record(trainer, module, status, error)
-        if status == "completed":
-            record = _with_costs(record, module, self._sample)
         write_examples(self.run_dir, self.outcomes)
         path = write_record(record, self.run_dir)
+        if status == "completed":  # what is known is safe by now
+            with trainer.precision_plugin.forward_context():
+                record = _with_costs(record, module, self._sample)
+            path = write_record(record, self.run_dir)
         if status != "failed":
             print_summary(record, path)
 
@@ -283,14 +288,19 @@ def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Rec
     if sample is None:
         return record
     few, trained = sample.rows(slice(_COST_EXAMPLES)), record.subcommand == "fit"
+    # Beside CostError: operators that no counter knows, reducers that cannot be traced, memory
+    # that does not suffice. A run that is complete is not lost to that.
     try:
         gflops = _gflops(module, few, trained)
         with module.meter.unreduced():
             identity = _gflops(module, few, trained)
-    except CostError as error:
-        return replace(record, notes=(*record.notes, f"No GFLOPs: {error}"))
-    speed = _speed(module, sample.rows(slice(_TIMED_EXAMPLES)))
-    return replace(record, gflops=gflops, gflops_identity=identity, speed=speed)
+        record = replace(record, gflops=gflops, gflops_identity=identity)
+    except RuntimeError as error:
+        record = replace(record, notes=(*record.notes, f"No GFLOPs: {error}"))
+    try:
+        return replace(record, speed=_speed(module, sample.rows(slice(_TIMED_EXAMPLES))))
+    except RuntimeError as error:
+        return replace(record, notes=(*record.notes, f"No times: {error}"))
 
 
 def _gflops(module: Experiment, batch: Batch, trained: bool) -> Gflops:

@@ -102,7 +102,7 @@ def build_callbacks(
                 save_top_k=1,
                 enable_version_counter=False,
             ),
-            ModelCheckpoint(
+            BetweenSteps(
                 dirpath=folder,
                 filename="last",
                 train_time_interval=CHECKPOINT_INTERVAL,
@@ -110,6 +110,27 @@ def build_callbacks(
             ),
         ]
     return callbacks
+
+
+class BetweenSteps(ModelCheckpoint):
+    """Saves when it is time, and only where no gradients wait for more batches of their step."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._step = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the step that this batch is part of."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where a step was taken and it is time."""
+        if trainer.global_step > self._step:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class StopCleanly(Callback):
@@ -125,7 +146,8 @@ class StopCleanly(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.asked: float | None = None
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signals, in the place of Lightning.
@@ -134,7 +156,7 @@ class StopCleanly(Callback):
         one that was not asked to stop.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+            self._handlers[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -146,10 +168,18 @@ class StopCleanly(Callback):
         self.asked = now
         log.warning("Stopping after this step; once more to stop at once.")
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the step that this batch is part of."""
+        self._step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and stop where a signal has come in, all processes at the same step."""
+        if trainer.global_step == self._step:
+            return  # gradients that wait for more batches are in no checkpoint
         if trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False):
             # Lightning logs a step after this hook, which this step will not live to see.
             last = {name: float(value) for name, value in trainer.logged_metrics.items()}
@@ -168,6 +198,6 @@ class StopCleanly(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the signals back."""
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}

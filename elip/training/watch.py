@@ -40,11 +40,18 @@ class ContractGuard(Callback):
             self._hook = pl_module.meter.reducer.register_forward_hook(self._look)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look no more: what the record times and counts is the model alone."""
+        """Look no more: what the record times and counts is the model alone, as it was run."""
         if self._hook is not None:
             self._hook.remove()
+        if isinstance(pl_module, Experiment) and pl_module.compiled:
+            torch.compiler.set_stance("default")
 
     on_test_end = on_train_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look no more, unless training goes on."""
+        if not trainer.training and not trainer.sanity_checking:
+            self.on_train_end(trainer, pl_module)
 
     def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
         patches, _, signals = given

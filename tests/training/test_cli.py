@@ -28,6 +28,9 @@ pytestmark = [
 ]
 
 
+ACCUMULATED = ["--effective_batch_size=8", "--data.train_limit=24"]
+
+
 class Halving(Random):
     """A reducer of somebody else's, chosen by import path."""
 
@@ -221,16 +224,16 @@ def test_a_logger_of_the_users_stands_beside_the_csv_log(tmp_path: Path, data: P
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
-@pytest.mark.parametrize("stop_at", [3, 5])
+@pytest.mark.parametrize(("stop_at", "options"), [(3, []), (5, []), (2, ACCUMULATED)])
 def test_interrupted_and_resumed_equals_undisturbed(
-    tmp_path: Path, data: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, stop_at: int, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
     import signal
 
     from elip.training.module import Experiment
 
-    whole = fit(tmp_path / "whole", data, steps=8)
+    whole = fit(tmp_path / "whole", data, *options, steps=8)
     step = Experiment.training_step
 
     def interrupted(self: Experiment, batch: Any, index: int) -> Any:
@@ -241,11 +244,11 @@ def test_interrupted_and_resumed_equals_undisturbed(
 
     monkeypatch.setattr(Experiment, "training_step", interrupted)
     with pytest.raises(SystemExit):
-        fit(tmp_path / "cut", data, steps=8)
+        fit(tmp_path / "cut", data, *options, steps=8)
     monkeypatch.setattr(Experiment, "training_step", step)
     assert read_record(tmp_path / "cut").status == "interrupted"
     saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == stop_at
-    resumed = fit(tmp_path / "cut", data, "--ckpt_path=last", steps=8)
+    resumed = fit(tmp_path / "cut", data, "--ckpt_path=last", *options, steps=8)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert resumed.evaluations == whole.evaluations
