@@ -152,7 +152,7 @@ def _finding(difference: float, low: float | None, high: float | None) -> str:
 
 
 def area_table(found: Study) -> Table | None:
-    """Return the area under each score-GFLOPs curve, over the range that all of them span."""
+    """Return the area under each score-GFLOPs curve, over the range that three quarters span."""
     shown, raw = [], []
     for setting in found.settings:
         (low, high), by_label, unit = areas(found, setting)

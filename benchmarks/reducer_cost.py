@@ -5,7 +5,7 @@
 All methods run on one image encoder (ViT-B/16 sizes, random weights, 288 px, batch 8) in turns;
 every figure is the median over the rounds, beside no reduction in the same run. A method that acts
 in the fusion is measured on the fusion (six layers a side, 50 text tokens) instead. The smaller
-image with as many patches is the plain alternative. Wants a quiet machine; about 4 minutes a keep
+image with as many patches is the plain alternative. Wants a quiet machine; about 2 minutes a keep
 ratio on two cores. One multiply-add = 1.
 """
 

@@ -29,3 +29,11 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file, where it is there, to its name with the next number: ``log-1.txt``."""
+    if path.exists():
+        earlier = (each.stem.removeprefix(f"{path.stem}-") for each in path.parent.glob("*-*"))
+        number = max((int(each) for each in earlier if each.isdigit()), default=0) + 1
+        path.rename(path.with_stem(f"{path.stem}-{number}"))

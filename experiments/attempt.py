@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from elip.files import whole_file
+from elip.files import set_aside, whole_file
 from elip.provenance import code_version, config_hash, package_versions
 from elip.record import (
     RECORD_NAME,
@@ -149,7 +149,7 @@ def prepare(cell: Cell, grid: str) -> Attempt:
 def clear(cell: Cell) -> None:
     """Make the run's folder, and keep what an earlier attempt recorded under a number."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    _set_aside(cell.record_folder / RECORD_NAME)
+    set_aside(cell.record_folder / RECORD_NAME)
 
 
 def conclude(attempt: Attempt, status: int, seconds: float) -> Seen:
@@ -252,9 +252,3 @@ def _stand_in(attempt: Attempt, status: Status, error: str, tail: tuple[str, ...
         log_tail=tail,
         notes=("Written by the launcher: the process left no record.",),
     )
-
-
-def _set_aside(path: Path) -> None:
-    if path.exists():
-        taken = len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
-        path.rename(path.with_stem(f"{path.stem}-{taken + 1}"))

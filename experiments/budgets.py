@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elip.provenance import hardware
+
 if TYPE_CHECKING:
     from elip.schedule import Schedule
 
@@ -39,10 +41,14 @@ class Budgets:
             BudgetError: It cannot.
         """
         model = {name: resolved["model"][name] for name in ("task", "reducer", "meter", "schedule")}
+        precision = resolved.get("trainer", {}).get("precision")
         asked = {"budget": budget, "model": model, "datasets": resolved["data"]["datasets"]}
+        if "latency" in str(budget):  # holds on this machine and in this precision only
+            machine = hardware()
+            asked |= {"precision": precision, "cpu": machine.cpu, "gpus": machine.gpus}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         if key not in self._known:
-            met = _solve(budget, model, resolved["data"])
+            met = _solve(budget, model, resolved["data"], precision)
             self._known[key] = {**asdict(met), "budget": budget, "reducer": model["reducer"]}
             self._keep()
         return list(self._known[key]["counts"])
@@ -72,7 +78,9 @@ def read_schedule(given: dict[str, Any]) -> Schedule:
     return Schedule(**{**given, **lists})
 
 
-def _solve(given: object, model: dict[str, Any], data: dict[str, Any]) -> Any:
+def _solve(
+    given: object, model: dict[str, Any], data: dict[str, Any], precision: str | None
+) -> Any:
     """Build the model as its run will, without its weights, and solve."""
     import torch
 
@@ -95,4 +103,7 @@ def _solve(given: object, model: dict[str, Any], data: dict[str, Any]) -> Any:
         )  # fmt: skip
     images = 2 if run.task.needs.kind == "pair" else 1
     batch = random_batch(run.meter, budget.batch_size, images).to(run.meter.pixel_mean.device)
-    return meet(budget, run.meter, run.task, run.schedule, batch)
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision))
+    half = mixed is not None and budget.kind != "gflops"
+    with torch.autocast(device, mixed, enabled=half):
+        return meet(budget, run.meter, run.task, run.schedule, batch)

@@ -54,6 +54,13 @@ def main(
     try:
         grid = read_grid(options.grid, options.set)
         root = options.runs / grid.name
+        if options.launcher == "slurm" and any(
+            "latency" in str(draft.config.get("budget")) for draft in grid.drafts(())
+        ):
+            raise GridError(
+                f"{grid.name} asks for a latency budget, which is measured where the launcher runs "
+                "and means nothing on a cluster's nodes. Give a gflops budget, or launch locally."
+            )
         checked = _check(options.grid, options.set, root, checker)
         cells = select(build_plan(grid, checked, root), options.only)
         if not options.dry_run:  # a plan can be costed before its weights are there
@@ -94,7 +101,7 @@ def _carry_out(
             try:
                 from experiments.slurm import run_on_slurm
             except ModuleNotFoundError as error:
-                raise GridError("--launcher slurm: pip install 'elip[slurm]'.") from error
+                raise GridError("--launcher slurm: pip install -e '.[slurm]'.") from error
             finished = run_on_slurm(board, grid.name, root, runner, console)
         else:
             with Screen(console, estimates, slots.count) as screen:

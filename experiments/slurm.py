@@ -129,7 +129,7 @@ def _executor(cell: Cell, grid: str, root: Path, parents: Sequence[str]) -> Any:
         "nodes": cell.nodes,
         "tasks_per_node": cell.devices,
         "cpus_per_task": resources.cpus,
-        "gpus_per_node": resources.gpus or None,
+        "gpus_per_node": (cell.devices if resources.gpus is None else resources.gpus) or None,
         "slurm_partition": resources.partition,
         "slurm_array_parallelism": resources.throttle,
         "slurm_dependency": "afterany:" + ":".join(parents) if parents else None,

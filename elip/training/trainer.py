@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from elip.files import set_aside
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
 from elip.training.rows import AnswerRows
@@ -54,18 +55,12 @@ def quiet() -> None:
 
 def build_loggers(run_dir: Path, command: str) -> list[Logger]:
     """Return the CSV log, and for training the TensorBoard log, both inside the run directory."""
-    rank_zero_only(_set_aside)(run_dir / METRICS_NAME)
+    # The CSV logger would delete it when a run goes on.
+    rank_zero_only(set_aside)(run_dir / METRICS_NAME)
     loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
     if command == "fit":
         loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
     return loggers
-
-
-def _set_aside(path: Path) -> None:
-    """Give an earlier log a number: the CSV logger would delete it when a run goes on."""
-    if path.exists():
-        taken = len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
-        path.rename(path.with_stem(f"{path.stem}-{taken + 1}"))
 
 
 def build_callbacks(

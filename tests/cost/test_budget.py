@@ -21,6 +21,7 @@ from elip.tasks.pretrain import Pretraining
 from experiments.budgets import BUDGETS_NAME, Budgets
 from experiments.check import check
 from experiments.grid_file import read_grid
+from experiments.launch import main as launch
 from experiments.plan import build_plan
 from reducers import shelf
 
@@ -203,3 +204,14 @@ def test_budgets_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
             {"model": dict.fromkeys(("task", "reducer", "meter", "schedule")),
              "data": {"datasets": "shapes"}},
         )  # fmt: skip
+
+
+def test_a_latency_budget_is_no_clusters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "g.yaml").write_text(
+        f"base: {ROOT}/experiments/elip_0.7.yaml\n"
+        "axes: {reducer: [ELIP], budget: [{latency_share: 0.8}]}\nstages: {fit: {}}\n"
+    )
+    assert launch([str(tmp_path / "g.yaml"), "--launcher=slurm", f"--runs={tmp_path}"]) == 2
+    assert "measured where the launcher runs" in capsys.readouterr().err
