@@ -65,9 +65,10 @@ def study(runs: Runs) -> Study:
         )
         return Study(empty, empty, pd.DataFrame(columns=[*KEYS, "why"]), ())
     scores, repeated = _latest(scores)
+    scores, selecting = _tested(scores)
     scores, mixed = _apart(scores)
     scores = _with_shares(_with_identity_off_the_shelf(scores))
-    notes = (*repeated, *mixed, *_without_examples(scores))
+    notes = (*repeated, *selecting, *mixed, *_without_examples(scores))
     return Study(scores, _cells(scores), _missing(scores, runs), notes)
 
 
@@ -84,6 +85,7 @@ def _scores(runs: Runs) -> pd.DataFrame:
             rows.append(
                 {
                     "setting": _setting(run, evaluation.dataset, evaluation.split),
+                    "work": f"{run['task']}, {run['datasets']}",
                     "label": run["label"],
                     "keep": run["keep"],
                     "seed": run["seed"],
@@ -116,6 +118,23 @@ def _latest(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     said = f"{dropped} scores of repeated runs are left out; the latest stands."
     kept = kept.sort_values("run").drop(columns="own").reset_index(drop=True)
     return kept, (said,) if dropped else ()
+
+
+def _tested(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Leave out the validation that chose a training run's weights, where all runs were tested."""
+    fitted = scores["subcommand"] == "fit"
+    trained = ~fitted & (scores["mode"] == "trained")
+    cells = list(zip(scores["work"], scores["label"], scores["keep"], scores["seed"], strict=True))
+    tested = {cell for cell, there in zip(cells, trained, strict=True) if there}
+    open_work = {
+        cell[0] for cell, fit in zip(cells, fitted, strict=True) if fit and cell not in tested
+    }
+    left_out = fitted & ~scores["work"].isin(open_work)
+    said = (
+        f"{int(left_out.sum())} validation scores by which training runs chose their weights are "
+        "left out: all of these runs were tested."
+    )
+    return scores[~left_out].reset_index(drop=True), (said,) if left_out.any() else ()
 
 
 def _apart(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -92,6 +92,24 @@ def test_no_reduction_is_shown_beside_methods_off_the_shelf(tmp_path: Path) -> N
     assert set(shelf.loc[shelf["label"] == "Identity", "score"]) == {0.7}
 
 
+def test_what_chose_the_weights_is_no_result_once_all_runs_are_tested(tmp_path: Path) -> None:
+    for number, name in enumerate(("Identity", "ToMe")):
+        one = record(name)
+        write_record(one, tmp_path / str(number))
+        (validation,) = one.evaluations
+        test = replace(
+            one,
+            subcommand="test",
+            parent=str(tmp_path / str(number) / "checkpoints" / "best.ckpt"),
+            evaluations=(replace(validation, split="test"),),
+        )
+        assert set(study(load([tmp_path])).settings) >= {"VQA, shapes val"}
+        write_record(test, tmp_path / str(number) / "test")
+    found = study(load([tmp_path]))
+    assert list(found.settings) == ["VQA, shapes test"]
+    assert "2 validation scores" in found.notes[0]
+
+
 def test_pareto() -> None:
     cost = pd.Series([1.0, 2.0, 2.0, 3.0, 4.0, np.nan])
     score = pd.Series([0.5, 0.6, 0.7, 0.65, 0.7, 0.9])
