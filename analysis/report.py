@@ -174,9 +174,10 @@ def _intro(parts: _Parts) -> str:
     status = Counter(runs.table.get("status", ()))
     said = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
     methods = found.cells["label"].nunique() if len(found.cells) else 0
+    count = len(found.settings)
     lines = [
         f"<p>{len(runs.records)} runs ({html.escape(said)}), {len(runs.broken)} records "
-        f"unreadable. {len(found.settings)} settings, {methods} methods. "
+        f"unreadable. {count} setting{'s' * (count != 1)}, {methods} methods. "
         f'<span class="quiet">GFLOPs are {html.escape(CONVENTION)}.</span></p>'
     ]
     if len(found.cells) and found.cells["seeds"].max() < 2:

@@ -305,6 +305,6 @@ def tables(subject: Subject, against: tuple[str, ...]) -> list[Table]:
 
 def _with_plain_names(table: Table) -> Table:
     """Return the table with the words for ``Identity`` that figures have."""
-    shown = table.shown.replace("Identity", "no reduction")
+    shown = table.shown.replace(r"\bIdentity\b", "no reduction", regex=True)
     columns = {"above Identity": "above no reduction"}
     return replace(table, shown=shown.rename(columns=columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -34,6 +35,18 @@ _PACKAGES = (
     "elip", "torch", "torchvision", "timm", "transformers", "tokenizers", "lightning",
     "jsonargparse", "torchmetrics", "numpy", "pyarrow", "pillow", "fvcore",
 )  # fmt: skip
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``below`` with ``above`` laid over it; a class with its options goes over whole."""
+    result = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and "class_path" not in value:
+            result[key] = merged(old, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
 
 
 def config_hash(config: Mapping[str, Any], leave_out: Iterable[str] = VOLATILE) -> str:

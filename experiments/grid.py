@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elip.provenance import merged
+
 SHELF = "shelf"
 """On the axis ``reducer``: every reducer of the shelf."""
 
@@ -184,18 +186,6 @@ class Grid:
             else:
                 levels.append(level)
         return levels
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``below`` with ``above`` laid over it; a class with its options goes over whole."""
-    result = copy.deepcopy(dict(below))
-    for key, value in above.items():
-        old = result.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and "class_path" not in value:
-            result[key] = merged(old, value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
 
 
 def put(config: dict[str, Any], option: str, value: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from experiments.grid import Grid, GridError, Level, Price, Resources, Stage, merged
+from elip.provenance import merged
+from experiments.grid import Grid, GridError, Level, Price, Resources, Stage
 
 ALIASES = {
     "reducer": "model.reducer",

@@ -29,6 +29,7 @@ from elip.cost.bench import PHASES, Setting, measure
 from elip.cost.count import CostError
 from elip.cost.report import cost_table, draw, time_table, write_csv
 from elip.model.config import MeterConfig
+from elip.provenance import merged
 from elip.schedule import Schedule
 from reducers import Reducer, shelf
 
@@ -142,7 +143,7 @@ def _experiment(
         if not file.is_file():
             raise ValueError(f"No experiment file {file}.")
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        model = _merged(model, content.get("model", {}))
+        model = merged(model, content.get("model", {}))
     reader = ArgumentParser(exit_on_error=False)
     reader.add_class_arguments(MeterConfig, "meter")
     reader.add_class_arguments(Schedule, "schedule")
@@ -174,14 +175,6 @@ def _made(method: type[Reducer], options: dict[str, Any]) -> Callable[[], Reduce
         known = ", ".join(inspect.signature(method).parameters)
         raise ValueError(f"{method.__name__}: {error}; its options are: {known}.") from error
     return partial(method, **options)
-
-
-def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    merged = {**low, **high}
-    for key in low.keys() & high.keys():
-        if isinstance(low[key], dict) and isinstance(high[key], dict):
-            merged[key] = _merged(low[key], high[key])
-    return merged
 
 
 def _find(name: str) -> type[Reducer]:

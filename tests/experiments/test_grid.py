@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from elip.provenance import merged
 from experiments.check import Checked
-from experiments.grid import GridError, merged, put
+from experiments.grid import GridError, put
 from experiments.grid_file import read_grid
 from experiments.plan import Cell, build_plan, refuse_missing, select
 
