@@ -11,6 +11,7 @@ import torch
 
 from elip.examples import read_examples
 from elip.record import Record, read_record
+from elip.training import recorder
 from elip.training.cli import main
 from reducers.contract import Reducer
 from reducers.random import Random
@@ -144,6 +145,21 @@ def test_fit_leaves_a_whole_record(tmp_path: Path, data: Path) -> None:
     assert record.training.steps == 4
     assert record.config["model"]["schedule"]["keep_ratio"] == 0.7
     assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_a_whole_run_is_recorded_though_its_cost_cannot_be_told(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*given: Any, **named: Any) -> Any:
+        raise NotImplementedError("no formula for this operator")
+
+    monkeypatch.setattr(recorder, "measure_cost", unknown)
+    record = fit(tmp_path / "run", data, steps=2)
+    assert record.status == "completed"
+    assert record.evaluations
+    assert record.gflops.forward.total is None
+    assert record.speed is not None
+    assert "No GFLOPs: no formula for this operator" in record.notes
 
 
 def test_a_second_run_does_not_touch_the_first(tmp_path: Path, data: Path) -> None:
