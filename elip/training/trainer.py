@@ -110,9 +110,7 @@ def build_callbacks(
 class BetweenSteps(ModelCheckpoint):
     """Saves when it is time, and only where no gradients wait for more batches of their step."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._step = 0
+    _step = 0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
