@@ -38,7 +38,12 @@ _PACKAGES = (
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``below`` with ``above`` laid over it; a class with its options goes over whole."""
+    """Return a configuration with another laid over it; a class with its options goes over whole.
+
+    Args:
+        below: Stays where ``above`` says nothing; neither is changed.
+        above: Wins; mappings in both are merged in turn.
+    """
     result = copy.deepcopy(dict(below))
     for key, value in above.items():
         old = result.get(key)

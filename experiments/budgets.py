@@ -43,7 +43,7 @@ class Budgets:
         model = {name: resolved["model"][name] for name in ("task", "reducer", "meter", "schedule")}
         precision = resolved.get("trainer", {}).get("precision")
         asked = {"budget": budget, "model": model, "datasets": resolved["data"]["datasets"]}
-        if "latency" in str(budget):  # holds on this machine and in this precision only
+        if is_timed(budget):
             machine = hardware()
             asked |= {"precision": precision, "cpu": machine.cpu, "gpus": machine.gpus}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
@@ -58,6 +58,11 @@ class Budgets:
             from elip.data.arrow import write_json  # late: the launcher needs only the file's name
 
             write_json(self._path, self._known)
+
+
+def is_timed(budget: object) -> bool:
+    """Whether a budget is one of time, which holds on the machine that it was measured on only."""
+    return "latency" in str(budget)
 
 
 def find_class(named: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments.attempt import acquire, holder, sign
 from experiments.board import Board, Estimates
-from experiments.budgets import BUDGETS_NAME
+from experiments.budgets import BUDGETS_NAME, is_timed
 from experiments.check import Checked
 from experiments.grid import Grid, GridError
 from experiments.grid_file import read_grid
@@ -55,7 +55,7 @@ def main(
         grid = read_grid(options.grid, options.set)
         root = options.runs / grid.name
         if options.launcher == "slurm" and any(
-            "latency" in str(draft.config.get("budget")) for draft in grid.drafts(())
+            is_timed(draft.config.get("budget")) for draft in grid.drafts(())
         ):
             raise GridError(
                 f"{grid.name} asks for a latency budget, which is measured where the launcher runs "

@@ -107,8 +107,11 @@ def build_callbacks(
     return callbacks
 
 
-class BetweenSteps(ModelCheckpoint):
-    """Saves when it is time, and only where no gradients wait for more batches of their step."""
+class _Steps(Callback):
+    """Knows of a batch whether a step was taken with it, or its gradients wait for more batches.
+
+    Gradients that wait are in no checkpoint: a run could not go on from there as it would have.
+    """
 
     _step = 0
 
@@ -118,15 +121,23 @@ class BetweenSteps(ModelCheckpoint):
         """Note the step that this batch is part of."""
         self._step = trainer.global_step
 
+    def stepped(self, trainer: Trainer) -> bool:
+        """Whether the batch that ends here took a step."""
+        return trainer.global_step > self._step
+
+
+class BetweenSteps(_Steps, ModelCheckpoint):
+    """Saves when it is time, but only between two steps."""
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where a step was taken and it is time."""
-        if trainer.global_step > self._step:
+        if self.stepped(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
-class StopCleanly(Callback):
+class StopCleanly(_Steps):
     """End training between two steps on Ctrl-C or SIGTERM, with a checkpoint to go on from.
 
     The first signal lets the step finish; another one, a second later or more, stops at once.
@@ -140,7 +151,6 @@ class StopCleanly(Callback):
         self.path = path
         self.asked: float | None = None
         self._handlers: dict[int, Any] = {}
-        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for the signals, in the place of Lightning.
@@ -161,18 +171,12 @@ class StopCleanly(Callback):
         self.asked = now
         log.warning("Stopping after this step; once more to stop at once.")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Note the step that this batch is part of."""
-        self._step = trainer.global_step
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and stop where a signal has come in, all processes at the same step."""
-        if trainer.global_step == self._step:
-            return  # gradients that wait for more batches are in no checkpoint
+        if not self.stepped(trainer):
+            return
         if trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False):
             # Lightning logs a step after this hook, which this step will not live to see.
             last = {name: float(value) for name, value in trainer.logged_metrics.items()}
