@@ -18,9 +18,12 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
     Args:
         path: The file that is wanted.
         durable: Force the content to disk first, so that not even a power cut leaves half of it.
+            For what one process alone writes: what a killed one left is written over, where
+            other files' remains wait for somebody to remove them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    writer = "" if durable else f".{os.getpid()}"
+    temporary = path.with_name(f".{path.name}{writer}.part")
     try:
         yield temporary
         if durable:

@@ -8,8 +8,8 @@ of any size, and memory stays at one batch.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -113,13 +113,16 @@ class ArrowWriter:
         self._batch_rows = batch_rows
         self._pending: list[Mapping[str, Any]] = []
         self._pending_bytes = 0
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._open = ExitStack()
 
     def __enter__(self) -> ArrowWriter:
         """Open the temporary file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = pa.OSFile(str(self._temporary), "wb")
-        self._ipc = pa.ipc.new_file(self._file, self._schema)
+        with ExitStack() as opened:
+            temporary = opened.enter_context(whole_file(self.path))
+            file = opened.enter_context(pa.OSFile(str(temporary), "wb"))
+            self._ipc = opened.enter_context(pa.ipc.new_file(file, self._schema))
+            opened.push(self._finish)
+            self._open = opened.pop_all()
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -149,15 +152,11 @@ class ArrowWriter:
         trace: TracebackType | None,
     ) -> None:
         """Finish and rename the file, or remove it after an exception."""
-        try:
-            if kind is None:
-                self._flush()
-                self._ipc.close()
-            self._file.close()
-            if kind is None:
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._open.__exit__(kind, error, trace)
+
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
 
     def _flush(self) -> None:
         if self._pending:

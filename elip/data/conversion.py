@@ -22,7 +22,7 @@ import pyarrow as pa
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from elip.data.arrow import ArrowWriter
-from elip.data.entries import Note, NoteFile, Parsed, Row, read_reasons
+from elip.data.entries import Note, Parsed, Row, note_file, read_reasons
 from elip.data.images import ImageError, decoded_mode
 from elip.data.sources.base import DataError, MissingFilesError
 
@@ -147,9 +147,9 @@ class Conversion:
         if not path.exists():
             self._task = self._progress.add_task(name, total=None, unit="rows")
             columns = [field.name for field in schema if pa.types.is_binary(field.type)]
-            with ArrowWriter(path, schema) as writer, NoteFile(notes_path) as file:
+            with ArrowWriter(path, schema) as writer, note_file(notes_path) as add:
                 for images, values, notes in self._in_order(rows, self._load):
-                    file.add(notes)
+                    add(notes)
                     self._progress.update(self._task, completed=writer.rows)
                     if images is not None:
                         changed = [change(data) if change else data for data in images]

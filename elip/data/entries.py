@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from elip.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -60,31 +62,22 @@ def _unexpected(reason: str, entry: Any) -> Note:
     return Note("left out: entry is not as expected", f"{reason} {str(entry)[:200]}")
 
 
-class NoteFile:
-    """Notes as tab-separated lines, under their name only when the conversion of a file is done."""
+@contextmanager
+def note_file(path: Path) -> Iterator[Callable[[Iterable[Note]], None]]:
+    """Yield what adds notes to a file, a line each: the reason, a tab, what it is about.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    The file takes its name only when the conversion is done, and there is none without notes.
+    """
 
-    def __enter__(self) -> NoteFile:
-        """Begin a temporary file."""
-        self._path.unlink(missing_ok=True)
-        self._file = self._temporary.open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Give the file its name if it holds anything and nothing went wrong."""
-        some = self._file.tell() > 0
-        self._file.close()
-        if kind is None and some:
-            os.replace(self._temporary, self._path)
-        self._temporary.unlink(missing_ok=True)
-
-    def add(self, notes: Iterable[Note]) -> None:
-        """Add notes, a line each: the reason, a tab, what it is about."""
+    def add(notes: Iterable[Note]) -> None:
         for note in notes:
-            self._file.write(f"{note.reason}\t{' '.join(note.what.split())}\n")
+            file.write(f"{note.reason}\t{' '.join(note.what.split())}\n")
+
+    path.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield add
+    if path.stat().st_size == 0:
+        path.unlink()
 
 
 def read_reasons(path: Path) -> Iterator[str]:

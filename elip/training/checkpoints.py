@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from elip.files import whole_file
 from elip.weights.read import BROKEN
 
 _SHOWN = 5
@@ -43,17 +43,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             CheckpointError: It could not be written; an older one of that name is untouched.
         """
         target = Path(path)
-        # One process writes, so one name will do; what a kill leaves is overwritten next time.
-        temporary = target.with_name(f".{target.name}.part")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with whole_file(target, durable=True) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             raise CheckpointError(
                 f"Cannot write the checkpoint {target}: {error}. Make room or set "
                 "trainer.default_root_dir; an older checkpoint there is untouched."

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-import elip.record
 import elip.training.trainer
-from elip.record import Record, read_record
+from elip.record import RECORD_NAME, Record, read_record
 from elip.training.module import Experiment
 from tests.reliability.forks import Fork, losses, options
 
@@ -89,19 +88,18 @@ def while_renaming(chance: random.Random) -> Callable[[], None]:
 
 def while_recording(chance: random.Random) -> Callable[[], None]:
     """When the record is written to its temporary file, but has no name yet."""
+    rename = Path.replace
+
+    def dying(self: Path, target: Any) -> Any:
+        if Path(target).name == RECORD_NAME:
+            die()
+        return rename(self, target)
 
     def prepare() -> None:
         often()
-        elip.record.os.fsync = lambda number: die()
-        elip.training.checkpoints.os = os_that_syncs
+        Path.replace = dying  # type: ignore[method-assign]
 
     return prepare
-
-
-class os_that_syncs:
-    @staticmethod
-    def fsync(number: int) -> None:
-        """Do nothing: on this disk it would only take time."""
 
 
 def attempt(root: Path, data: Path, log: Path, prepare: Callable[[], object], resume: bool) -> Fork:
