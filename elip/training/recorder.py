@@ -216,11 +216,15 @@ class Recorder(Callback):
         self.written = True
         record = self._record(trainer, module, status, error)
         write_examples(self.run_dir, self.outcomes)
-        path = write_record(record, self.run_dir)
-        if status == "completed":  # what is known is safe by now
+        if status == "completed":
+            # The scores are safe from here on, and a grid goes on with a run that is killed now.
+            unpriced = "Ended while GFLOPs and times were taken."
+            write_record(
+                replace(record, status="interrupted", notes=(*record.notes, unpriced)), self.run_dir
+            )
             with trainer.precision_plugin.forward_context():
                 record = _with_costs(record, module, self._sample)
-            path = write_record(record, self.run_dir)
+        path = write_record(record, self.run_dir)
         if status != "failed":
             print_summary(record, path)
 
@@ -289,17 +293,18 @@ def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Rec
         return record
     few, trained = sample.rows(slice(_COST_EXAMPLES)), record.subcommand == "fit"
     # Beside CostError: operators that no counter knows, reducers that cannot be traced, memory
-    # that does not suffice. A run that is complete is not lost to that.
+    # that does not suffice, and whatever a reducer raises that was never traced before. A run that
+    # is complete is not lost to that.
     try:
         gflops = _gflops(module, few, trained)
         with module.meter.unreduced():
             identity = _gflops(module, few, trained)
         record = replace(record, gflops=gflops, gflops_identity=identity)
-    except RuntimeError as error:
+    except Exception as error:  # noqa: BLE001
         record = replace(record, notes=(*record.notes, f"No GFLOPs: {error}"))
     try:
         return replace(record, speed=_speed(module, sample.rows(slice(_TIMED_EXAMPLES))))
-    except RuntimeError as error:
+    except Exception as error:  # noqa: BLE001
         return replace(record, notes=(*record.notes, f"No times: {error}"))
 
 

@@ -44,7 +44,7 @@ def in_a_process() -> Callable[[Callable[[], object]], object]:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            signal.alarm(60)
+            signal.alarm(300)
             try:
                 os.write(writing, json.dumps(function()).encode())
             except BaseException as error:  # noqa: BLE001  (the outermost frame of a process)

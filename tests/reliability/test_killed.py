@@ -86,12 +86,14 @@ def while_renaming(chance: random.Random) -> Callable[[], None]:
     return prepare
 
 
-def while_recording(chance: random.Random) -> Callable[[], None]:
+def while_recording(chance: random.Random, times: int = 1) -> Callable[[], None]:
     """When the record is written to its temporary file, but has no name yet."""
-    rename = Path.replace
+    left, rename = times, Path.replace
 
     def dying(self: Path, target: Any) -> Any:
-        if Path(target).name == RECORD_NAME:
+        nonlocal left
+        left -= Path(target).name == RECORD_NAME
+        if not left:
             die()
         return rename(self, target)
 
@@ -100,6 +102,11 @@ def while_recording(chance: random.Random) -> Callable[[], None]:
         Path.replace = dying  # type: ignore[method-assign]
 
     return prepare
+
+
+def while_recording_costs(chance: random.Random) -> Callable[[], None]:
+    """When the record is there without costs, and is written again with them."""
+    return while_recording(chance, times=2)
 
 
 def attempt(root: Path, data: Path, log: Path, prepare: Callable[[], object], resume: bool) -> Fork:
@@ -129,7 +136,7 @@ def undisturbed(
 
 
 def kinds() -> list[tuple[str, int]]:
-    named = [in_a_step, while_saving, while_renaming, while_recording]
+    named = [in_a_step, while_saving, while_renaming, while_recording, while_recording_costs]
     return [(kind.__name__, seed) for kind in named for seed in range(3)] + [
         ("any_time", seed) for seed in range(MOMENTS - 3 * len(named))
     ]
@@ -152,12 +159,15 @@ def test_killed_and_resumed_ends_as_the_undisturbed_run(
     killed = run.wait()
     assert killed.status == -signal.SIGKILL or kind == "any_time", killed.output
     if killed.status != 0:
-        assert not (root / "run.json").exists()
+        # Where there is a record by then, it says itself that it is not whole.
+        assert not (root / RECORD_NAME).exists() or read_record(root).status == "interrupted"
         run = attempt(root, shapes, tmp_path / "log.txt", often, resume=can_resume(root))
         ended = run.wait()
         assert ended.status == 0, ended.output
     record = read_record(root)
     assert record.status == "completed"
+    assert record.gflops == whole.gflops
+    assert record.speed is not None
     assert record.evaluations == whole.evaluations
     # A line of the log can be lost between a checkpoint and the log; none may differ.
     assert losses(root).items() <= losses(folder).items()

@@ -147,11 +147,15 @@ def test_fit_leaves_a_whole_record(tmp_path: Path, data: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").is_file()
 
 
+@pytest.mark.parametrize("kind", [NotImplementedError, IndexError])
 def test_a_whole_run_is_recorded_though_its_cost_cannot_be_told(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*given: Any, **named: Any) -> Any:
-        raise NotImplementedError("no formula for this operator")
+        kept = read_record(tmp_path / "run")
+        assert kept.status == "interrupted"
+        assert kept.evaluations
+        raise kind("no formula for this operator")
 
     monkeypatch.setattr(recorder, "measure_cost", unknown)
     record = fit(tmp_path / "run", data, steps=2)
