@@ -28,10 +28,10 @@ from elip.record import (
 # What differs between the seeds of one setting, or says where a run's files lie and where it ran.
 # The weights that it started from count by how they were made: see `_with_lineage`.
 _NO_PART_OF_A_SETTING = (
-    *VOLATILE, "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-    "seed_everything", "data.seed", "data.root", "ckpt_path", "weights_only", "model.weights",
-    "optimizer", "lr_scheduler",
+    *VOLATILE, "trainer.accelerator", "trainer.strategy", "seed_everything", "data.seed",
+    "data.root", "ckpt_path", "weights_only", "model.weights", "optimizer", "lr_scheduler",
 )  # fmt: skip
+_PROCESSES = ("trainer.devices", "trainer.num_nodes")
 
 _FROM_TRAINING = (
     "gflops_training_step", "gflops_identity_training_step",
@@ -94,7 +94,7 @@ def load(folders: Iterable[Path | str]) -> Runs:
     for folder, record, examples in _found(places, broken):
         records.append(record)
         outcomes.append(examples)
-        setup = config_hash(record.config, _NO_PART_OF_A_SETTING)
+        setup = config_hash(record.config, _no_part_of_the_setting(record))
         rows.append({"folder": folder, "setup": setup, **record.row()})
     if not records and not broken:
         raise FileNotFoundError(
@@ -149,6 +149,15 @@ def _paths(place: Path) -> Iterator[Path]:
         below[:] = sorted(name for name in below if name not in ("checkpoints", "tensorboard"))
         if RECORD_NAME in files:
             yield Path(folder, RECORD_NAME)
+
+
+def _no_part_of_the_setting(record: Record) -> tuple[str, ...]:
+    """Return the options that may differ within a setting.
+
+    The number of processes may, except where it multiplies the batch that training steps take.
+    """
+    multiplies = record.subcommand == "fit" and not record.config.get("effective_batch_size")
+    return _NO_PART_OF_A_SETTING if multiplies else (*_NO_PART_OF_A_SETTING, *_PROCESSES)
 
 
 def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -256,7 +265,8 @@ def _with_latency(table: pd.DataFrame) -> pd.DataFrame:
     """Add time as a share of no reduction's, timed in the same run; a smaller image's of others."""
     own, whole = table["latency_ms"].astype(float), table["latency_identity_ms"].astype(float)
     smaller = table["label"] == "Smaller image"
-    keys = [table["task"], table["datasets"], table["batch_size"].astype(float), table["cpu"]]
+    where = [table[name] for name in ("task", "datasets", "cpu", "gpus", "precision")]
+    keys = [*where, table["batch_size"].astype(float)]
     usual = whole.mask(smaller).groupby(keys, dropna=False).transform("median")
     return table.assign(latency_share=own / whole.mask(smaller, usual))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,12 +18,9 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
     Args:
         path: The file that is wanted.
         durable: Force the content to disk first, so that not even a power cut leaves half of it.
-            For what one process alone writes: what a killed one left is written over, where
-            other files' remains wait for somebody to remove them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = "" if durable else f".{os.getpid()}"
-    temporary = path.with_name(f".{path.name}{writer}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         if durable:
@@ -34,9 +31,16 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_remains(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder that belongs to this one alone."""
+    for temporary in folder.glob(".*.part"):
+        temporary.unlink(missing_ok=True)
+
+
 def set_aside(path: Path) -> None:
     """Rename a file, where it is there, to its name with the next number: ``log-1.txt``."""
-    if path.exists():
+    with suppress(FileNotFoundError):  # none, or another process was faster
+        path.stat()
         earlier = (each.stem.removeprefix(f"{path.stem}-") for each in path.parent.glob("*-*"))
         number = max((int(each) for each in earlier if each.isdigit()), default=0) + 1
         path.rename(path.with_stem(f"{path.stem}-{number}"))

@@ -35,6 +35,7 @@ from elip.record import (
     read_record,
     write_record,
 )
+from experiments.grid import GridError
 from experiments.plan import Cell
 
 Seen = Literal["done", "failed", "open"]
@@ -72,9 +73,15 @@ def acquire(path: Path) -> IO[str] | None:
     file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        file.close()
+        raise GridError(
+            f"{path} cannot be locked: {error}. Runs and launchers tell by locks who runs what; "
+            "keep the grid on a file system that has them (flock)."
+        ) from error
     return file
 
 

@@ -102,6 +102,8 @@ class Job:
 
     def _follow(self) -> None:
         """Run the same as the leading process, in a process group that Lightning joins."""
+        # What the leading process hears as submitit's, this one hears as the end of the run.
+        signal.signal(signal.SIGUSR2, self._hear)
         arguments = _shared(self.cell)
         log = log_of(self.cell).with_name(f"log-{_rank()}.txt")
         status = self._run(arguments, log)

@@ -58,9 +58,6 @@ class DataModule(LightningDataModule):
             (False) hit the true one now and then.
     """
 
-    # A process whose share of a small evaluation split is empty has nothing to wait for.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         datasets: str | list[str] = "shapes",
@@ -245,6 +242,11 @@ class DataModule(LightningDataModule):
     def _batches(self, examples: Examples, batch_size: int, train: bool) -> Batches:
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world_size = self.trainer.world_size if self.trainer is not None else 1
+        if len(examples) < world_size:
+            raise DataError(
+                f"{len(examples)} examples cannot be shared out to {world_size} processes: each "
+                "needs one at least. Use fewer devices, or more examples."
+            )
         return Batches(len(examples), batch_size, train, self.seed, rank, world_size)
 
     def _collator(self) -> Collator:

@@ -93,6 +93,11 @@ class Pretraining(Task):
         if self.itm_weight:
             self.itm = nn.Linear(2 * meter.width, 2)
             self.itm.apply(initialise)
+        else:
+            # Nothing reads their output, and processes would wait for their gradients.
+            last = meter.fusion.image_layers[-1]
+            for unread in (last, meter.text_pooler, meter.image_pooler):
+                unread.requires_grad_(False)
 
     def loss(self, meter: Meter, batch: Batch) -> Loss:
         """Return the weighted sum of both losses."""

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +20,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from elip.data.module import DataModule
 from elip.data.sources import sources
@@ -30,6 +32,8 @@ from elip.training.module import Experiment, LossError
 from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
 from reducers import shelf
+
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class Parser(LightningArgumentParser):
@@ -152,6 +156,8 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(Path("runs") / _config_name(config))
+        if config.trainer.accelerator == "auto" and torch.backends.mps.is_available():
+            config.trainer.accelerator = "cpu"  # Apple's GPUs have no float64, which scores need
         root = Path(config.trainer.default_root_dir)
         asked = config.get("ckpt_path")
         if asked is not None:
@@ -188,6 +194,16 @@ class ExperimentCLI(LightningCLI):
         except (MisconfigurationException, TypeError) as error:
             asked = f"accelerator {config.trainer.accelerator}, devices {config.trainer.devices}"
             raise ValueError(f"The trainer cannot be built ({asked}): {error}") from error
+        if trainer.precision not in _PRECISIONS:
+            raise ValueError(
+                f"trainer.precision is {config.trainer.precision}; targets and scores need float32 "
+                f"beside it: {', '.join(_PRECISIONS)}."
+            )
+        if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_epochs == -1:
+            raise ValueError(
+                "The learning rate needs the length of the run: give trainer.max_steps or "
+                "trainer.max_epochs (trainer.max_time may end it earlier)."
+            )
         wanted, at_once = config.effective_batch_size, config.data.batch_size * trainer.world_size
         if wanted is not None and self.subcommand == "fit":
             if wanted < 1 or wanted % at_once:
@@ -258,6 +274,8 @@ def main(args: ArgsType = None) -> None:
     except (DataError, CheckpointError, LossError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
+    except SIGTERMException as stop:  # outside of training; its own status would be 0
+        raise SystemExit(1) from stop
     except RuntimeError as error:
         said = lost_process(error)
         if said is None:

@@ -7,6 +7,7 @@ below it, so that testing a run never touches what training it left behind.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from elip.record import RECORD_NAME
@@ -27,7 +28,8 @@ def run_directory(root: Path, command: str, resumes: bool) -> Path:
         The directory; a number is added to its name where there is a record already.
     """
     base = root if command == "fit" else root / command
-    if resumes and command == "fit":
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0  # Lightning resumes it itself
+    if (resumes or requeued) and command == "fit":
         return base
     number = 1
     candidate = base

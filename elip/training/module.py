@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
+from torch.optim import Optimizer
 
 from elip.data.batch import Batch
 from elip.model.config import MeterConfig
@@ -99,6 +102,26 @@ class Experiment(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients, in mixed precision too.
+
+        Lightning refuses there to clip for a fused optimiser, which would take the scale off fp16
+        gradients in its own step. It need not: they can be brought to scale before.
+        """
+        plugin = self.trainer.precision_plugin
+        if not isinstance(plugin, MixedPrecision):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            if plugin.scaler is not None:
+                plugin.scaler.unscale_(optimizer)
+            kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, kind)
 
     def on_fit_start(self) -> None:
         """Remember the seed of the run."""

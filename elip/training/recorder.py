@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed import DistError
 
@@ -29,7 +31,18 @@ from elip.provenance import (
     package_versions,
     peak_memory_bytes,
 )
-from elip.record import Evaluation, Gflops, Record, Speed, Status, Tokens, Training, write_record
+from elip.record import (
+    Evaluation,
+    Gflops,
+    Record,
+    RecordError,
+    Speed,
+    Status,
+    Tokens,
+    Training,
+    read_record,
+    write_record,
+)
 from elip.summary import print_summary
 from elip.training.module import Experiment
 from elip.training.watch import KeptTokens
@@ -65,6 +78,7 @@ class Recorder(Callback):
         self.outcomes: dict[str, Any] = {}
         self._best = float("-inf")
         self._counts: dict[str, int] = {}
+        self._skipped: dict[str, int] = {}
         self._kept: KeptTokens | None = None
         self._tokens: Tokens | None = None
         self._sample: Batch | None = None
@@ -151,10 +165,16 @@ class Recorder(Callback):
                 self._keep(trainer, pl_module)
         self._counts = {}
         self._kept.clear()
+        self._skipped = _skipped(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the scores."""
         self._keep(trainer, pl_module)
+        self._skipped = _skipped(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep how many images were skipped, while all processes are there to tell."""
+        self._skipped = _skipped(trainer)
 
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Experiment)
@@ -195,8 +215,12 @@ class Recorder(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Write the record of a run that was stopped or failed."""
-        stopped = isinstance(exception, KeyboardInterrupt)
+        """Write the record of a run that was stopped or failed.
+
+        Where several processes run, the one with the error of its own writes it: the others are
+        killed, or end because it is gone.
+        """
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         said = lost_process(exception) or f"{type(exception).__name__}: {exception}"
         error = None if stopped else said
         self._write(trainer, pl_module, "interrupted" if stopped else "failed", error)
@@ -211,7 +235,9 @@ class Recorder(Callback):
         self, trainer: Trainer, module: LightningModule, status: Status, error: str | None = None
     ) -> None:
         assert isinstance(module, Experiment)
-        if self.written or not trainer.is_global_zero:
+        lost = error is not None and error.startswith(LOST_PROCESS)
+        alone = trainer.is_global_zero or (status == "failed" and not lost)
+        if self.written or not alone or (lost and self._is_explained()):
             return
         self.written = True
         record = self._record(trainer, module, status, error)
@@ -222,8 +248,12 @@ class Recorder(Callback):
             write_record(
                 replace(record, status="interrupted", notes=(*record.notes, unpriced)), self.run_dir
             )
-            with trainer.precision_plugin.forward_context():
-                record = _with_costs(record, module, self._sample)
+            if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+                with trainer.precision_plugin.forward_context():
+                    record = _with_costs(record, module, self._sample)
+            else:
+                split = "No GFLOPs, no times: the model may be split over processes."
+                record = replace(record, notes=(*record.notes, split))
         path = write_record(record, self.run_dir)
         if status != "failed":
             print_summary(record, path)
@@ -233,7 +263,7 @@ class Recorder(Callback):
     ) -> Record:
         reducer = module.meter.reducer
         model = self.config.get("model", {})
-        notes = [f"{name}: {count} skipped" for name, count in _skipped(trainer).items()]
+        notes = [f"{name}: {count} skipped" for name, count in self._skipped.items()]
         return Record(
             name=self.run_dir.name,
             subcommand=self.command,
@@ -256,7 +286,7 @@ class Recorder(Callback):
             tokens=self._tokens or self._count_tokens(module, join=lambda sums: sums),
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=(
-                torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+                torch.cuda.max_memory_allocated() if module.device.type == "cuda" else None
             ),
             training=self._training(trainer) if self.command == "fit" else None,
             parent=module.weights if self.command == "fit" else self.ckpt_path or module.weights,
@@ -264,6 +294,14 @@ class Recorder(Callback):
             log_tail=tuple(self._log.lines),
             notes=tuple(notes),
         )
+
+    def _is_explained(self) -> bool:
+        """Whether the process that died has written why."""
+        try:
+            found = read_record(self.run_dir)
+        except RecordError:
+            return False
+        return found.status == "failed" and found.ended >= self.started
 
     def _volatile(self) -> tuple[str, ...]:
         """Return what is no part of the run's identity: also where a training run was resumed."""
@@ -278,13 +316,14 @@ class Recorder(Callback):
         )
 
 
+LOST_PROCESS = "another process of this run has died"
+
+
 def lost_process(error: BaseException) -> str | None:
     """Return what to say where a run ends because another of its processes died; else None."""
     text = str(error).splitlines()[0] if str(error) else ""
     lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
-    return (
-        f"another process of this run has died; see what it printed last ({text})" if lost else None
-    )
+    return f"{LOST_PROCESS}; see what it printed last ({text})" if lost else None
 
 
 def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Record:
@@ -356,8 +395,12 @@ def _datasets(config: dict[str, Any]) -> list[str]:
 
 
 def _skipped(trainer: Trainer) -> dict[str, int]:
-    counts: dict[str, int] = getattr(trainer.datamodule, "num_skipped", {})  # type: ignore[attr-defined]
-    return counts
+    """Return how many images of each split all processes together have skipped."""
+    own: dict[str, int] = getattr(trainer.datamodule, "num_skipped", {})  # type: ignore[attr-defined]
+    every = [own] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(every, own)
+    return dict(sum(map(Counter, every), Counter()))
 
 
 def _over_processes(trainer: Trainer, count: Tensor) -> Tensor:

@@ -12,11 +12,16 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from elip.files import set_aside
+from elip.files import remove_remains, set_aside
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
 from elip.training.rows import AnswerRows
@@ -28,6 +33,9 @@ METRICS_NAME = "metrics.csv"
 
 CHECKPOINT_INTERVAL = timedelta(minutes=2)
 """Time between two checkpoints that a killed run goes on from."""
+
+_LEAST_PAUSE = 19.0
+"""Times that it takes to save, between the end of one and the next."""
 
 _ONE_REQUEST_SECONDS = 1.0
 
@@ -57,6 +65,8 @@ def build_loggers(run_dir: Path, command: str) -> list[Logger]:
     """Return the CSV log, and for training the TensorBoard log, both inside the run directory."""
     # The CSV logger would delete it when a run goes on.
     rank_zero_only(set_aside)(run_dir / METRICS_NAME)
+    for folder in (run_dir, run_dir / "checkpoints"):
+        rank_zero_only(remove_remains)(folder)
     loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
     if command == "fit":
         loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
@@ -88,7 +98,6 @@ def build_callbacks(
         folder = run_dir / "checkpoints"
         callbacks += [
             LearningRateMonitor(logging_interval="step"),
-            StopCleanly(folder / "last.ckpt"),
             ModelCheckpoint(
                 dirpath=folder,
                 filename="best",
@@ -96,24 +105,27 @@ def build_callbacks(
                 mode="max",
                 save_top_k=1,
                 enable_version_counter=False,
+                save_on_train_epoch_end=False,  # behind its validation, before the last one
             ),
-            BetweenSteps(
-                dirpath=folder,
-                filename="last",
-                train_time_interval=CHECKPOINT_INTERVAL,
-                enable_version_counter=False,
-            ),
+            SaveLast(folder / "last.ckpt", CHECKPOINT_INTERVAL),
+            StopCleanly(folder / "last.ckpt"),
         ]
     return callbacks
 
 
-class _Steps(Callback):
-    """Knows of a batch whether a step was taken with it, or its gradients wait for more batches.
+class _BetweenSteps(Checkpoint):
+    """Acts between two steps, where a run can go on from a checkpoint as if nothing had happened.
 
-    Gradients that wait are in no checkpoint: a run could not go on from there as it would have.
+    That is behind a batch with which a step was taken: gradients that wait for more batches are in
+    no checkpoint. Where a validation is due it is behind that: a run that goes on from before it
+    would leave it out. Being a `Checkpoint` makes it come after all others, the best one kept.
     """
 
     _step = 0
+
+    def between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do what is to be done."""
+        raise NotImplementedError
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -121,23 +133,49 @@ class _Steps(Callback):
         """Note the step that this batch is part of."""
         self._step = trainer.global_step
 
-    def stepped(self, trainer: Trainer) -> bool:
-        """Whether the batch that ends here took a step."""
-        return trainer.global_step > self._step
-
-
-class BetweenSteps(_Steps, ModelCheckpoint):
-    """Saves when it is time, but only between two steps."""
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where a step was taken and it is time."""
-        if self.stepped(trainer):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Act, unless gradients wait or a validation comes first."""
+        loop = trainer.fit_loop
+        if trainer.global_step > self._step and not loop.epoch_loop._should_check_val_fx(
+            loop._data_fetcher  # type: ignore[arg-type]
+        ):
+            self.between_steps(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act, unless gradients wait or training has not begun."""
+        if trainer.global_step > self._step and not trainer.sanity_checking:
+            self.between_steps(trainer, pl_module)
 
 
-class StopCleanly(_Steps):
+class SaveLast(_BetweenSteps):
+    """Saves from time to time what a killed run goes on from.
+
+    Args:
+        path: Where the checkpoint goes.
+        interval: Time from one to the next; longer where saving would take more than a twentieth.
+    """
+
+    def __init__(self, path: Path, interval: timedelta) -> None:
+        self.path = path
+        self.pause = interval.total_seconds()
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved = time.monotonic()
+
+    def between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where it is time, for the first process and so for all."""
+        begun = time.monotonic()
+        if trainer.strategy.broadcast(begun - self._saved >= self.pause):
+            trainer.save_checkpoint(self.path, weights_only=False)
+            self._saved = time.monotonic()
+            self.pause = max(self.pause, _LEAST_PAUSE * (self._saved - begun))
+
+
+class StopCleanly(_BetweenSteps):
     """End training between two steps on Ctrl-C or SIGTERM, with a checkpoint to go on from.
 
     The first signal lets the step finish; another one, a second later or more, stops at once.
@@ -171,17 +209,18 @@ class StopCleanly(_Steps):
         self.asked = now
         log.warning("Stopping after this step; once more to stop at once.")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save and stop where a signal has come in, all processes at the same step."""
-        if not self.stepped(trainer):
-            return
         if trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False):
-            # Lightning logs a step after this hook, which this step will not live to see.
-            last = {name: float(value) for name, value in trainer.logged_metrics.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(last, step=trainer.global_step - 1)
+            if not trainer.validating:
+                # Lightning logs a step after this hook, which this step will not live to see.
+                last = {
+                    name: float(value)
+                    for name, value in trainer.logged_metrics.items()
+                    if name.startswith("train/")
+                }
+                for logger in trainer.loggers:
+                    logger.log_metrics(last, step=trainer.global_step - 1)
             trainer.save_checkpoint(self.path, weights_only=False)
             log.warning(
                 "Stopped at step %d. Go on with: --ckpt_path last (same command, same directory).",

@@ -66,7 +66,7 @@ def test_how_weights_were_made_tells_runs_apart_and_which_seed_does_not(tmp_path
     for steps in (500, 1000):
         for seed in (0, 1):
             made = record("ToMe", seed=seed)
-            trainer = {"trainer": {"max_steps": steps, "devices": seed + 1}}
+            trainer = {"trainer": {"max_steps": steps, "accelerator": ("cpu", "gpu")[seed]}}
             place = tmp_path / f"fit-{steps}" / str(seed)
             write_record(replace(made, config={**made.config, **trainer}), place)
             checkpoint = str(place / "checkpoints" / "best.ckpt")
@@ -77,6 +77,18 @@ def test_how_weights_were_made_tells_runs_apart_and_which_seed_does_not(tmp_path
         mine = table[table["subcommand"] == command]
         assert mine.groupby("steps")["setup"].nunique().tolist() == [1, 1]
         assert mine["setup"].nunique() == 2
+
+
+@pytest.mark.parametrize(("effective", "settings"), [(None, 2), (64, 1)])
+def test_processes_that_make_a_batch_larger_make_another_setting(
+    tmp_path: Path, effective: int | None, settings: int
+) -> None:
+    for devices in (1, 8):
+        made = record("ToMe")
+        batch = {"trainer": {"devices": devices}, "effective_batch_size": effective}
+        place = tmp_path / str(devices)
+        write_record(replace(made, subcommand="fit", config={**made.config, **batch}), place)
+    assert load([tmp_path]).table["setup"].nunique() == settings
 
 
 def test_packed_runs_still_find_their_parents(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ The runs are stand-ins (see fake.py); the launcher is a process of its own, as a
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -22,6 +24,7 @@ import yaml
 
 from elip.record import read_record
 from experiments.attempt import acquire
+from experiments.grid import GridError
 from experiments.results import gather
 
 FAKE = Path(__file__).with_name("fake.py")
@@ -321,3 +324,14 @@ def _wait_for(condition: Any, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*given: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(GridError, match=r"cannot be locked: .*No locks available"):
+        acquire(tmp_path / ".lock")

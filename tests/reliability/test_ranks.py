@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from elip.data.dataset import Examples
+from elip.data.sources.base import DataError
 from elip.record import Record, read_record
 from elip.training.module import Experiment
 from tests.reliability.forks import ROOT, Fork, options, ranks
@@ -150,3 +152,57 @@ def test_both_ways_of_starting(launcher: str, shapes: Path, tmp_path: Path) -> N
     assert record.status == "completed"
     assert scores(record)
     assert len(list(tmp_path.rglob("run*.json"))) == 1
+
+
+def test_the_process_with_an_error_of_its_own_has_the_word(shapes: Path, tmp_path: Path) -> None:
+    def breaking() -> None:
+        step = Experiment.validation_step
+
+        def broken(self: Experiment, batch: Any, index: int, loader: int = 0) -> None:
+            if self.global_rank == 1 and index == 1:
+                raise DataError("shapes_val.arrow, row 11: a broken image")
+            step(self, batch, index, loader)
+
+        Experiment.validation_step = broken  # type: ignore[method-assign]
+
+    arguments = ["validate", *chosen(tmp_path / "run", shapes, "VQA"), "--trainer.devices=2",
+                 "--data.eval_batch_size=4"]  # fmt: skip
+    for run in ranks(arguments, tmp_path / "logs", 2, breaking):
+        ended = run.wait(seconds=60)
+        assert ended.status == 2
+        assert "Traceback" not in ended.output
+    record = read_record(tmp_path / "run" / "validate")
+    assert record.status == "failed"
+    assert record.error == "DataError: shapes_val.arrow, row 11: a broken image"
+
+
+def test_words_alone_are_learnt_together(shapes: Path, tmp_path: Path) -> None:
+    """Without matching, half of the last fusion layer has no gradient to wait for."""
+    root = tmp_path / "run"
+    arguments = ["fit", *chosen(root, shapes, "Pretraining"), "--model.task.itm=0",
+                 "--trainer.devices=2"]  # fmt: skip
+    for run in ranks(arguments, tmp_path / "logs", 2):
+        ended = run.wait()
+        assert ended.status == 0, ended.output
+    assert read_record(root).status == "completed"
+
+
+def test_fewer_examples_than_processes_are_refused(shapes: Path, tmp_path: Path) -> None:
+    arguments = ["validate", *chosen(tmp_path / "run", shapes, "VQA"), "--trainer.devices=2",
+                 "--data.eval_limit=1"]  # fmt: skip
+    for run in ranks(arguments, tmp_path / "logs", 2):
+        ended = run.wait(seconds=60)
+        assert ended.status == 2
+        assert "1 examples cannot be shared out to 2 processes" in ended.output
+        assert "Traceback" not in ended.output
+
+
+def test_what_all_processes_skipped_is_counted(shapes: Path, tmp_path: Path) -> None:
+    def skipping() -> None:
+        Examples.num_skipped = property(lambda self: 2)  # type: ignore[assignment, method-assign]
+
+    arguments = ["validate", *chosen(tmp_path / "run", shapes, "VQA"), "--trainer.devices=3"]
+    for run in ranks(arguments, tmp_path / "logs", 3, skipping):
+        ended = run.wait()
+        assert ended.status == 0, ended.output
+    assert "val/val: 6 skipped" in read_record(tmp_path / "run" / "validate").notes

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 from elip.examples import read_examples
 from elip.record import Record, read_record
 from elip.training import recorder
 from elip.training.cli import main
+from elip.training.module import Experiment
 from reducers.contract import Reducer
 from reducers.random import Random
 from tests.training.test_configs import Parsed
@@ -30,6 +34,10 @@ pytestmark = [
 
 
 ACCUMULATED = ["--effective_batch_size=8", "--data.train_limit=24"]
+ONE_EPOCH = ["--trainer.max_epochs=1", "--trainer.val_check_interval=5"]
+
+
+FOLDERS = ("whole", "cut")
 
 
 class Halving(Random):
@@ -224,12 +232,12 @@ def test_a_missing_checkpoint_names_what_there_is(
     assert "run fit first" in capsys.readouterr().err
 
 
-def losses(folder: Path) -> dict[int, float]:
+def logged(folder: Path, column: str) -> dict[int, float]:
     found = {}
     for file in sorted(folder.glob("metrics*.csv")):
         for row in csv.DictReader(file.open()):
-            if row.get("train/loss"):
-                found[int(row["step"])] = float(row["train/loss"])
+            if row.get(column):
+                found[int(row["step"])] = float(row[column])
     return found
 
 
@@ -239,20 +247,18 @@ def test_a_logger_of_the_users_stands_beside_the_csv_log(tmp_path: Path, data: P
         tmp_path / "run", data, "--trainer.logger=lightning.pytorch.loggers.TensorBoardLogger",
         f"--trainer.logger.save_dir={folder}", steps=2,
     )  # fmt: skip
-    assert len(losses(tmp_path / "run")) == 2
+    assert len(logged(tmp_path / "run", "train/loss")) == 2
     assert list(folder.rglob("events.out.tfevents*"))
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
-@pytest.mark.parametrize(("stop_at", "options"), [(3, []), (5, []), (2, ACCUMULATED)])
+# A validation is due behind steps 2 and 4, and behind the only epoch's last one, 5.
+@pytest.mark.parametrize(
+    ("stop_at", "options"), [(3, []), (4, []), (5, []), (2, ACCUMULATED), (5, ONE_EPOCH)]
+)
 def test_interrupted_and_resumed_equals_undisturbed(
     tmp_path: Path, data: Path, stop_at: int, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-    import signal
-
-    from elip.training.module import Experiment
-
     whole = fit(tmp_path / "whole", data, *options, steps=8)
     step = Experiment.training_step
 
@@ -270,5 +276,63 @@ def test_interrupted_and_resumed_equals_undisturbed(
     saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == stop_at
     resumed = fit(tmp_path / "cut", data, "--ckpt_path=last", *options, steps=8)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    for column in ("train/loss", "val/main"):
+        assert logged(tmp_path / "cut", column) == logged(tmp_path / "whole", column)
+    assert whole.evaluations
     assert resumed.evaluations == whole.evaluations
+    best = "checkpoints/best.ckpt"
+    first, second = (torch.load(tmp_path / each / best, weights_only=True) for each in FOLDERS)
+    assert first["global_step"] == second["global_step"]
+    assert all(map(torch.equal, first["state_dict"].values(), second["state_dict"].values()))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_gradients_are_clipped_in_mixed_precision(
+    tmp_path: Path, data: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms, step = [], AdamW.step
+
+    def spy(self: AdamW, *args: Any, **kwargs: Any) -> Any:
+        result = step(self, *args, **kwargs)
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None])))
+        return result
+
+    monkeypatch.setattr(AdamW, "step", spy)
+    more = f"--trainer.precision={precision}", "--trainer.gradient_clip_val=0.01"
+    record = fit(tmp_path / "run", data, *more, steps=2)
+    assert record.status == "completed"
+    assert record.gflops.forward.total
+    assert norms == [pytest.approx(0.01, rel=0.01)] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--trainer.precision=bf16-true"], "bf16-mixed"),
+        (["--trainer.max_steps=-1", "--trainer.max_epochs=-1"], "trainer.max_steps or"),
+    ],
+)
+def test_a_trainer_that_cannot_go_well_is_refused(
+    tmp_path: Path, data: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path / "run", data, *options)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_scoring_that_is_asked_to_stop_is_interrupted_not_failed(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Experiment.test_step
+
+    def asked(self: Experiment, *given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        step(self, *given)
+
+    monkeypatch.setattr(Experiment, "test_step", asked)
+    with pytest.raises(SystemExit) as stop:
+        main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data)])
+    assert stop.value.code == 1
+    assert read_record(tmp_path / "run" / "test").status == "interrupted"
