@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Checkpoint,
@@ -38,6 +39,8 @@ _LEAST_PAUSE = 19.0
 """Times that it takes to save, between the end of one and the next."""
 
 _ONE_REQUEST_SECONDS = 1.0
+
+_GO_ON, _SAVE, _STOP = range(3)
 
 
 # What Lightning says on every run and no user can act on.
@@ -107,50 +110,21 @@ def build_callbacks(
                 enable_version_counter=False,
                 save_on_train_epoch_end=False,  # behind its validation, before the last one
             ),
-            SaveLast(folder / "last.ckpt", CHECKPOINT_INTERVAL),
-            StopCleanly(folder / "last.ckpt"),
+            LastCheckpoint(folder / "last.ckpt", CHECKPOINT_INTERVAL),
         ]
     return callbacks
 
 
-class _BetweenSteps(Checkpoint):
-    """Acts between two steps, where a run can go on from a checkpoint as if nothing had happened.
+class LastCheckpoint(Checkpoint):
+    """Keeps what a run goes on from: saved from time to time, when it is to stop, and at its end.
 
-    That is behind a batch with which a step was taken: gradients that wait for more batches are in
-    no checkpoint. Where a validation is due it is behind that: a run that goes on from before it
-    would leave it out. Being a `Checkpoint` makes it come after all others, the best one kept.
-    """
+    Always between two steps, where a run can go on as if nothing had happened. That is behind a
+    batch with which a step was taken, since gradients that wait for more batches are in no
+    checkpoint; and where a validation is due it is behind that, since a run that goes on from
+    before it would leave it out. (Being a `Checkpoint` makes it come behind the best one, too.)
 
-    _step = 0
-
-    def between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do what is to be done."""
-        raise NotImplementedError
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Note the step that this batch is part of."""
-        self._step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Act, unless gradients wait or a validation comes first."""
-        loop = trainer.fit_loop
-        if trainer.global_step > self._step and not loop.epoch_loop._should_check_val_fx(
-            loop._data_fetcher  # type: ignore[arg-type]
-        ):
-            self.between_steps(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act, unless gradients wait or training has not begun."""
-        if trainer.global_step > self._step and not trainer.sanity_checking:
-            self.between_steps(trainer, pl_module)
-
-
-class SaveLast(_BetweenSteps):
-    """Saves from time to time what a killed run goes on from.
+    Ctrl-C and SIGTERM let the step finish and stop all processes there; another signal, a second
+    later or more, stops at once.
 
     Args:
         path: Where the checkpoint goes.
@@ -159,43 +133,19 @@ class SaveLast(_BetweenSteps):
 
     def __init__(self, path: Path, interval: timedelta) -> None:
         self.path = path
-        self.pause = interval.total_seconds()
-        self._saved = time.monotonic()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._saved = time.monotonic()
-
-    def between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where it is time, for the first process and so for all."""
-        begun = time.monotonic()
-        if trainer.strategy.broadcast(begun - self._saved >= self.pause):
-            trainer.save_checkpoint(self.path, weights_only=False)
-            self._saved = time.monotonic()
-            self.pause = max(self.pause, _LEAST_PAUSE * (self._saved - begun))
-
-
-class StopCleanly(_BetweenSteps):
-    """End training between two steps on Ctrl-C or SIGTERM, with a checkpoint to go on from.
-
-    The first signal lets the step finish; another one, a second later or more, stops at once.
-    When training ends by itself, the last state is saved in the same place.
-
-    Args:
-        path: Where the checkpoint goes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
         self.asked: float | None = None
+        self._pause = interval.total_seconds()
+        self._saved = 0.0
+        self._step = 0
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for the signals, in the place of Lightning.
+        """Start the clock, and listen for the signals in the place of Lightning.
 
         Lightning's own handler broadcasts from within a signal, and processes wait forever for
         one that was not asked to stop.
         """
+        self._saved = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._ask)
 
@@ -209,19 +159,47 @@ class StopCleanly(_BetweenSteps):
         self.asked = now
         log.warning("Stopping after this step; once more to stop at once.")
 
-    def between_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and stop where a signal has come in, all processes at the same step."""
-        if trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False):
-            if not trainer.validating:
-                # Lightning logs a step after this hook, which this step will not live to see.
-                last = {
-                    name: float(value)
-                    for name, value in trainer.logged_metrics.items()
-                    if name.startswith("train/")
-                }
-                for logger in trainer.loggers:
-                    logger.log_metrics(last, step=trainer.global_step - 1)
-            trainer.save_checkpoint(self.path, weights_only=False)
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the step that this batch is part of."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save or stop, unless a validation comes first."""
+        loop = trainer.fit_loop
+        fetcher: Any = loop._data_fetcher
+        if not loop.epoch_loop._should_check_val_fx(fetcher):
+            self._between_steps(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save or stop, unless training has not begun."""
+        if not trainer.sanity_checking:
+            self._between_steps(trainer)
+
+    def _between_steps(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._step:  # gradients wait
+            return
+        due = time.monotonic() - self._saved >= self._pause
+        wish = _STOP if self.asked is not None else _SAVE if due else _GO_ON
+        # What one process wants all do, at the same step.
+        wishes = torch.tensor(wish, device=trainer.strategy.root_device)
+        wish = int(trainer.strategy.reduce(wishes, reduce_op="max"))
+        if wish == _GO_ON:
+            return
+        if wish == _STOP and not trainer.validating:
+            # Lightning logs a step after this hook, which this step will not live to see.
+            metrics = trainer.logged_metrics.items()
+            last = {name: float(value) for name, value in metrics if name.startswith("train/")}
+            for logger in trainer.loggers:
+                logger.log_metrics(last, step=trainer.global_step - 1)
+        begun = time.monotonic()
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved = time.monotonic()
+        self._pause = max(self._pause, _LEAST_PAUSE * (self._saved - begun))
+        if wish == _STOP:
             log.warning(
                 "Stopped at step %d. Go on with: --ckpt_path last (same command, same directory).",
                 trainer.global_step,

@@ -20,7 +20,7 @@ from elip.training.module import Experiment
 from tests.reliability.forks import Fork, losses, options
 
 STEPS = 30
-MOMENTS = 20
+MOMENTS = 23
 
 
 def die() -> None:
@@ -45,6 +45,22 @@ def in_a_step(chance: random.Random) -> Callable[[], None]:
     def prepare() -> None:
         often()
         Experiment.training_step = dying
+
+    return prepare
+
+
+def while_validating(chance: random.Random) -> Callable[[], None]:
+    """A validation that was due must come after all, and be kept as the best if it is."""
+    at, step = chance.choice(range(5, STEPS + 1, 5)), Experiment.validation_step
+
+    def dying(self: Experiment, batch: Any, index: int, loader: int = 0) -> None:
+        if self.global_step == at and index == 1:
+            die()
+        step(self, batch, index, loader)
+
+    def prepare() -> None:
+        often()
+        Experiment.validation_step = dying
 
     return prepare
 
@@ -122,6 +138,11 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def best(root: Path) -> int:
+    step: int = torch.load(root / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    return step
+
+
 def can_resume(root: Path) -> bool:
     return any((root / "checkpoints").glob("[!.]*.ckpt"))
 
@@ -137,7 +158,10 @@ def undisturbed(
 
 
 def kinds() -> list[tuple[str, int]]:
-    named = [in_a_step, while_saving, while_renaming, while_recording, while_recording_costs]
+    named = [
+        in_a_step, while_validating, while_saving, while_renaming, while_recording,
+        while_recording_costs,
+    ]  # fmt: skip
     return [(kind.__name__, seed) for kind in named for seed in range(3)] + [
         ("any_time", seed) for seed in range(MOMENTS - 3 * len(named))
     ]
@@ -170,6 +194,7 @@ def test_killed_and_resumed_ends_as_the_undisturbed_run(
     assert record.gflops == whole.gflops
     assert record.speed is not None
     assert record.evaluations == whole.evaluations
+    assert best(root) == best(folder)
     # A line of the log can be lost between a checkpoint and the log; none may differ.
     assert losses(root).items() <= losses(folder).items()
     for name, value in weights(folder).items():
