@@ -81,9 +81,10 @@ def test_answers_of_all_processes_stand_once(shapes: Path, tmp_path: Path) -> No
     assert many == one
 
 
-def test_training_together_leaves_one_record(shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_training_together_leaves_one_record(task: str, shapes: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    together("fit", root, shapes, "VQA", tmp_path / "first", 2)
+    together("fit", root, shapes, task, tmp_path / "first", 2)
     record = read_record(root)
     assert record.status == "completed"
     assert record.training is not None
