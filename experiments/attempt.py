@@ -24,6 +24,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from elip.checkpoints import checkpoint_path
 from elip.files import set_aside, whole_file
 from elip.provenance import code_version, config_hash, package_versions
 from elip.record import (
@@ -146,7 +147,7 @@ def prepare(cell: Cell, grid: str) -> Attempt:
     with whole_file(cell.folder / "cell.json") as temporary:
         temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
     arguments = [cell.stage.command, "--config", str(cell.folder / "cell.yaml")]
-    if cell.stage.command == "fit" and (cell.folder / "checkpoints" / "last.ckpt").is_file():
+    if cell.stage.command == "fit" and checkpoint_path(cell.folder, "last").is_file():
         arguments += ["--ckpt_path", "last"]
     with log_of(cell).open("a", encoding="utf-8") as log:
         log.write(f"=== {now()} {' '.join(arguments)}\n")

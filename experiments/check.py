@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elip.checkpoints import CheckpointError, checkpoint_in
 from elip.provenance import VOLATILE, config_hash
 from experiments.budgets import Budgets, find_class, read_schedule
 from experiments.grid import Draft, Grid, GridError, put
@@ -109,15 +110,16 @@ def _files(resolved: dict[str, Any], digests: dict[str, str | None]) -> dict[str
         if path is None or ("_weights" in option and not Path(path).is_file()):
             continue
         if path not in digests:
-            digests[path] = _digest(Path(path).expanduser())
+            digests[path] = _digest(path)
         files[option] = digests[path]
     return files
 
 
-def _digest(path: Path) -> str | None:
-    if path.is_dir():
-        there = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-        path = next((file for file in there if file.is_file()), path)
+def _digest(given: str) -> str | None:
+    try:
+        path = checkpoint_in(given)
+    except (FileNotFoundError, CheckpointError):
+        return None
     if not path.is_file():
         return None
     digest = hashlib.sha256()

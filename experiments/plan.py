@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from elip.checkpoints import CheckpointError, checkpoint_in, checkpoint_path
 from experiments.check import Checked
 from experiments.grid import Grid, GridError, Stage, put
 
@@ -60,7 +61,7 @@ class Cell:
         """The checkpoint that it starts from, of its parent."""
         if self.parent is None:
             return None
-        return self.parent.folder / "checkpoints" / f"{self.stage.checkpoint}.ckpt"
+        return checkpoint_path(self.parent.folder, self.stage.checkpoint)
 
     @property
     def devices(self) -> int:
@@ -196,7 +197,7 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
     # A bar in a log file is a thousand lines.
     config["trainer"].setdefault("enable_progress_bar", False)
     lacks = tuple(
-        f"{option}: no such file {_value(each.resolved, option)}"
+        f"{option}: {_lack(str(_value(each.resolved, option)))}"
         for option, digest in each.files.items()
         if digest is None
     )
@@ -205,6 +206,14 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
         put(config, "model.weights" if stage.start == "weights" else "ckpt_path",
             str(cell.parent_checkpoint))  # fmt: skip
     return cell
+
+
+def _lack(path: str) -> str:
+    """Return what keeps a run from starting from a path."""
+    try:
+        return f"no such file {checkpoint_in(path)}"
+    except (FileNotFoundError, CheckpointError) as error:
+        return str(error)
 
 
 def _title(labels: Mapping[str, str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,11 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from elip.checkpoints import CheckpointError
 from elip.files import whole_file
 from elip.weights.read import BROKEN
 
 _SHOWN = 5
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, read or used; the message says which one and why."""
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint was written to its end: the directory of a zip archive comes last."""
-    return path.is_file() and zipfile.is_zipfile(path)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

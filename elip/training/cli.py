@@ -22,11 +22,12 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from elip.checkpoints import CheckpointError
 from elip.data.module import DataModule
 from elip.data.sources import sources
 from elip.data.sources.base import DataError
 from elip.tasks import tasks
-from elip.training.checkpoints import CheckpointError, WholeCheckpoints
+from elip.training.checkpoints import WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
 from elip.training.recorder import lost_process

@@ -6,14 +6,11 @@ below it, so that testing a run never touches what training it left behind.
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
+from elip.checkpoints import checkpoint_in, checkpoint_path, first_whole
 from elip.record import RECORD_NAME
-from elip.training.checkpoints import CheckpointError, is_whole
-
-log = logging.getLogger(__name__)
 
 
 def run_directory(root: Path, command: str, resumes: bool) -> Path:
@@ -40,12 +37,12 @@ def run_directory(root: Path, command: str, resumes: bool) -> Path:
 
 
 def resolve_checkpoint(asked: str | None, root: Path) -> str | None:
-    """Return the checkpoint file that ``last`` or ``best`` stands for.
+    """Return the checkpoint file that is meant, after a look at whether it is whole.
 
     Where ``last`` is missing or half written, ``best`` takes its place, and a warning says so.
 
     Args:
-        asked: A path, ``last``, ``best``, or None.
+        asked: ``last``, ``best``, what `checkpoint_in` takes, or None.
         root: ``trainer.default_root_dir``, the run directory of the training run.
 
     Raises:
@@ -54,27 +51,6 @@ def resolve_checkpoint(asked: str | None, root: Path) -> str | None:
     """
     if asked is None:
         return None
-    folder = root / "checkpoints"
     if asked in ("last", "best"):
-        choices = [folder / f"{name}.ckpt" for name in dict.fromkeys((asked, "best"))]
-    elif Path(asked).is_dir():
-        choices = [Path(asked) / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-    else:
-        choices = [Path(asked)]
-    for path in choices:
-        if is_whole(path):
-            if path is not choices[0]:
-                said = "half written" if choices[0].is_file() else "missing"
-                log.warning("%s is %s; %s takes its place.", choices[0], said, path.name)
-            return str(path)
-    for path in choices:
-        if path.is_file():
-            raise CheckpointError(
-                f"{path} is not a whole checkpoint: it was cut short, or is another kind of file. "
-                "Delete it, and begin anew or go on from another checkpoint."
-            )
-    there = sorted(str(found) for found in folder.glob("*.ckpt"))
-    raise FileNotFoundError(
-        f"No checkpoint {choices[0]}. "
-        + (f"There are {there}." if there else f"{folder} holds none: run fit first.")
-    )
+        return str(first_whole([checkpoint_path(root, name) for name in (asked, "best")]))
+    return str(first_whole([checkpoint_in(asked)]))

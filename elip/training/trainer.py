@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from elip.checkpoints import FOLDER, checkpoint_path
 from elip.files import remove_remains, set_aside
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
@@ -68,7 +69,7 @@ def build_loggers(run_dir: Path, command: str) -> list[Logger]:
     """Return the CSV log, and for training the TensorBoard log, both inside the run directory."""
     # The CSV logger would delete it when a run goes on.
     rank_zero_only(set_aside)(run_dir / METRICS_NAME)
-    for folder in (run_dir, run_dir / "checkpoints"):
+    for folder in (run_dir, run_dir / FOLDER):
         rank_zero_only(remove_remains)(folder)
     loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
     if command == "fit":
@@ -98,19 +99,19 @@ def build_callbacks(
     if command == "test":
         callbacks.append(AnswerRows())
     if command == "fit":
-        folder = run_dir / "checkpoints"
+        best, last = (checkpoint_path(run_dir, name) for name in ("best", "last"))
         callbacks += [
             LearningRateMonitor(logging_interval="step"),
             ModelCheckpoint(
-                dirpath=folder,
-                filename="best",
+                dirpath=best.parent,
+                filename=best.stem,
                 monitor="val/main",
                 mode="max",
                 save_top_k=1,
                 enable_version_counter=False,
                 save_on_train_epoch_end=False,  # behind its validation, before the last one
             ),
-            LastCheckpoint(folder / "last.ckpt", CHECKPOINT_INTERVAL),
+            LastCheckpoint(last, CHECKPOINT_INTERVAL),
         ]
     return callbacks
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import safetensors.torch
 
+from elip.checkpoints import checkpoint_in
 from elip.record import RECORD_NAME, RecordError, read_record
-from elip.weights.load import checkpoint_in
 from elip.weights.read import read_state
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from elip.checkpoints import checkpoint_in
 from elip.model.meter import Meter
 from elip.weights.names import from_clip, from_meter, is_clip, is_meter
 from elip.weights.read import read_state
@@ -59,13 +60,14 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
 
     Args:
         module: The module.
-        source: A run directory, a checkpoint of ours, or a METER checkpoint.
+        source: A run directory, a checkpoint of ours, or a METER checkpoint; ``~`` is the home
+            folder.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The format is unknown, or a tensor has the wrong shape.
+        FileNotFoundError: There is no such file, or no checkpoint in the folder.
+        ValueError: It is damaged or of unknown format, or a tensor has the wrong shape.
     """
-    path = checkpoint_in(Path(source))
+    path = checkpoint_in(source)
     state = read_state(path)
     unknown: tuple[str, ...] = ()
     if is_meter(state):
@@ -127,23 +129,6 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
             ) from error
         state = loaded.state_dict()
     return _apply(meter.text.transformer, state, source, ())
-
-
-def checkpoint_in(path: Path) -> Path:
-    """Return the best checkpoint of a run directory, or else its last; a file as it is.
-
-    Raises:
-        FileNotFoundError: The folder holds neither.
-    """
-    if not path.is_dir():
-        return path
-    folder = path / "checkpoints"
-    for name in ("best.ckpt", "last.ckpt"):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(
-        f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt."
-    )
 
 
 def _rank_from_matching(state: dict[str, Tensor]) -> dict[str, Tensor]:

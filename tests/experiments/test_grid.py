@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,9 @@ def test_missing_files_are_refused_before_a_start(tmp_path: Path) -> None:
     cells = build_plan(grid, [lacking], tmp_path)
     with pytest.raises(GridError, match=r"model\.weights: no such file w\.ckpt"):
         refuse_missing(cells)
+    cut = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    cut.parent.mkdir(parents=True)
+    cut.write_bytes(b"half")
+    lacking = replace(lacking, resolved={"model": {"weights": str(tmp_path / "run")}})
+    with pytest.raises(GridError, match=r"best\.ckpt is not a whole checkpoint"):
+        refuse_missing(build_plan(grid, [lacking], tmp_path))

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from analysis.load import load
+from elip.checkpoints import CheckpointError, checkpoint_in
 from elip.record import RecordError, read_record, write_record
-from elip.training.checkpoints import CheckpointError, WholeCheckpoints
+from elip.training.checkpoints import WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
 from elip.weights.load import load_weights
 from elip.weights.read import read_state
@@ -214,6 +215,26 @@ def test_a_missing_last_checkpoint_gives_way_to_the_best_with_a_word(
     assert resolve_checkpoint("last", tmp_path) == str(best)
     assert "last.ckpt is missing; best.ckpt takes its place" in caplog.text
     assert resolve_checkpoint(str(tmp_path), Path("elsewhere")) == str(best)
+
+
+def test_of_a_run_the_best_whole_checkpoint_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "run"
+    best, last = (saved(run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    assert checkpoint_in("~/run") == best
+    assert checkpoint_in(last) == last
+    assert checkpoint_in("~/nothing.ckpt") == tmp_path / "nothing.ckpt"
+    assert not caplog.text
+    best.write_bytes(best.read_bytes()[:50])
+    assert checkpoint_in(run) == last
+    assert "best.ckpt is half written; last.ckpt takes its place" in caplog.text
+    last.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        checkpoint_in(run)
+    with pytest.raises(FileNotFoundError, match="holds none"):
+        checkpoint_in(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(10))
