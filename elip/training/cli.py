@@ -169,6 +169,8 @@ class ExperimentCLI(LightningCLI):
         if config.get("weights_only") is False:
             self.parser.error("weights_only false would run code from a checkpoint; leave it out.")
         config.weights_only = True
+        if self.subcommand == "predict":
+            config.return_predictions = False  # `Predictions` writes them
         self.run_dir = run_directory(root, self.subcommand, resumes=asked is not None)
         config.trainer.default_root_dir = str(self.run_dir)
 

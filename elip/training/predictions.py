@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from elip.data.batch import Batch
 from elip.model.image_encoder import EncodedImage
 from elip.training.module import Experiment
-from elip.training.rows import append_rows, join_parts, part_file
+from elip.training.rows import write_rows
 
 TOKENS_NAME = "tokens/tokens.json"
 """Which token stands for each patch of some images, beside those images as PNG files.
@@ -49,14 +49,12 @@ class Predictions(Callback):
         self._fused: list[EncodedImage] = []
         self._pictures: list[dict[str, Any]] = []
         self._hook: RemovableHandle | None = None
-        self._part: Path | None = None
+        self._rows: list[dict[str, Any]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open this process's rows, and listen to the fusion for the first images."""
+        """Listen to the fusion for the first images."""
         assert isinstance(pl_module, Experiment)
-        self._part = part_file(trainer, trainer.global_rank)
-        self._part.parent.mkdir(parents=True, exist_ok=True)
-        self._part.write_text("", encoding="utf-8")
+        self._rows = []
         if trainer.is_global_zero and self._left:
             self._hook = pl_module.meter.fusion.register_forward_hook(self._listen)
 
@@ -72,11 +70,10 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the rows of a batch, and the pictures while some are wanted."""
+        """Keep the rows of a batch, and write the pictures while some are wanted."""
         assert isinstance(pl_module, Experiment)
-        assert self._part is not None
         split = trainer.datamodule.eval_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
-        append_rows(self._part, split, outputs)
+        self._rows += [{"split": split, **row} for row in outputs]
         if self._hook is None:
             return
         rows = self._choose(batch.image_id.tolist())
@@ -99,10 +96,10 @@ class Predictions(Callback):
         self._hook, self._fused = None, []
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the rows of all processes and write what is made of them."""
+        """Write the rows of all processes, and what became of the tokens."""
         assert isinstance(pl_module, Experiment)
         self._stop_listening()
-        join_parts(trainer, pl_module.task, "predict")
+        write_rows(trainer, pl_module.task, "predict", self._rows)
         if trainer.is_global_zero and self._pictures:
             _write_tokens(_folder(trainer), pl_module, self._pictures)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from elip.tasks.base import Task
@@ -25,59 +26,36 @@ class AnswerRows(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all processes, once and in order."""
         assert isinstance(pl_module, Experiment)
-        part = part_file(trainer, trainer.global_rank)
-        part.write_text("", encoding="utf-8")
-        for split, rows in pl_module.rows.items():
-            append_rows(part, split, rows)
-        join_parts(trainer, pl_module.task, "test")
+        splits = pl_module.rows.items()
+        rows = [{"split": split, **row} for split, rows in splits for row in rows]
+        write_rows(trainer, pl_module.task, "test", rows)
 
 
-def part_file(trainer: Trainer, rank: int) -> Path:
-    """Return where one process keeps its rows until all are joined."""
-    return Path(trainer.default_root_dir) / f".{ROWS_NAME}.{rank}"
+def write_rows(trainer: Trainer, task: Task, stage: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of all processes to `ROWS_NAME`, and the file for the server if any.
 
+    They stand in the order of splits and examples, each example once. Where no process has a row,
+    nothing is left. Every process must call it, also one whose share of the examples is empty.
 
-def append_rows(part: Path, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows of a split to a process's part."""
-    with part.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"split": split, **row}) + "\n" for row in rows)
-
-
-def join_parts(trainer: Trainer, task: Task, stage: str) -> None:
-    """Join the parts of all processes to `ROWS_NAME`, and write the file for the server if any.
-
-    Where no process has a row, nothing is left. Every process must call it, also one whose share
-    of the examples is empty.
+    Args:
+        trainer: The trainer.
+        task: The task.
+        stage: ``test`` or ``predict``.
+        rows: Those of this process: ``split``, and what the task's `predict` returns.
     """
-    trainer.strategy.barrier()
-    if not trainer.is_global_zero:
+    shares = [rows]
+    if trainer.world_size > 1:
+        shares = [[]] * trainer.world_size
+        dist.all_gather_object(shares, rows)
+    if not (trainer.is_global_zero and any(shares)):
         return
     splits: list[str] = trainer.datamodule.eval_names(stage)  # type: ignore[attr-defined]
-    parts = [part_file(trainer, rank) for rank in range(trainer.world_size)]
-    rows = join_rows(parts, splits)
-    for part in parts:
-        part.unlink()
-    if not rows:
-        return
+    once = {(splits.index(row["split"]), row["example"]): row for share in shares for row in share}
+    rows = [once[key] for key in sorted(once)]
     target = Path(trainer.default_root_dir) / ROWS_NAME
     target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     _write_submissions(trainer, task, rows, splits)
     log.info("%d predictions: %s", len(rows), target)
-
-
-def join_rows(parts: Sequence[Path], splits: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of all processes in the order of splits and examples, each example once.
-
-    Args:
-        parts: The files of the processes.
-        splits: Names of the splits in their order.
-    """
-    rows: dict[tuple[int, int], dict[str, Any]] = {}
-    for part in parts:
-        for line in part.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows[splits.index(row["split"]), row["example"]] = row
-    return [rows[key] for key in sorted(rows)]
 
 
 def _write_submissions(

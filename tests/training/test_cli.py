@@ -17,6 +17,8 @@ from elip.record import Record, read_record
 from elip.training import recorder
 from elip.training.cli import main
 from elip.training.module import Experiment
+from elip.training.predictions import Predictions
+from elip.training.rows import ROWS_NAME
 from reducers.contract import Reducer
 from reducers.random import Random
 from tests.training.test_configs import Parsed
@@ -172,6 +174,22 @@ def test_a_whole_run_is_recorded_though_its_cost_cannot_be_told(
     assert record.gflops.forward.total is None
     assert record.speed is not None
     assert "No GFLOPs: no formula for this operator" in record.notes
+
+
+def test_predictions_are_written_and_not_kept_by_the_trainer(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = Predictions.on_predict_end
+    kept: list[bool] = []
+
+    def spy(self: Predictions, trainer: Any, module: Any) -> None:
+        kept.append(trainer.predict_loop.return_predictions)
+        end(self, trainer, module)
+
+    monkeypatch.setattr(Predictions, "on_predict_end", spy)
+    main(["predict", "--config", ELIP_YAML, *few(tmp_path / "run", data)])
+    assert kept == [False]
+    assert len((tmp_path / "run" / "predict" / ROWS_NAME).read_text().splitlines()) == 16
 
 
 def test_a_second_run_does_not_touch_the_first(tmp_path: Path, data: Path) -> None:
