@@ -88,8 +88,8 @@ def measure_cost(
 def measure_training_cost(model: nn.Module, loss: Callable[[], Tensor], examples: int = 1) -> float:
     """Count one training step: forward, backward, passes without gradient, frozen layers.
 
-    The step is really run, on the model as it stands. Its gradients are dropped; parameters and
-    random states are left as they were. The optimiser's element-wise update is not counted.
+    The step is really run, on the model as it stands. Its gradients are dropped; parameters, the
+    gradients they had and random states are left as they were. The optimiser's element-wise update is not counted.
 
     Args:
         model: All that is trained.
@@ -100,6 +100,8 @@ def measure_training_cost(model: nn.Module, loss: Callable[[], Tensor], examples
         G multiply-adds an example.
     """
     saved = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in saved:
+        parameter.grad = None  # a backward pass adds to a gradient that is there, in place
     try:
         with _left_as_it_was(model):
             count = count_run(lambda: loss().backward())

@@ -98,6 +98,7 @@ def test_measuring_changes_nothing() -> None:
     measure_training_cost(model, lambda: F.dropout(model(rows)).sum())
     count_forward(model, lambda: model(rows) + torch.rand(1))
     assert model[0].weight.grad is gradient
+    assert torch.equal(gradient, torch.ones(4, 4))
     assert model[2].weight.grad is None
     assert [module.training for module in model] == [True, False, True]
     assert torch.equal(torch.random.get_rng_state(), state)
