@@ -89,7 +89,8 @@ def measure_training_cost(model: nn.Module, loss: Callable[[], Tensor], examples
     """Count one training step: forward, backward, passes without gradient, frozen layers.
 
     The step is really run, on the model as it stands. Its gradients are dropped; parameters, the
-    gradients they had and random states are left as they were. The optimiser's element-wise update is not counted.
+    gradients they had and random states are left as they were. The optimiser's element-wise update
+    is not counted.
 
     Args:
         model: All that is trained.

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from elip.checkpoints import checkpoint_in, checkpoint_path, first_whole
-from elip.record import RECORD_NAME
+from elip.record import RECORD_NAME, RecordError, read_record
 
 
 def run_directory(root: Path, command: str, resumes: bool) -> Path:
@@ -25,8 +25,7 @@ def run_directory(root: Path, command: str, resumes: bool) -> Path:
         The directory; a number is added to its name where there is a record already.
     """
     base = root if command == "fit" else root / command
-    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0  # Lightning resumes it itself
-    if (resumes or requeued) and command == "fit":
+    if command == "fit" and (resumes or _is_requeued(base)):
         return base
     number = 1
     candidate = base
@@ -34,6 +33,16 @@ def run_directory(root: Path, command: str, resumes: bool) -> Path:
         number += 1
         candidate = base.with_name(f"{base.name}-{number}")
     return candidate
+
+
+def _is_requeued(run_dir: Path) -> bool:
+    """Whether the cluster starts an interrupted run again, which Lightning then resumes itself."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return False
+    try:
+        return read_record(run_dir).status == "interrupted"
+    except RecordError:
+        return False
 
 
 def resolve_checkpoint(asked: str | None, root: Path) -> str | None:

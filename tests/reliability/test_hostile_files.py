@@ -258,6 +258,16 @@ def test_a_run_never_lands_on_a_finished_one(tmp_path: Path) -> None:
     assert run_directory(tmp_path / "run", "fit", resumes=True).name == "run"
 
 
+@pytest.mark.parametrize(("status", "folder"), [("interrupted", "run"), ("completed", "run-2")])
+def test_a_job_that_is_queued_again_goes_on_where_it_was(
+    status: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(replace(record(), status=status), tmp_path / "run")
+    assert run_directory(tmp_path / "run", "fit", resumes=False).name == "run-2"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run_directory(tmp_path / "run", "fit", resumes=False).name == folder
+
+
 # --- grids
 
 GRIDS: dict[str, tuple[str, str]] = {
