@@ -30,7 +30,7 @@ from elip.data.batch import Batch, TextBatch
 from elip.model.config import PRESETS, MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
-from elip.tasks.base import begin_images, finish_images
+from elip.tasks.base import begin_images
 from elip.tasks.gallery import Gallery
 from elip.tasks.retrieval import Retrieval
 from reducers import Reducer, Text, shelf
@@ -113,7 +113,9 @@ def _bounds(name: str, options: argparse.Namespace, lengths: list[int]) -> tuple
 
     def pair(length: int | None) -> int:
         cut = Text(text.tokens[:, :length], text.mask[:, :length])
-        return count_run(lambda: task.score(meter, finish_images(meter, begun, slice(1), cut), cut))
+        return count_run(
+            lambda: task.score(meter, meter.image.finish(begun.rows(slice(1)), cut), cut)
+        )
 
     once_image = count_run(lambda: begin_images(meter, batch.images[:, 0], False))
     once_text = count_run(lambda: meter.encode_text(batch.text))

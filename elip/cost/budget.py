@@ -7,10 +7,12 @@ so that the measured total of a forward pass, probe and reducer included, meets 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from elip.cost.count import count_run
 from elip.cost.timing import time_interleaved
@@ -69,10 +71,19 @@ class Budget:
         Raises:
             BudgetError: It is none.
         """
-        known = [field.name for field in fields(cls)]
-        if not isinstance(value, dict) or not set(value) <= set(known):
-            raise BudgetError(f"{value!r} is no budget: give a mapping of {', '.join(known)}.")
-        return cls(**value)
+        try:
+            # As JSON, since strict reading of Python values takes no mapping for a dataclass.
+            text = json.dumps(value, default=str)
+            return _ADAPTER.validate_json(text, strict=True, extra="forbid")
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "value_error":  # raised above, and complete
+                raise first["ctx"]["error"] from None
+            place = ".".join(map(str, first["loc"])) or "all of it"
+            raise BudgetError(
+                f"{value!r} is no budget: {place}: {first['msg']}. Give a mapping of "
+                f"{', '.join(field.name for field in fields(cls))}."
+            ) from error
 
     @property
     def kind(self) -> str:
@@ -83,6 +94,9 @@ class Budget:
     def target(self) -> float:
         """What it may be."""
         return float(getattr(self, self.kind))
+
+
+_ADAPTER = TypeAdapter(Budget)
 
 
 @dataclass(frozen=True)

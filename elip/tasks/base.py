@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from elip.data.batch import Batch, Needs
 from elip.model.image_encoder import EncodedImage
 from elip.model.meter import Fused, Meter
-from reducers.contract import Text
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Task(nn.Module, ABC):
 def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
     """Encode images [B,3,S,S] as far as no text can change them, under seeds of their own.
 
-    Finish with `finish_images`, for as many texts an image as a task has.
+    Finish with `ImageEncoder.finish`, for as many `EncodedImage.rows` as a task has texts.
 
     Args:
         meter: The model.
@@ -133,13 +132,6 @@ def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
     if training:
         seeds = seeds + torch.randint(2**62, (1,), device=images.device)
     return meter.image.begin(meter.normalise(images), seeds)
-
-
-def finish_images(
-    meter: Meter, begun: EncodedImage, rows: Tensor | slice, text: Text
-) -> EncodedImage:
-    """Finish the images at ``rows``, each beside its text: one row of ``text`` for each of them."""
-    return meter.image.finish(begun.rows(rows), text)
 
 
 def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:

@@ -17,11 +17,10 @@ from elip.tasks.base import (
     Loss,
     Task,
     begin_images,
-    finish_images,
     prediction_rows,
     with_reducer_loss,
 )
-from elip.tasks.scores import Mean, Outcomes, Tally
+from elip.tasks.scores import Outcomes, Sums
 
 
 class Classification(Task):
@@ -29,7 +28,6 @@ class Classification(Task):
 
     Attributes:
         images: I, images an example. They share all weights but their token type.
-        classes: A, known once the heads are built.
     """
 
     main_metric = "accuracy"
@@ -37,20 +35,15 @@ class Classification(Task):
 
     def __init__(self) -> None:
         super().__init__()
-        self.classes = 0
         self.classifier: Classifier | None = None
 
+    @property
     @abstractmethod
-    def num_classes(self, num_answers: int) -> int:
-        """Return A.
-
-        Args:
-            num_answers: The number of answers that the dataset knows.
-        """
+    def classes(self) -> int:
+        """A; of a task whose data says it, known once the heads are built."""
 
     def build(self, meter: Meter, num_answers: int) -> None:
         """Make the classifier: 2W an image, then 2W, then the answers."""
-        self.classes = self.num_classes(num_answers)
         width = 2 * meter.width
         self.classifier = Classifier(self.images * width, width, self.classes)
         self.classifier.apply(initialise)
@@ -92,7 +85,7 @@ class Classification(Task):
         passes = []
         for which in range(images):
             rows = slice(which * count, (which + 1) * count)
-            image = finish_images(meter, begun, rows, text)
+            image = meter.image.finish(begun.rows(rows), text)
             passes.append(meter.fuse(text, image, "pooled", image_type=which + 1))
         pooled = [fused.pooled for fused in passes if fused.pooled is not None]
         return self.classifier(torch.cat(pooled, dim=-1)).float(), passes
@@ -123,9 +116,9 @@ class _Evaluator(Evaluator):
     def __init__(self, task: Classification) -> None:
         super().__init__()
         self.task = task
-        self.score = Mean()
         self.examples = Outcomes()
-        self.constant = Tally(task.classes + 1)
+        # What each answer would score if it were always given; the last column counts the examples.
+        self.constant = Sums(task.classes + 1)
 
     def update(self, meter: Meter, batch: Batch) -> None:
         """Take one batch; a split without truth gives answers and no score."""
@@ -136,13 +129,11 @@ class _Evaluator(Evaluator):
             return
         truth = self.task.truth(batch.target)
         scores = truth.gather(1, logits.argmax(dim=-1, keepdim=True))[:, 0]
-        self.score.update(scores)
         self.examples.update(batch.image_id, batch.example, scores)
-        # The last column counts the examples.
         self.constant.update(F.pad(truth, (0, 1), value=1.0))
 
     def compute(self, meter: Meter) -> dict[str, float]:
-        return {self.task.main_metric: self.score.over_processes(meter)}
+        return {self.task.main_metric: self.examples.mean(meter)}
 
     def chance(self, meter: Meter) -> dict[str, float]:
         sums = self.constant.over_processes(meter)

@@ -20,7 +20,7 @@ from torch import Tensor
 from elip.data.batch import Batch, TextBatch
 from elip.model.image_encoder import EncodedImage
 from elip.model.meter import Meter
-from elip.tasks.base import begin_images, finish_images
+from elip.tasks.base import begin_images
 from elip.tasks.scores import gather
 from reducers.contract import Text
 
@@ -164,7 +164,7 @@ def score_pairs(
             if meter.fusion.reduction is None:
                 cut = longest[(start + len(index) - 1) // num_images]
             chunk = Text(text.tokens[column, :cut], text.mask[column, :cut])
-            image = finish_images(meter, begun, rows[index % num_images], chunk)
+            image = meter.image.finish(begun.rows(rows[index % num_images]), chunk)
             flat[index] = score(meter, image, chunk)
             progress.advance(bar, len(index))
     scores = torch.empty(num_images, num_texts, device=device)

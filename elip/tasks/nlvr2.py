@@ -17,7 +17,4 @@ class NLVR2(Classification):
 
     needs = Needs(kind="pair")
     images = 2
-
-    def num_classes(self, num_answers: int) -> int:
-        """Return 2: false, true."""
-        return 2
+    classes = 2  # false, true

@@ -17,11 +17,10 @@ from elip.tasks.base import (
     Loss,
     Task,
     begin_images,
-    finish_images,
     prediction_rows,
     with_reducer_loss,
 )
-from elip.tasks.scores import Mean, Outcomes, Tally
+from elip.tasks.scores import Outcomes, Sums
 from reducers.contract import Text
 
 
@@ -122,7 +121,7 @@ class Pretraining(Task):
         """Return the logits [B,2] of no match and match; [B,L,V] of the words without matching."""
         begun = begin_images(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
-        image = finish_images(meter, begun, slice(None), text)
+        image = meter.image.finish(begun, text)
         logits: Tensor
         if self.itm is not None:
             logits = self.itm(meter.fuse(text, image, "pooled").pooled)
@@ -159,13 +158,13 @@ class Pretraining(Task):
         if self.mlm is not None:
             assert batch.masked is not None
             text = meter.encode_text(batch.masked)
-            image = finish_images(meter, begun, slice(count), text)
+            image = meter.image.finish(begun.rows(slice(count)), text)
             fused.append(meter.fuse(text, image, "text"))
             words = self.mlm(fused[-1].text)
         if self.itm is not None:
             text = meter.encode_text(batch.text)
             text = Text(text.tokens[order], text.mask[order])
-            image = finish_images(meter, begun, beside, text)
+            image = meter.image.finish(begun.rows(beside), text)
             fused.append(meter.fuse(text, image, "pooled"))
             matching = self.itm(fused[-1].pooled)
         matches = (torch.arange(count, device=device) < len(keep)).long()
@@ -187,35 +186,34 @@ class _Evaluator(Evaluator):
     def __init__(self, task: Pretraining) -> None:
         super().__init__()
         self.task = task
-        self.itm, self.mlm, self.words = Mean(), Mean(), Mean()
-        self.targets: Tally | None = None
+        self.words = Sums(3)  # places that are right, their losses, their number
+        self.targets: Sums | None = None
         self.examples = Outcomes()
 
     def update(self, meter: Meter, batch: Batch) -> None:
         passes = self.task._passes(meter, batch)
         if passes.matching is not None:
             right = (passes.matching.argmax(dim=-1) == passes.matches).float()
-            self.itm.update(right)
             order = passes.order
             self.examples.update(batch.image_id[order], batch.example[order], right)
         if passes.words is not None:
             assert batch.masked_labels is not None
             labels = batch.masked_labels
-            there = (labels != -100).float()
-            self.mlm.update((passes.words.argmax(dim=-1) == labels).float(), there)
-            self.words.update(_word_losses(passes.words, labels), there)
+            hits = passes.words.argmax(dim=-1) == labels  # never where no word was masked
+            losses = _word_losses(passes.words, labels)
+            self.words.update(torch.stack([hits.float(), losses, (labels != -100).float()], dim=-1))
             words = labels[labels != -100].bincount(minlength=meter.text.vocab_size)
-            self._tally(meter).update(words)
+            self._counts(meter).update(words[None])
 
     def compute(self, meter: Meter) -> dict[str, float]:
         scores = {}
         if self.task.itm is not None:
-            scores["itm_accuracy"] = self.itm.over_processes(meter)
+            scores["itm_accuracy"] = self.examples.mean(meter)
         if self.task.mlm is not None:
-            loss = self.words.over_processes(meter)
-            scores["mlm_accuracy"] = self.mlm.over_processes(meter)
-            scores["mlm_loss"] = loss
-            scores["mlm_perplexity"] = torch.tensor(loss).double().exp().item()
+            hits, losses, places = self.words.over_processes(meter)
+            scores["mlm_accuracy"] = (hits / places).item()
+            scores["mlm_loss"] = (losses / places).item()
+            scores["mlm_perplexity"] = (losses / places).exp().item()
         return scores
 
     def chance(self, meter: Meter) -> dict[str, float]:
@@ -223,16 +221,16 @@ class _Evaluator(Evaluator):
         if self.task.itm is not None:
             guesses["itm_accuracy"] = 0.5
         if self.task.mlm is not None:
-            counts = self._tally(meter).over_processes(meter)
+            counts = self._counts(meter).over_processes(meter)
             guesses["mlm_accuracy"] = (counts.max() / counts.sum()).item()
         return guesses
 
     def outcomes(self, meter: Meter) -> Tensor:
         return self.examples.over_processes(meter)
 
-    def _tally(self, meter: Meter) -> Tally:
+    def _counts(self, meter: Meter) -> Sums:
         if self.targets is None:
-            self.targets = Tally(meter.text.vocab_size)
+            self.targets = Sums(meter.text.vocab_size)
         return self.targets
 
 

@@ -16,7 +16,6 @@ from elip.tasks.base import (
     Loss,
     Task,
     begin_images,
-    finish_images,
     prediction_rows,
     with_reducer_loss,
 )
@@ -69,7 +68,7 @@ class Retrieval(Task):
         text = meter.encode_text(TextBatch(ids.flatten(0, 1), mask.flatten(0, 1)))
         begun = begin_images(meter, batch.images[:, 0], self.training)
         rows = torch.arange(count, device=ids.device).repeat_interleave(texts)
-        image = finish_images(meter, begun, rows, text)
+        image = meter.image.finish(begun.rows(rows), text)
         fused = meter.fuse(text, image, "pooled")
         true = torch.zeros(count, dtype=torch.int64, device=ids.device)
         loss = F.cross_entropy(self._rank(fused).view(count, texts), true)
@@ -87,7 +86,7 @@ class Retrieval(Task):
         """Return the score [B] of each text beside its own image."""
         begun = begin_images(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
-        return self.score(meter, finish_images(meter, begun, slice(None), text), text)
+        return self.score(meter, meter.image.finish(begun, text), text)
 
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return the ``score`` of each text beside its own image."""

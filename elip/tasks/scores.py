@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from elip.model.meter import Meter
@@ -20,78 +17,28 @@ def gather(value: Tensor) -> list[Tensor]:
     return gather_all_tensors(value)
 
 
-class _Summed(Metric):
-    """A metric whose states are float32 sums (counts are exact to 16 million)."""
-
-    full_state_update = False
-
-    def _take(self, name: str, value: Tensor) -> None:
-        self.to(value.device)
-        setattr(self, name, getattr(self, name) + value)
-
-
-class Mean(_Summed):
-    """Weighted mean of everything taken: ``sum(w * x) / sum(w)``."""
-
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("total", "weight"):
-            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, values: Tensor, weights: Tensor | None = None) -> None:
-        """Take values of any shape, with weights of the same shape (1 each by default)."""
-        weights = torch.ones_like(values) if weights is None else weights
-        self._take("total", (values.float() * weights.float()).sum())
-        self._take("weight", weights.float().sum())
-
-    def compute(self) -> Tensor:
-        """Return both sums."""
-        return torch.stack([self.total, self.weight])
-
-    def over_processes(self, meter: Meter) -> float:
-        """Return the mean over all processes; not a number when nothing was taken.
-
-        Every process must ask.
-        """
-        self.to(meter.pixel_mean.device)
-        total, weight = self.compute().tolist()
-        return total / weight if weight else math.nan
-
-
-class Tally(_Summed):
-    """Column sums of everything taken: class counts, or the score of every constant answer.
+class Sums:
+    """Column sums of everything taken, in float64: counts and scores whose order does not matter.
 
     Args:
         columns: C, number of columns.
     """
 
-    sums: Tensor
-
     def __init__(self, columns: int) -> None:
-        super().__init__()
-        zeros = torch.zeros(columns)
-        self.add_state("sums", zeros, dist_reduce_fx="sum")
+        self._sums = torch.zeros(columns, dtype=torch.float64)
 
     def update(self, rows: Tensor) -> None:
         """Take rows [..., C]."""
-        self._take("sums", rows.reshape(-1, rows.shape[-1]).float().sum(dim=0))
-
-    def compute(self) -> Tensor:
-        """Return the sums [C]."""
-        return self.sums
+        own = rows.flatten(end_dim=-2).sum(dim=0, dtype=torch.float64)
+        self._sums = self._sums.to(own.device) + own
 
     def over_processes(self, meter: Meter) -> Tensor:
         """Return the sums [C] over all processes; every process must ask."""
-        self.to(meter.pixel_mean.device)
-        sums: Tensor = self.compute()
-        return sums
+        return torch.stack(gather(self._sums.to(meter.pixel_mean.device))).sum(dim=0)
 
 
 class Outcomes:
-    """The main score of every example, so that runs can be compared example by example."""
+    """The main score of every example: its mean heads the tables, and runs are compared by it."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
@@ -109,3 +56,7 @@ class Outcomes:
         first = torch.ones(len(rows), dtype=torch.bool, device=device)
         first[1:] = rows[1:, 1] != rows[:-1, 1]
         return rows[first]
+
+    def mean(self, meter: Meter) -> float:
+        """Return the mean score; not a number when nothing was taken. Every process must ask."""
+        return self.over_processes(meter)[:, 2].mean().item()

@@ -13,7 +13,4 @@ class Statement(Classification):
     """
 
     needs = Needs(kind="statement")
-
-    def num_classes(self, num_answers: int) -> int:
-        """Return 2: false, true."""
-        return 2
+    classes = 2  # false, true

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elip.data.batch import Needs
+from elip.model.meter import Meter
 from elip.tasks.classification import Classification
 
 
@@ -24,9 +25,10 @@ class VQA(Classification):
 
     needs = Needs(kind="question")
     main_metric = "vqa_score"
+    classes = 0
 
-    def num_classes(self, num_answers: int) -> int:
-        """Return the number of answers that the data knows.
+    def build(self, meter: Meter, num_answers: int) -> None:
+        """Make the classifier of the answers that the data knows.
 
         Raises:
             ValueError: It knows none.
@@ -36,7 +38,8 @@ class VQA(Classification):
                 "VQA needs data that knows its answers; this data knows none. Choose a dataset of "
                 "questions, or convert it again so that its list of answers is written beside it."
             )
-        return num_answers
+        self.classes = num_answers
+        super().build(meter, num_answers)
 
     def truth(self, target: Tensor) -> Tensor:
         """Return the soft scores [B,A] as they are."""

@@ -129,8 +129,12 @@ def test_out_of_reach_is_an_error_with_the_range(gflops: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{}, {"gflops": 0}, {"gflops": 1, "latency_ms": 1}, {"gflop": 1}, 35, None]
-)
+    "value",
+    [
+        {}, {"gflops": 0}, {"gflops": 1, "latency_ms": 1}, {"gflop": 1}, 35, None,
+        {"gflops": "35"}, {"gflops": True}, {"gflops": [35]}, {"latency_ms": 9, "batch_size": 1.5},
+    ],
+)  # fmt: skip
 def test_no_budget(value: object) -> None:
     with pytest.raises(BudgetError, match=r"gflops, latency_ms, latency_share"):
         Budget.read(value)
