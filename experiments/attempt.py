@@ -17,6 +17,7 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,6 +39,8 @@ from elip.record import (
 )
 from experiments.grid import GridError
 from experiments.plan import Cell
+
+ATTEMPTS_NAME = "attempts.jsonl"
 
 Seen = Literal["done", "failed", "open"]
 
@@ -175,7 +178,7 @@ def conclude(attempt: Attempt, status: int, seconds: float) -> Seen:
         What has become of the run; ``open`` when it was stopped from outside and can go on.
     """
     cell = attempt.cell
-    with (cell.folder / "attempts.jsonl").open("a", encoding="utf-8") as file:
+    with (cell.folder / ATTEMPTS_NAME).open("a", encoding="utf-8") as file:
         line = {"started": attempt.started, "seconds": round(seconds, 3), "status": status}
         file.write(json.dumps(line) + "\n")
     tail = log_tail(log_of(cell))
@@ -198,13 +201,26 @@ def give_up(cell: Cell, error: str) -> None:
     write_record(replace(record, status="failed", error=error, log_tail=tail), cell.record_folder)
 
 
-def seconds_spent(cell: Cell) -> float | None:
-    """Return the time of all attempts at a run, in seconds; None where none was recorded."""
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """Return the attempts at the run in a folder: ``started``, ``seconds`` and ``status`` of each.
+
+    A line that was cut short, by a full disk for instance, is passed over.
+    """
     try:
-        text = (cell.folder / "attempts.jsonl").read_text(encoding="utf-8")
+        lines = (folder / ATTEMPTS_NAME).read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
-    return sum(float(json.loads(line)["seconds"]) for line in text.splitlines())
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def seconds_spent(folder: Path) -> float | None:
+    """Return the time of all attempts at a run, in seconds; None where none was recorded."""
+    seconds = [float(attempt["seconds"]) for attempt in attempts(folder)]
+    return sum(seconds) if seconds else None
 
 
 def log_tail(path: Path) -> tuple[str, ...]:

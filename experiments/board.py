@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from experiments.attempt import look, seconds_spent
+from experiments.attempt import attempts, look, seconds_spent
 from experiments.plan import Cell
 
 Phase = Literal["waiting", "running", "done", "failed", "skipped", "stopped"]
@@ -80,7 +80,7 @@ class Estimates:
 
     def add(self, cell: Cell) -> None:
         """Learn from a run that is done."""
-        seconds = seconds_spent(cell)
+        seconds = seconds_spent(cell.folder)
         if seconds is not None:
             self._add(cell.stage.name, cell.labels.get("reducer"), seconds)
 
@@ -108,11 +108,6 @@ class Estimates:
 
 
 def _recorded(folder: Path) -> float | None:
-    """Return the time of a run's last attempt, where it came to a good end."""
-    try:
-        lines = (folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    if not lines or json.loads(lines[-1])["status"] != 0:
-        return None
-    return sum(float(json.loads(line)["seconds"]) for line in lines)
+    """Return the time of all attempts at a run, where the last one came to a good end."""
+    found = attempts(folder)
+    return seconds_spent(folder) if found and found[-1]["status"] == 0 else None

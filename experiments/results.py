@@ -16,6 +16,7 @@ from rich.console import Console
 from elip.files import whole_file
 from elip.record import COLUMNS, RECORD_NAME, RecordError, read_record
 from elip.record import SCHEMA as RECORD_SCHEMA
+from experiments.attempt import attempts, seconds_spent
 
 SCHEMA = 1
 """Version of the table. It rises when a column changes its meaning or goes."""
@@ -90,12 +91,8 @@ def _cell_columns(folder: Path, runs: Path) -> dict[str, Any]:
 
 
 def _attempts(folder: Path) -> dict[str, Any]:
-    try:
-        lines = (folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    seconds = sum(float(json.loads(line)["seconds"]) for line in lines)
-    return {"attempts": len(lines), "wall_s": seconds}
+    found = attempts(folder)
+    return {"attempts": len(found), "wall_s": seconds_spent(folder)} if found else {}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:

@@ -23,7 +23,8 @@ import pytest
 import yaml
 
 from elip.record import read_record
-from experiments.attempt import acquire
+from experiments.attempt import ATTEMPTS_NAME, acquire, seconds_spent
+from experiments.attempt import attempts as attempts_at
 from experiments.grid import GridError
 from experiments.results import gather
 
@@ -335,3 +336,12 @@ def test_a_file_system_without_locks_is_said(
     monkeypatch.setattr(fcntl, "flock", none)
     with pytest.raises(GridError, match=r"cannot be locked: .*No locks available"):
         acquire(tmp_path / ".lock")
+
+
+def test_an_attempt_whose_line_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    assert seconds_spent(tmp_path) is None
+    whole = [{"started": "then", "seconds": seconds, "status": 0} for seconds in (1.5, 2.0)]
+    text = "\n".join(json.dumps(each) for each in whole) + '\n{"started": "th'
+    (tmp_path / ATTEMPTS_NAME).write_text(text)
+    assert attempts_at(tmp_path) == whole
+    assert seconds_spent(tmp_path) == 3.5
