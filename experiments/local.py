@@ -201,7 +201,7 @@ class LocalLauncher:
             return False
         ready = self.board.ready()
         for cell in ready:
-            if cell.devices > len(self._free):
+            if self._asked or cell.devices > len(self._free):
                 break
             self._start(cell, [self._free.pop(0) for _ in range(cell.devices)])
         return bool(ready)
@@ -215,6 +215,8 @@ class LocalLauncher:
         attempt = prepare(cell, self.grid)
         process = self._spawn(attempt, lock, taken)
         self._running.append(_Running(cell, taken, time.monotonic(), attempt, process))
+        if self._asked:  # while it was starting, when nobody could hand the signal on to it
+            self._running[-1].send(signal.SIGTERM)
         self.board.set(cell, "running")
         self.listener.event(cell, "goes on" if "--ckpt_path" in attempt.arguments else "starts")
 
