@@ -1,6 +1,6 @@
 """Means with intervals, fair comparisons, and summaries over tasks.
 
-Every interval is at the 95% level unless told otherwise. Where the data cannot carry an interval
+Every interval is at the 95% level. Where the data cannot carry an interval
 (one seed, or no spread over seeds) there is none: ``low`` and ``high`` are None.
 """
 
@@ -38,28 +38,26 @@ class Interval:
     count: int
 
 
-def t_interval(values: Sequence[float] | Array, level: float = LEVEL) -> Interval:
+def t_interval(values: Sequence[float] | Array) -> Interval:
     """Return the mean of independent values with Student's interval.
 
     ``mean ± t(n - 1) * s / sqrt(n)``.
 
     Args:
         values: One a seed, at least one.
-        level: Share of studies whose interval holds the true mean.
     """
     data = np.asarray(values, dtype=float)
     mean, count = float(data.mean()), len(data)
     spread = float(data.std(ddof=1)) if count > 1 else 0.0
     if spread <= _rounding(data):
         return Interval(mean, None, None, count)
-    half = stats.t.ppf((1 + level) / 2, count - 1) * spread / count**0.5
+    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * spread / count**0.5
     return Interval(mean, mean - half, mean + half, count)
 
 
 def bootstrap_interval(
     strata: Sequence[Sequence[float] | Array],
     statistic: Statistic,
-    level: float = LEVEL,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -75,7 +73,6 @@ def bootstrap_interval(
     Args:
         strata: The values of each group, one a seed.
         statistic: What is estimated.
-        level: Share of studies whose interval holds the truth.
         resamples: Bootstrap samples.
         seed: Of the draws.
     """
@@ -90,7 +87,7 @@ def bootstrap_interval(
     error = float(statistic(drawn).std(ddof=1))
     if error <= _rounding(np.concatenate(data)):
         return Interval(value, None, None, count)
-    half = stats.t.ppf((1 + level) / 2, count - len(data)) * error
+    half = stats.t.ppf((1 + LEVEL) / 2, count - len(data)) * error
     return Interval(value, value - half, value + half, count)
 
 
@@ -118,9 +115,6 @@ def interquartile_mean(strata: Sequence[Array]) -> Array:
 def probability_of_improvement(
     a: Sequence[Sequence[float] | Array],
     b: Sequence[Sequence[float] | Array],
-    level: float = LEVEL,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Interval:
     """Return how often a run of A scores above a run of B, averaged over tasks; ties count half.
 
@@ -129,9 +123,6 @@ def probability_of_improvement(
     Args:
         a: Scores of A, one group a task.
         b: Scores of B, in the same order of tasks.
-        level: Share of studies whose interval holds the truth.
-        resamples: Bootstrap samples.
-        seed: Of the draws.
     """
     half = len(a)
 
@@ -143,7 +134,7 @@ def probability_of_improvement(
         mean: Array = np.stack(shares).mean(axis=0)
         return mean
 
-    found = bootstrap_interval([*a, *b], wins, level, resamples, seed)
+    found = bootstrap_interval([*a, *b], wins)
     if found.low is None or found.high is None:
         return found
     return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0), found.count)
@@ -278,18 +269,17 @@ class Comparison:
         return "no difference shown"
 
 
-def compare(pairings: Sequence[Pairing], level: float = LEVEL) -> list[Comparison]:
+def compare(pairings: Sequence[Pairing]) -> list[Comparison]:
     """Compare with paired t-tests, and correct all of them together (Holm).
 
     The degrees of freedom are the pairs that differ, minus 1: a thousand images of which four
     differ know as little as four. The interval of a comparison is at level
     ``1 - alpha * p / p_corrected``, so that it leaves out 0 exactly where the corrected p-value is
-    below alpha = 1 - level. Differences without any spread carry no interval: seeds that change
-    nothing say nothing.
+    below alpha = 1 - `LEVEL`, the chance of any false "A beats B" among them. Differences without
+    any spread carry no interval: seeds that change nothing say nothing.
 
     Args:
         pairings: Everything that is compared in one table.
-        level: 1 minus the chance of any false "A beats B" among them.
     """
     tested = [i for i, pairing in enumerate(pairings) if _error(pairing) > 0]
     raw = [_p_value(pairings[i]) for i in tested]
@@ -301,7 +291,7 @@ def compare(pairings: Sequence[Pairing], level: float = LEVEL) -> list[Compariso
         if index in corrected and mean is not None:
             p, p_corrected = corrected[index]
             share = p / p_corrected if p_corrected > 0 else 1 / len(tested)
-            tail = (1 - level) * share / 2
+            tail = (1 - LEVEL) * share / 2
             half = float(stats.t.isf(tail, each.differing - 1)) * _error(each)
             low, high = mean - half, mean + half
         results.append(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -79,10 +79,7 @@ def _short(value: float | None) -> str:
 
 def write_csv(rows: list[Row], path: Path) -> None:
     """Write one line a cell; the columns are those of `Cell.row`."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(path, index=False)
 
 
 def tell_cells(groups: Iterable[list[Cell]], path: Path, title: str) -> None:

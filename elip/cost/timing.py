@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 Run = Callable[[], object]
@@ -38,12 +39,13 @@ class Timing:
     @property
     def p95(self) -> float:
         """95th percentile of the time of a run, seconds (linear between the nearest two)."""
-        return _quantile(self.seconds, 0.95)
+        return float(np.quantile(self.seconds, 0.95))
 
     @property
     def spread(self) -> float:
         """Distance between the quartiles, as a share of the median."""
-        return (_quantile(self.seconds, 0.75) - _quantile(self.seconds, 0.25)) / self.median
+        low, high = np.quantile(self.seconds, [0.25, 0.75])
+        return float(high - low) / self.median
 
     @property
     def examples_per_second(self) -> float:
@@ -140,11 +142,3 @@ def _time(run: Run, device: torch.device) -> float:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _quantile(values: tuple[float, ...], share: float) -> float:
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

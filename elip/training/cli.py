@@ -17,7 +17,6 @@ from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
-    SaveConfigCallback,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -98,18 +97,16 @@ class ExperimentCLI(LightningCLI):
 
     run_dir: Path
 
-    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+    def __init__(self, args: ArgsType = None) -> None:
         shelf()  # importing the methods and tasks makes them choosable by class name
         tasks()
         super().__init__(
             Experiment,
             DataModule,
-            save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_class=Parser,
             args=args,
-            run=run,
             load_from_checkpoint_support=False,
         )
 

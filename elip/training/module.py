@@ -186,9 +186,7 @@ class Experiment(LightningModule):
         """Start one evaluator a split."""
         self._start("test")
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Give a batch to its split's evaluator."""
-        self._evaluators[dataloader_idx].update(self.meter, batch)
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """Log each split's scores, and the mean main metric as ``test/main``."""
