@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from analysis.report import write_report
+from elip.provenance import cores
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,9 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--literature", action="store_true", help="draw published results as hollow markers"
     )
-    parser.add_argument(
-        "--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes that draw"
-    )
+    parser.add_argument("--jobs", type=int, default=min(4, cores()), help="processes that draw")
     given = parser.parse_args(arguments)
     try:
         path = write_report(

@@ -113,11 +113,18 @@ def hardware() -> Hardware:
     ]
     return Hardware(
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cores=cores(),
         memory_bytes=_memory(),
         gpus=tuple(gpu.name for gpu in gpus),
         gpu_memory_bytes=gpus[0].total_memory if gpus else None,
     )
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import signal
 import socket
@@ -27,7 +26,7 @@ import yaml
 
 from elip.checkpoints import checkpoint_path
 from elip.files import set_aside, whole_file
-from elip.provenance import code_version, config_hash, package_versions
+from elip.provenance import code_version, config_hash, cores, package_versions
 from elip.record import (
     RECORD_NAME,
     Hardware,
@@ -265,7 +264,7 @@ def _stand_in(attempt: Attempt, status: Status, error: str, tail: tuple[str, ...
         config_hash=config_hash(resolved),
         code=code_version(),
         packages=package_versions(),
-        hardware=Hardware(cores=os.cpu_count()),
+        hardware=Hardware(cores=cores()),
         seed=resolved.get("seed_everything"),
         task=str(task["class_path"] if isinstance(task, dict) else task).rsplit(".", 1)[-1],
         datasets=(datasets,) if isinstance(datasets, str) else tuple(datasets),

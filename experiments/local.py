@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO, Protocol
 
+from elip.provenance import cores
 from experiments.attempt import (
     Attempt,
     acquire,
@@ -67,9 +68,9 @@ def find_slots(jobs: int | None) -> Slots:
     Args:
         jobs: Number of slots; None for one a GPU, or where there is none, one for two cores.
     """
-    gpus, cores = _gpus(), len(os.sched_getaffinity(0))
-    count = jobs or len(gpus) or max(1, cores // 2)
-    return Slots(count, gpus, max(1, cores // count))
+    gpus = _gpus()
+    count = jobs or len(gpus) or max(1, cores() // 2)
+    return Slots(count, gpus, max(1, cores() // count))
 
 
 def _gpus() -> tuple[str, ...]:

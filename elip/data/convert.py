@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from elip.data.conversion import Conversion
 from elip.data.sources import DataError, find_source, sources
+from elip.provenance import cores
 
 
 def convert(
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4,
+        default=cores(),
         help="threads that read and check images (default: %(default)s)",
     )
     parser.add_argument(

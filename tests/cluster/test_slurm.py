@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from elip.provenance import cores
 from tests.experiments.test_launch import launch, record_of, start, table, write
 
 pytestmark = pytest.mark.slow
@@ -104,7 +105,7 @@ def test_time_limit_is_met_by_saving_and_queueing_again(cluster: Path, tmp_path:
     assert steps(grid, "fit/ELIP") == [f"step {number}" for number in range(1, 101)]
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
 def test_two_processes_train_one_run(cluster: Path, tmp_path: Path) -> None:
     """The real command line: Lightning's DDP over the two tasks of one job."""
     root = Path(__file__).parents[2]
