@@ -7,15 +7,37 @@ device: `elip.training.watch` says when that is done.
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from reducers.contract import Reduced, Reducer
+from reducers.contract import Acts, Reduced, Reducer, Signal
+
+
+class ContractError(ValueError):
+    """A reducer breaks its contract; the message names it and says how."""
+
+
+def declared(reducer: Reducer) -> None:
+    """Hold a reducer to what it may say of itself.
+
+    Raises:
+        ContractError: It acts at no known place, or needs a signal that there is none of.
+    """
+    name, places, signals = type(reducer).__name__, get_args(Acts), get_args(Signal)
+    if reducer.acts not in places:
+        raise ContractError(
+            f"Reducer {name} acts {reducer.acts!r}; it may act {', '.join(places)}."
+        )
+    if not isinstance(reducer.needs, frozenset) or not reducer.needs <= set(signals):
+        raise ContractError(
+            f"Reducer {name} needs {reducer.needs!r}; give a frozenset of {', '.join(signals)}."
+        )
 
 
 def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) -> None:
-    """Hold a reducer to the shapes of its contract.
+    """Hold a reducer to the type and shapes of its contract.
 
     Args:
         reducer: The method.
@@ -24,9 +46,14 @@ def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) ->
         num_keep: K, how many tokens it was to return.
 
     Raises:
-        ValueError: It returned another number of tokens, or an assignment or a mask of another
-            shape or type.
+        ContractError: It returned no `Reduced`, another number of tokens, or an assignment or a
+            mask of another shape or type.
     """
+    if not isinstance(reduced, Reduced):
+        raise ContractError(
+            f"Reducer {type(reducer).__name__} broke its contract: it was to return a Reduced and "
+            f"returned a {type(reduced).__name__}."
+        )
     batch, count, width = patches.shape
     _same(reducer, "tokens", reduced.tokens, (batch, num_keep, width), patches.dtype)
     _same(reducer, "assignment", reduced.assignment, (batch, count), torch.int64)
@@ -41,7 +68,7 @@ def _same(
     alike = tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
     if tuple(tensor.shape) != shape or not alike:
         given = tuple(tensor.shape) if tuple(tensor.shape) != shape else tensor.dtype
-        raise ValueError(
+        raise ContractError(
             f"Reducer {type(reducer).__name__} broke its contract: it was to return {what} of "
             f"shape {shape} ({dtype}) and returned {given}."
         )
@@ -66,8 +93,8 @@ def examine(reducer: Reducer, reduced: Reduced, patches: Tensor, layer: int) -> 
         layer: The reduction layer.
 
     Raises:
-        ValueError: Its tokens are not finite although what it was given is, its assignment points
-            at no token, or a token stands for nothing.
+        ContractError: Its tokens are not finite although what it was given is, its assignment
+            points at no token, or a token stands for nothing.
     """
     went, count = reduced.assignment, reduced.tokens.shape[1]
     inside = (went >= -1) & (went < count)
@@ -88,7 +115,7 @@ def examine(reducer: Reducer, reduced: Reduced, patches: Tensor, layer: int) -> 
     for (what, fault), wrong in zip(faults.items(), found, strict=True):
         if wrong:
             row, where = fault.nonzero()[0].tolist()
-            raise ValueError(
+            raise ContractError(
                 f"Reducer {type(reducer).__name__} broke its contract at reduction layer {layer}: "
                 f"it returned {what} ({int(fault.sum())} of them; the first: example {row} of the "
                 f"batch, place {where})."

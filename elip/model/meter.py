@@ -23,6 +23,7 @@ from elip.data.batch import TextBatch
 from elip.model.config import Sizes
 from elip.model.fusion import Fusion, Pooler, Read
 from elip.model.fusion_reduction import FusionReduction
+from elip.model.guard import declared
 from elip.model.image_encoder import EncodedImage, ImageEncoder, Stage
 from elip.model.signals import SharedSpace
 from elip.model.text_encoder import TextEncoder, start_size, text_config
@@ -81,6 +82,8 @@ class Meter(nn.Module):
                 f"model.meter.vocab_size is {sizes.vocab_size}, and the tokenizer has {vocab_size} "
                 "word pieces; leave it out to take the tokenizer's."
             )
+        if reducer is not None:
+            declared(reducer)
         self.sizes = sizes
         self.width = width = sizes.fusion_width
         self.text = TextEncoder(text_config(sizes, vocab_size))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +26,7 @@ from elip.checkpoints import CheckpointError
 from elip.data.module import DataModule
 from elip.data.sources import sources
 from elip.data.sources.base import DataError
+from elip.model.guard import ContractError
 from elip.tasks import tasks
 from elip.training.checkpoints import WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
@@ -204,6 +206,9 @@ class ExperimentCLI(LightningCLI):
                 "The learning rate needs the length of the run: give trainer.max_steps or "
                 "trainer.max_epochs (trainer.max_time may end it earlier)."
             )
+        for name in ("val_check_interval", "accumulate_grad_batches"):
+            if (value := config.trainer[name]) is not None and value in (0, 0.0):
+                raise ValueError(f"trainer.{name} is {value}; it must be above 0.")
         wanted, at_once = config.effective_batch_size, config.data.batch_size * trainer.world_size
         if wanted is not None and self.subcommand == "fit":
             if wanted < 1 or wanted % at_once:
@@ -266,18 +271,25 @@ def _config_name(config: Namespace) -> str:
     return Path(files[-1]).stem if files else "run"
 
 
+def _options_refused(error: Exception) -> str | None:
+    """Return what Lightning says of options of the trainer that it finds amiss in the run."""
+    raised_in = Path(extract_tb(error.__traceback__)[-1].filename).parts
+    refused = isinstance(error, ValueError | MisconfigurationException)
+    return str(error).strip() if refused and "lightning" in raised_in else None
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line; what a user can mend is a message, not a traceback."""
     quiet()
     try:
         ExperimentCLI(args)
-    except (DataError, CheckpointError, LossError, OSError) as error:
+    except (DataError, CheckpointError, ContractError, LossError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
     except SIGTERMException as stop:  # outside of training; its own status would be 0
         raise SystemExit(1) from stop
-    except RuntimeError as error:
-        said = lost_process(error)
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        said = lost_process(error) or _options_refused(error)
         if said is None:
             raise
         sys.stderr.write(f"error: {said}\n")

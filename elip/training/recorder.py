@@ -283,7 +283,8 @@ class Recorder(Callback):
             reducer_options=(model.get("reducer") or {}).get("init_args", {}),
             main_metric=module.task.main_metric,
             evaluations=self.evaluations,
-            tokens=self._tokens or self._count_tokens(module, join=lambda sums: sums),
+            tokens=self._tokens
+            or (self._count_tokens(module, join=lambda sums: sums) if self._kept else None),
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=(
                 torch.cuda.max_memory_allocated() if module.device.type == "cuda" else None

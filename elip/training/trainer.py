@@ -99,9 +99,10 @@ def build_callbacks(
     if command == "test":
         callbacks.append(AnswerRows())
     if command == "fit":
+        logs = config["trainer"].get("logger") is not False
         best, last = (checkpoint_path(run_dir, name) for name in ("best", "last"))
         callbacks += [
-            LearningRateMonitor(logging_interval="step"),
+            *([LearningRateMonitor(logging_interval="step")] if logs else []),
             ModelCheckpoint(
                 dirpath=best.parent,
                 filename=best.stem,

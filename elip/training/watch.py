@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from elip.model.guard import examine, looks_wrong
+from elip.model.guard import check, examine, looks_wrong
 from elip.schedule import Plan
 from elip.training.module import Experiment
 from reducers.contract import Reduced, Reducer
@@ -54,12 +54,13 @@ class ContractGuard(Callback):
             self.on_train_end(trainer, pl_module)
 
     def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
-        patches, _, signals = given
+        patches, num_keep, signals = given
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         if traced or not (self._due or patches.device.type == "cpu"):
             return
+        assert isinstance(reducer, Reducer)
+        check(reducer, reduced, patches, num_keep)
         if self._due or looks_wrong(reduced):
-            assert isinstance(reducer, Reducer)
             examine(reducer, reduced, patches, signals.layer)
 
     def _begin(self, module: LightningModule, number: int) -> None:

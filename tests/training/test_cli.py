@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from elip.data.module import DataModule
+from elip.data.sources.base import DataError
 from elip.examples import read_examples
 from elip.record import Record, read_record
 from elip.training import recorder
@@ -329,6 +331,10 @@ def test_gradients_are_clipped_in_mixed_precision(
     [
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--trainer.max_steps=-1", "--trainer.max_epochs=-1"], "trainer.max_steps or"),
+        (["--trainer.val_check_interval=0"], "val_check_interval is 0; it must be above 0"),
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0"),
+        (["--trainer.limit_train_batches=0.1"], "limit_train_batches"),
+        (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=9"], "(9) must be"),
     ],
 )
 def test_a_trainer_that_cannot_go_well_is_refused(
@@ -354,3 +360,24 @@ def test_scoring_that_is_asked_to_stop_is_interrupted_not_failed(
         main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data)])
     assert stop.value.code == 1
     assert read_record(tmp_path / "run" / "test").status == "interrupted"
+
+
+def test_a_run_without_logs_still_has_its_record(tmp_path: Path, data: Path) -> None:
+    record = fit(tmp_path / "run", data, "--trainer.logger=false", steps=2)
+    assert record.status == "completed"
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_what_fails_before_anything_is_set_up_is_recorded(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: DataModule, stage: str | None = None) -> None:
+        raise DataError("shapes_train.arrow is gone")
+
+    monkeypatch.setattr(DataModule, "setup", broken)
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", data, steps=2)
+    assert "error: shapes_train.arrow is gone" in capsys.readouterr().err
+    record = read_record(tmp_path / "run")
+    assert record.status == "failed"
+    assert record.tokens is None

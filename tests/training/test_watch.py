@@ -100,10 +100,50 @@ class GoesBad(TopK):
         return broken(reduced, "nan") if self.calls > 6 else reduced
 
 
+class ActsNowhere(TopK):
+    """Source: made up for the tests. Differs: in where it acts."""
+
+    acts = "sometimes"  # type: ignore[assignment]
+
+
+class NeedsTooMuch(TopK):
+    """Source: made up for the tests. Differs: in what it asks for."""
+
+    needs = frozenset({"everything"})  # type: ignore[arg-type]
+
+
+class ReturnsTokens(TopK):
+    """Source: made up for the tests. Differs: in what it returns."""
+
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
+        return super().forward(patches, num_keep, signals).tokens  # type: ignore[return-value]
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_ends_at_the_step_that_breaks_the_contract(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="GoesBad broke its contract at reduction layer"):
+@pytest.mark.parametrize(
+    ("reducer", "said"),
+    [
+        ("ActsNowhere", "acts 'sometimes'; it may act never, before_block"),
+        ("NeedsTooMuch", "needs frozenset({'everything'}); give a frozenset of cls_attention"),
+        ("ReturnsTokens", "was to return a Reduced and returned a Tensor"),
+    ],
+)
+def test_a_reducer_that_is_none_is_told_so(
+    reducer: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path / "run", tmp_path / "data", f"--model.reducer={__name__}.{reducer}", steps=1)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_ends_at_the_step_that_breaks_the_contract(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
         fit(tmp_path / "run", tmp_path / "data", f"--model.reducer={__name__}.GoesBad")
+    assert "error: Reducer GoesBad broke its contract at reduction layer" in capsys.readouterr().err
     record = read_record(tmp_path / "run")
     assert record.status == "failed"
     assert record.error is not None
