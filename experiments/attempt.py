@@ -177,9 +177,11 @@ def conclude(attempt: Attempt, status: int, seconds: float) -> Seen:
         What has become of the run; ``open`` when it was stopped from outside and can go on.
     """
     cell = attempt.cell
-    with (cell.folder / ATTEMPTS_NAME).open("a", encoding="utf-8") as file:
-        line = {"started": attempt.started, "seconds": round(seconds, 3), "status": status}
-        file.write(json.dumps(line) + "\n")
+    own = {"started": attempt.started, "seconds": round(seconds, 3), "status": status}
+    with whole_file(cell.folder / ATTEMPTS_NAME) as temporary:
+        # Anew each time: added to a line that was cut short, this one would be lost with it.
+        lines = [json.dumps(each) + "\n" for each in (*attempts(cell.folder), own)]
+        temporary.write_text("".join(lines), encoding="utf-8")
     tail = log_tail(log_of(cell))
     try:
         record = read_record(cell.record_folder)

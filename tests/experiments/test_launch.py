@@ -345,3 +345,15 @@ def test_an_attempt_whose_line_was_cut_short_is_passed_over(tmp_path: Path) -> N
     (tmp_path / ATTEMPTS_NAME).write_text(text)
     assert attempts_at(tmp_path) == whole
     assert seconds_spent(tmp_path) == 3.5
+
+
+def test_an_attempt_is_noted_behind_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    grid = write(tmp_path, {**SMALL, "axes": {"reducer": ["ELIP"]}, "stages": {"fit": {}}})
+    assert launch(grid)[0] == 0
+    (notes,) = grid.parent.glob(f"runs/*/*/*/{ATTEMPTS_NAME}")
+    (whole,) = attempts_at(notes.parent)
+    notes.write_text('{"started": "th')
+    (notes.parent / "run.json").unlink()
+    assert launch(grid)[0] == 0
+    (again,) = attempts_at(notes.parent)
+    assert again["status"] == whole["status"] == 0
