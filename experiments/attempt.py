@@ -218,10 +218,9 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def seconds_spent(folder: Path) -> float | None:
-    """Return the time of all attempts at a run, in seconds; None where none was recorded."""
-    seconds = [float(attempt["seconds"]) for attempt in attempts(folder)]
-    return sum(seconds) if seconds else None
+def seconds_spent(found: Sequence[dict[str, Any]]) -> float | None:
+    """Return the time of all `attempts` at a run, in seconds; None where there is none."""
+    return sum(float(attempt["seconds"]) for attempt in found) if found else None
 
 
 def log_tail(path: Path) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class Estimates:
 
     def add(self, cell: Cell) -> None:
         """Learn from a run that is done."""
-        seconds = seconds_spent(cell.folder)
+        seconds = seconds_spent(attempts(cell.folder))
         if seconds is not None:
             self._add(cell.stage.name, cell.labels.get("reducer"), seconds)
 
@@ -110,4 +110,4 @@ class Estimates:
 def _recorded(folder: Path) -> float | None:
     """Return the time of all attempts at a run, where the last one came to a good end."""
     found = attempts(folder)
-    return seconds_spent(folder) if found and found[-1]["status"] == 0 else None
+    return seconds_spent(found) if found and found[-1]["status"] == 0 else None

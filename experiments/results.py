@@ -92,7 +92,7 @@ def _cell_columns(folder: Path, runs: Path) -> dict[str, Any]:
 
 def _attempts(folder: Path) -> dict[str, Any]:
     found = attempts(folder)
-    return {"attempts": len(found), "wall_s": seconds_spent(folder)} if found else {}
+    return {"attempts": len(found), "wall_s": seconds_spent(found)} if found else {}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:

@@ -339,12 +339,12 @@ def test_a_file_system_without_locks_is_said(
 
 
 def test_an_attempt_whose_line_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    assert seconds_spent(tmp_path) is None
+    assert seconds_spent(attempts_at(tmp_path)) is None
     whole = [{"started": "then", "seconds": seconds, "status": 0} for seconds in (1.5, 2.0)]
     text = "\n".join(json.dumps(each) for each in whole) + '\n{"started": "th'
     (tmp_path / ATTEMPTS_NAME).write_text(text)
     assert attempts_at(tmp_path) == whole
-    assert seconds_spent(tmp_path) == 3.5
+    assert seconds_spent(attempts_at(tmp_path)) == 3.5
 
 
 def test_an_attempt_is_noted_behind_a_line_that_was_cut_short(tmp_path: Path) -> None:
