@@ -176,6 +176,8 @@ class Recorder(Callback):
         """Keep how many images were skipped, while all processes are there to tell."""
         self._skipped = _skipped(trainer)
 
+    on_predict_end = on_train_end
+
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Experiment)
         datasets = _datasets(self.config)
@@ -263,7 +265,9 @@ class Recorder(Callback):
     ) -> Record:
         reducer = module.meter.reducer
         model = self.config.get("model", {})
-        notes = [f"{name}: {count} skipped" for name, count in self._skipped.items()]
+        # Of a run that ends before its processes could tell each other, its own count is known.
+        skipped = Counter(self._skipped) | Counter(_own_skipped(trainer))
+        notes = [f"{name}: {count} skipped" for name, count in skipped.items()]
         return Record(
             name=self.run_dir.name,
             subcommand=self.command,
@@ -395,12 +399,17 @@ def _datasets(config: dict[str, Any]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+def _own_skipped(trainer: Trainer) -> dict[str, int]:
+    counts: dict[str, int] = getattr(trainer.datamodule, "num_skipped", {})  # type: ignore[attr-defined]
+    return counts
+
+
 def _skipped(trainer: Trainer) -> dict[str, int]:
     """Return how many images of each split all processes together have skipped."""
-    own: dict[str, int] = getattr(trainer.datamodule, "num_skipped", {})  # type: ignore[attr-defined]
-    every = [own] * trainer.world_size
+    every = [_own_skipped(trainer)]
     if trainer.world_size > 1:
-        torch.distributed.all_gather_object(every, own)
+        every *= trainer.world_size
+        torch.distributed.all_gather_object(every, every[0])
     return dict(sum(map(Counter, every), Counter()))
 
 

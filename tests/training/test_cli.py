@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from elip.data.dataset import Examples
 from elip.data.module import DataModule
 from elip.data.sources.base import DataError
 from elip.examples import read_examples
@@ -381,3 +382,11 @@ def test_what_fails_before_anything_is_set_up_is_recorded(
     record = read_record(tmp_path / "run")
     assert record.status == "failed"
     assert record.tokens is None
+
+
+def test_what_a_prediction_skips_is_recorded(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Examples, "num_skipped", property(lambda self: 2))
+    main(["predict", "--config", ELIP_YAML, *few(tmp_path / "run", data)])
+    assert "test/test: 2 skipped" in read_record(tmp_path / "run" / "predict").notes
