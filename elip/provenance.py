@@ -10,7 +10,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from elip.record import Code, Hardware
 
 VOLATILE = (
     "config",
-    "trainer.callbacks",
     "trainer.default_root_dir",
     "trainer.enable_checkpointing",
     "trainer.enable_model_summary",
@@ -29,7 +28,7 @@ VOLATILE = (
     "trainer.profiler",
 )
 """Options that say where and how a run reports, not what it computes. They are no part of its
-identity."""
+identity. Callbacks are, if there are any: they may stop a run, or change how it learns."""
 
 _PACKAGES = (
     "elip", "torch", "torchvision", "timm", "transformers", "tokenizers", "lightning",
@@ -64,16 +63,46 @@ def config_hash(config: Mapping[str, Any], leave_out: Iterable[str] = VOLATILE) 
         leave_out: Dotted paths that are no part of the identity. For instance
             ``(*VOLATILE, "seed_everything")`` gives one identity to all seeds of a setting.
     """
-    plain = json.loads(json.dumps(config, default=str))
+    text = json.dumps(_without(config, leave_out), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], leave_out: Iterable[str] = VOLATILE
+) -> dict[str, tuple[Any, Any]]:
+    """Return where two configurations differ: dotted option, and its value in each (or None).
+
+    Args:
+        one: A configuration.
+        other: Another.
+        leave_out: Dotted paths that are not looked at.
+    """
+    left, right = (dict(_leaves(_without(each, leave_out))) for each in (one, other))
+    pairs = {name: (left.get(name), right.get(name)) for name in (*left, *right)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _without(config: Mapping[str, Any], leave_out: Iterable[str]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=str))
     for path in leave_out:
         *parents, last = path.split(".")
-        node = plain
+        node: Any = plain
         for key in parents:
             node = node.get(key) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node.pop(last, None)
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    trainer = plain.get("trainer")
+    if isinstance(trainer, dict) and not trainer.get("callbacks"):
+        trainer.pop("callbacks", None)
+    return plain
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, dict) or not node:
+        yield name, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{name}.{key}" if name else str(key))
 
 
 def code_version() -> Code:

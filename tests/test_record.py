@@ -171,6 +171,27 @@ def test_identity_of_a_configuration() -> None:
     assert config["trainer"] == {"max_epochs": 3, "default_root_dir": "runs/a"}
 
 
+def test_callbacks_are_part_of_the_identity_if_there_are_any() -> None:
+    bare, none, empty, early, late = (
+        {"trainer": {"max_epochs": 3, **more}}
+        for more in (
+            {}, {"callbacks": None}, {"callbacks": []},
+            *({"callbacks": [{"class_path": "EarlyStopping", "init_args": {"patience": patience}}]}
+              for patience in (1, 2)),
+        )
+    )  # fmt: skip
+    same = {provenance.config_hash(config) for config in (bare, none, empty)}
+    assert len(same) == 1
+    assert len(same | {provenance.config_hash(config) for config in (early, late)}) == 3
+
+
+def test_where_configurations_differ() -> None:
+    one = {"data": {"root": "a", "size": 3, "gone": None}, "trainer": {"callbacks": None}, "x": {}}
+    other = {"data": {"root": "b", "size": 4}, "trainer": {}, "x": {"y": [1]}}
+    differ = provenance.config_differences(one, other, ("data.root",))
+    assert differ == {"data.size": (3, 4), "x": ({}, None), "x.y": (None, [1])}
+
+
 def test_provenance_of_this_machine() -> None:
     machine, code = provenance.hardware(), provenance.code_version()
     assert machine.cores is not None

@@ -82,7 +82,7 @@ class FusionReduction(nn.Module):
         patches = image.tokens if whole else image.tokens[:, 1:]
         signals = self._signals(level, image, text, query, key)
         reduced = self.reducer(patches, num_keep, signals)
-        check(self.reducer, reduced, patches, num_keep)
+        check(self.reducer, reduced, patches, num_keep, padded=image.mask is not None)
         cls = image.tokens[:, :1]
         if whole:
             # What came first is CLS from here on; patches that went into it are none any more.
@@ -131,7 +131,7 @@ class FusionReduction(nn.Module):
         reduced = self.reducer.reduce_text(text.tokens, key, text.mask)
         if reduced is None:
             return text
-        check(self.reducer, reduced, text.tokens, reduced.tokens.shape[1])
+        check(self.reducer, reduced, text.tokens, reduced.tokens.shape[1], padded=True)
         mask = reduced.mask
         if mask is None:
             mask = torch.ones_like(reduced.tokens[..., 0], dtype=torch.bool)

@@ -6,13 +6,17 @@ device: `elip.training.watch` says when that is done.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import get_args
 
 import torch
 from torch import Tensor
 
+from reducers import shelf
 from reducers.contract import Acts, Reduced, Reducer, Signal
+
+_FLOATS = {torch.float32, torch.float16, torch.bfloat16}
 
 
 class ContractError(ValueError):
@@ -23,9 +27,24 @@ def declared(reducer: Reducer) -> None:
     """Hold a reducer to what it may say of itself.
 
     Raises:
-        ContractError: It acts at no known place, or needs a signal that there is none of.
+        ContractError: It acts at no known place, needs a signal that there is none of, cannot be
+            called with what reducers are handed, or goes by the name of another on the shelf.
     """
-    name, places, signals = type(reducer).__name__, get_args(Acts), get_args(Signal)
+    method, name = type(reducer), type(reducer).__name__
+    places, signals = get_args(Acts), get_args(Signal)
+    if shelf().get(name, method).__module__ != method.__module__:
+        raise ContractError(
+            f"Reducer {name} of {method.__module__} has the name of one on the shelf, for which "
+            "records and reports would take it. Give the class another name."
+        )
+    if not hasattr(reducer, "_forward_hooks"):
+        raise ContractError(f"Reducer {name}: its __init__ must call super().__init__() first.")
+    try:
+        inspect.signature(reducer.forward).bind("patches", "num_keep", "signals")
+    except TypeError as error:
+        raise ContractError(
+            f"Reducer {name}: forward must take (patches, num_keep, signals): {error}."
+        ) from error
     if reducer.acts not in places:
         raise ContractError(
             f"Reducer {name} acts {reducer.acts!r}; it may act {', '.join(places)}."
@@ -36,7 +55,7 @@ def declared(reducer: Reducer) -> None:
         )
 
 
-def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) -> None:
+def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int, padded: bool) -> None:
     """Hold a reducer to the type and shapes of its contract.
 
     Args:
@@ -44,10 +63,11 @@ def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) ->
         reduced: What it returned.
         patches: [B,N,D], what it was given.
         num_keep: K, how many tokens it was to return.
+        padded: Whether there is padding among what it was given.
 
     Raises:
-        ContractError: It returned no `Reduced`, another number of tokens, or an assignment or a
-            mask of another shape or type.
+        ContractError: It returned no `Reduced`, another number of tokens, an assignment or a
+            mask of another shape or type, or a mask although it says that its count is fixed.
     """
     if not isinstance(reduced, Reduced):
         raise ContractError(
@@ -58,6 +78,12 @@ def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int) ->
     _same(reducer, "tokens", reduced.tokens, (batch, num_keep, width), patches.dtype)
     _same(reducer, "assignment", reduced.assignment, (batch, count), torch.int64)
     if reduced.mask is not None:
+        if reducer.fixed_count and not padded:
+            raise ContractError(
+                f"Reducer {type(reducer).__name__} broke its contract: it returned a mask although "
+                "it says fixed_count. Say fixed_count = False, so that what is real is counted; "
+                "or return no mask."
+            )
         _same(reducer, "mask", reduced.mask, (batch, num_keep), torch.bool)
 
 
@@ -65,7 +91,9 @@ def _same(
     reducer: Reducer, what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     # Under autocast a method may return another float type, as every layer does.
-    alike = tensor.dtype == dtype or (tensor.is_floating_point() and dtype.is_floating_point)
+    alike = tensor.dtype == dtype or (
+        {tensor.dtype, dtype} <= _FLOATS and torch.is_autocast_enabled(tensor.device.type)
+    )
     if tuple(tensor.shape) != shape or not alike:
         given = tuple(tensor.shape) if tuple(tensor.shape) != shape else tensor.dtype
         raise ContractError(

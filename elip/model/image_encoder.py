@@ -269,7 +269,7 @@ class ImageEncoder(nn.Module):
         num_keep = self.plan.keep[image.block]
         patches = image.tokens[:, 1:]
         reduced = self.reducer(patches, num_keep, self._signals(image, text, heads))
-        check(self.reducer, reduced, patches, num_keep)
+        check(self.reducer, reduced, patches, num_keep, padded=image.mask is not None)
         return image.reduce(image.block, image.tokens[:, :1], reduced)
 
     def _signals(self, image: EncodedImage, text: Text | None, heads: Heads | None) -> Signals:

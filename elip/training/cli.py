@@ -35,6 +35,7 @@ from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
 from reducers import shelf
 
+_SEARCHES = ("LearningRateFinder", "BatchSizeFinder")
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -191,6 +192,7 @@ class ExperimentCLI(LightningCLI):
             if given not in (None, True):  # in place of TensorBoard; the CSV log is every run's
                 own = [own[0], *(given if isinstance(given, list) else [given])]
             kwargs["logger"] = own
+        _check_options(config, self.subcommand)
         try:
             trainer = self._trainer(config, kwargs)
         except (MisconfigurationException, TypeError) as error:
@@ -206,17 +208,8 @@ class ExperimentCLI(LightningCLI):
                 "The learning rate needs the length of the run: give trainer.max_steps or "
                 "trainer.max_epochs (trainer.max_time may end it earlier)."
             )
-        for name in ("val_check_interval", "accumulate_grad_batches"):
-            if (value := config.trainer[name]) is not None and value in (0, 0.0):
-                raise ValueError(f"trainer.{name} is {value}; it must be above 0.")
-        wanted, at_once = config.effective_batch_size, config.data.batch_size * trainer.world_size
-        if wanted is not None and self.subcommand == "fit":
-            if wanted < 1 or wanted % at_once:
-                raise ValueError(
-                    f"effective_batch_size {wanted} is not a multiple of data.batch_size "
-                    f"{config.data.batch_size} times {trainer.world_size} processes."
-                )
-            trainer.accumulate_grad_batches = wanted // at_once
+        if self.subcommand == "fit":
+            trainer.accumulate_grad_batches = _accumulated(config, trainer.world_size)
         return trainer
 
     def _trainer(self, config: Namespace, kwargs: dict[str, Any]) -> Any:
@@ -233,6 +226,69 @@ class ExperimentCLI(LightningCLI):
         self._dump_config()
         plain: dict[str, Any] = self.config_dump
         return plain
+
+
+def _check_options(config: Namespace, command: str) -> None:
+    """Refuse options of the trainer that would give another result than they say.
+
+    Raises:
+        ValueError: The message says what to give instead.
+    """
+    trainer = config.trainer
+    for name in ("val_check_interval", "accumulate_grad_batches", "gradient_clip_val"):
+        value, free = trainer[name], name == "gradient_clip_val"  # 0 clips nothing
+        if isinstance(value, int | float) and not (value > 0 or (free and value == 0)):
+            raise ValueError(f"trainer.{name} is {value}; it must be above 0.")
+    if trainer.use_distributed_sampler:
+        raise ValueError(
+            "trainer.use_distributed_sampler would score some examples twice; leave it out: "
+            "processes share out examples as it is."
+        )
+    if trainer.overfit_batches:
+        raise ValueError(
+            "trainer.overfit_batches would draw other examples in each epoch; to train on a few, "
+            "give data.train_limit, how many."
+        )
+    used = {"fit": "train"}.get(command, "val" if command == "validate" else command)
+    if trainer[f"limit_{used}_batches"] in (0, 0.0):
+        raise ValueError(f"trainer.limit_{used}_batches is 0: {command} would have nothing to do.")
+    if re.search("spawn|fork|notebook", str(trainer.strategy)):
+        raise ValueError(f"trainer.strategy {trainer.strategy}: several processes run with ddp.")
+    searches = [kind for kind in _SEARCHES if kind in str(trainer.callbacks)]
+    if searches:
+        raise ValueError(
+            f"{searches[0]} would change the configuration that is recorded; give "
+            "model.optimization.learning_rate and data.batch_size."
+        )
+    for name in ("optimizer", "lr_scheduler"):
+        if config.get(name) is not None:
+            raise ValueError(
+                f"--{name} has no effect: METER is trained with AdamW and a polynomial decay. "
+                "Their options: model.optimization."
+            )
+
+
+def _accumulated(config: Namespace, processes: int) -> int:
+    """Return over how many batches gradients are accumulated.
+
+    Raises:
+        ValueError: Effective batch size, batch size and accumulation do not agree.
+    """
+    wanted, given = config.effective_batch_size, int(config.trainer.accumulate_grad_batches)
+    at_once = config.data.batch_size * processes
+    if wanted is None:
+        return given
+    if wanted < 1 or wanted % at_once:
+        raise ValueError(
+            f"effective_batch_size {wanted} is not a multiple of data.batch_size "
+            f"{config.data.batch_size} times {processes} processes."
+        )
+    if given not in (1, wanted // at_once):
+        raise ValueError(
+            f"effective_batch_size {wanted} takes {wanted // at_once} batches of {at_once} "
+            f"examples, and trainer.accumulate_grad_batches is {given}: leave one of them out."
+        )
+    return int(wanted) // int(at_once)
 
 
 def _file_problem(file: str) -> str | None:
@@ -274,7 +330,7 @@ def _config_name(config: Namespace) -> str:
 def _options_refused(error: Exception) -> str | None:
     """Return what Lightning says of options of the trainer that it finds amiss in the run."""
     raised_in = Path(extract_tb(error.__traceback__)[-1].filename).parts
-    refused = isinstance(error, ValueError | MisconfigurationException)
+    refused = isinstance(error, ValueError | MisconfigurationException) or "callbacks" in raised_in
     return str(error).strip() if refused and "lightning" in raised_in else None
 
 

@@ -17,6 +17,7 @@ from elip.data.batch import Batch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
+from elip.tasks import tasks
 from elip.tasks.base import Evaluator, Loss, Task
 from elip.training.checkpoints import check_fit
 from elip.training.optimization import Optimization, build_optimizer, build_schedule
@@ -65,6 +66,12 @@ class Experiment(LightningModule):
         num_answers: int = 0,
     ) -> None:
         super().__init__()
+        name, place = type(task).__name__, type(task).__module__
+        if tasks().get(name, type(task)).__module__ != place:
+            raise ValueError(
+                f"Task {name} of {place} has the name of a built-in one, for which records and "
+                "reports would take it. Give the class another name."
+            )
         self.schedule = schedule
         self.optimization = optimization
         self.weights = weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed import DistError
 
+from elip.checkpoints import CheckpointError
 from elip.cost import measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
 from elip.data.batch import Batch
@@ -26,6 +28,7 @@ from elip.examples import write_examples
 from elip.provenance import (
     VOLATILE,
     code_version,
+    config_differences,
     config_hash,
     hardware,
     package_versions,
@@ -49,6 +52,14 @@ from elip.training.watch import KeptTokens
 
 log = logging.getLogger(__name__)
 
+# What a run may change on the way: where it runs, and how long.
+_NOT_RESUMED = (
+    *VOLATILE, "ckpt_path", "weights_only", "data.root", "data.num_workers", "trainer.accelerator",
+    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.min_steps",
+    "trainer.min_epochs", "model.compile", "model.recompute",
+)  # fmt: skip
+_SHOWN = 5
+_UNTRAINED = "Fusion and head are untrained: no weights of a run were given."
 _LOG_LINES = 40
 _COST_EXAMPLES = 2
 _TIMED_RUNS = 8
@@ -91,13 +102,19 @@ class Recorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start listening to the log and to the reducer."""
         assert isinstance(pl_module, Experiment)
+        if self._is_untrained(pl_module):
+            log.warning("%s Give --ckpt_path or --model.weights.", _UNTRAINED)
         self._kept = KeptTokens(pl_module.meter.reducer, pl_module.meter.plan)
         logging.getLogger("elip").addHandler(self._log)
         self._train_start = time.perf_counter()
 
+    def _is_untrained(self, module: Experiment) -> bool:
+        return self.command != "fit" and self.ckpt_path is None and module.weights is None
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must not forget; Lightning saves it."""
         return {
+            "config": json.loads(json.dumps(self.config, default=str)),
             "best": self._best,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "outcomes": {name: torch.from_numpy(rows) for name, rows in self.outcomes.items()},
@@ -108,9 +125,22 @@ class Recorder(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what an interrupted training run had seen."""
+        """Go on from what an interrupted training run had seen.
+
+        Raises:
+            CheckpointError: The configuration is not the one that the run began with.
+        """
         if self.command != "fit":
             return
+        differ = config_differences(state_dict["config"], self.config, _NOT_RESUMED)
+        if differ:
+            said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
+            raise CheckpointError(
+                f"A run cannot go on under another configuration: {'; '.join(said[:_SHOWN])}"
+                + (f" ({len(said)} options in all)" if len(said) > _SHOWN else "")
+                + ". Give it its own (config.yaml in its directory; only its length may change); "
+                "or train anew from its weights, with --model.weights in place of --ckpt_path."
+            )
         self._best = state_dict["best"]
         self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
         self.outcomes = {name: rows.numpy() for name, rows in state_dict["outcomes"].items()}
@@ -268,6 +298,8 @@ class Recorder(Callback):
         # Of a run that ends before its processes could tell each other, its own count is known.
         skipped = Counter(self._skipped) | Counter(_own_skipped(trainer))
         notes = [f"{name}: {count} skipped" for name, count in skipped.items()]
+        if self._is_untrained(module):
+            notes.append(_UNTRAINED)
         return Record(
             name=self.run_dir.name,
             subcommand=self.command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import time
 import warnings
@@ -59,7 +60,7 @@ def quiet() -> None:
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     remarks = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    remarks.addFilter(lambda record: "litlogger" not in str(record.msg).lower())
+    remarks.addFilter(lambda record: not re.search("litlogger|litmodels", str(record.msg), re.I))
     logging.getLogger("elip").setLevel(logging.INFO)
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)

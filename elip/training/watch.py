@@ -59,7 +59,7 @@ class ContractGuard(Callback):
         if traced or not (self._due or patches.device.type == "cpu"):
             return
         assert isinstance(reducer, Reducer)
-        check(reducer, reduced, patches, num_keep)
+        check(reducer, reduced, patches, num_keep, padded=signals.mask is not None)
         if self._due or looks_wrong(reduced):
             examine(reducer, reduced, patches, signals.layer)
 

@@ -202,6 +202,53 @@ def test_a_second_run_does_not_touch_the_first(tmp_path: Path, data: Path) -> No
     assert read_record(tmp_path / "run-2").seed == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.reducer=Random"], "model.reducer.class_path was reducers.elip.ELIP, is"),
+        (["--model.schedule.keep_ratio=0.5"], "model.schedule.keep_ratio was 0.7, is 0.5"),
+        (["--data.batch_size=2", "--seed_everything=3"], "seed_everything was 0, is 3; data.batch"),
+        (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/main"],
+         "trainer.callbacks was None, is"),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_under_its_own_configuration_only(
+    options: list[str], said: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path / "run", data, steps=2)
+    checkpoint = f"--ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path / "other", data, checkpoint, *options)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "--model.weights in place of --ckpt_path" in error
+    longer = fit(tmp_path / "longer", data, checkpoint, "--trainer.max_epochs=9", steps=4)
+    assert longer.training is not None
+    assert longer.training.steps == 4
+
+
+def test_scoring_without_weights_is_warned_of_and_recorded(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data)])
+    assert "untrained: no weights of a run were given. Give --ckpt_path" in caplog.text
+    assert any("untrained" in note for note in read_record(tmp_path / "run" / "test").notes)
+    fit(tmp_path / "run", data, steps=2)
+    main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data), "--ckpt_path=last"])
+    assert read_record(tmp_path / "run" / "test-2").notes == ()
+
+
+def test_there_must_be_something_to_score(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = few(tmp_path / "run", data)
+    with pytest.raises(SystemExit) as stop:
+        main(["test", "--config", ELIP_YAML, *short, "--trainer.limit_test_batches=0"])
+    assert stop.value.code == 2
+    assert "limit_test_batches is 0: test would have nothing" in capsys.readouterr().err
+
+
 def test_a_checkpoint_is_scored_under_the_reducer_that_was_asked_for(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +380,24 @@ def test_gradients_are_clipped_in_mixed_precision(
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--trainer.max_steps=-1", "--trainer.max_epochs=-1"], "trainer.max_steps or"),
         (["--trainer.val_check_interval=0"], "val_check_interval is 0; it must be above 0"),
+        (["--trainer.val_check_interval=-0.5"], "val_check_interval is -0.5"),
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0"),
+        (["--trainer.accumulate_grad_batches=-1"], "accumulate_grad_batches is -1"),
+        (["--trainer.gradient_clip_val=-1"], "gradient_clip_val is -1"),
+        (["--trainer.overfit_batches=2"], "give data.train_limit"),
+        (["--trainer.use_distributed_sampler=true"], "score some examples twice"),
+        (["--trainer.limit_train_batches=0"], "fit would have nothing to do"),
+        (["--trainer.strategy=ddp_spawn"], "ddp_spawn: several processes run with ddp"),
+        (["--trainer.callbacks=LearningRateFinder"], "give model.optimization.learning_rate"),
+        (["--optimizer=SGD", "--optimizer.lr=1"], "--optimizer has no effect"),
+        (
+            ["--effective_batch_size=8", "--trainer.accumulate_grad_batches=4"],
+            "takes 2 batches of 4 examples, and trainer.accumulate_grad_batches is 4",
+        ),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/mian"],
+            "`val/mian` which is not available",
+        ),
         (["--trainer.limit_train_batches=0.1"], "limit_train_batches"),
         (["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=9"], "(9) must be"),
     ],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from elip.model.guard import check, examine
+from elip.model.guard import ContractError, check, declared, examine
 from elip.record import read_record
 from elip.tasks.vqa import VQA
 from elip.training.watch import ContractGuard, KeptTokens
@@ -33,15 +36,30 @@ def result(reducer: TopK) -> tuple[Tensor, Reduced]:
         ({"tokens": torch.zeros(3, 19, 32)}, r"TopK .* tokens of shape \(3, 20, 32\) .* 19, 32"),
         ({"assignment": torch.zeros(3, 35, dtype=torch.int64)}, r"TopK .* assignment .* 35"),
         ({"assignment": torch.zeros(3, 36)}, "TopK .* assignment .*float32"),
-        ({"mask": torch.ones(3, 36, dtype=torch.bool)}, "TopK .* mask .* 36"),
+        ({"tokens": torch.zeros(3, 20, 32, dtype=torch.float64)}, "TopK .* tokens .*float64"),
+        ({"tokens": torch.zeros(3, 20, 32, dtype=torch.bfloat16)}, "TopK .* tokens .*bfloat16"),
+        ({"mask": torch.ones(3, 20, dtype=torch.bool)}, "TopK .* mask although .* fixed_count"),
     ],
 )
 def test_shapes_are_checked_in_every_call(change: dict[str, Tensor], said: str) -> None:
     reducer = bound(TopK())
     patches, reduced = result(reducer)
-    check(reducer, reduced, patches, 20)
+    check(reducer, reduced, patches, 20, padded=False)
     with pytest.raises(ValueError, match=said):
-        check(reducer, replace(reduced, **change), patches, 20)
+        check(reducer, replace(reduced, **change), patches, 20, padded=False)
+
+
+def test_a_mask_and_other_floats_have_their_place() -> None:
+    reducer = bound(TopK())
+    patches, reduced = result(reducer)
+    masked = replace(reduced, mask=torch.ones(3, 20, dtype=torch.bool))
+    check(reducer, masked, patches, 20, padded=True)
+    longer = replace(reduced, mask=torch.ones(3, 36, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"TopK .* mask .* 36"):
+        check(reducer, longer, patches, 20, padded=True)
+    half = replace(reduced, tokens=reduced.tokens.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        check(reducer, half, patches, 20, padded=False)
 
 
 def broken(reduced: Reduced, how: str) -> Reduced:
@@ -119,10 +137,37 @@ class ReturnsTokens(TopK):
         return super().forward(patches, num_keep, signals).tokens  # type: ignore[return-value]
 
 
+class NotBegun(TopK):
+    """Source: made up for the tests. Differs: in that it forgets to call its base class."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class TakesTwo(TopK):
+    """Source: made up for the tests. Differs: in what it takes."""
+
+    def forward(self, patches: Tensor, num_keep: int) -> Reduced:  # type: ignore[override]
+        raise NotImplementedError
+
+
+class TakesMuch(TopK):
+    """Source: made up for the tests. Differs: not at all."""
+
+    def forward(self, *given: Any, **more: Any) -> Reduced:
+        return super().forward(*given, **more)
+
+
+class Asking(VQA):
+    """A task of somebody else's."""
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("reducer", "said"),
     [
+        ("NotBegun", "Reducer NotBegun: its __init__ must call super().__init__() first"),
+        ("TakesTwo", "forward must take (patches, num_keep, signals): too many"),
         ("ActsNowhere", "acts 'sometimes'; it may act never, before_block"),
         ("NeedsTooMuch", "needs frozenset({'everything'}); give a frozenset of cls_attention"),
         ("ReturnsTokens", "was to return a Reduced and returned a Tensor"),
@@ -135,6 +180,31 @@ def test_a_reducer_that_is_none_is_told_so(
         fit(tmp_path / "run", tmp_path / "data", f"--model.reducer={__name__}.{reducer}", steps=1)
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@contextmanager
+def renamed(kind: type, name: str) -> Iterator[None]:
+    """A class that was made under that name would be a choice of the command line for good."""
+    own, kind.__name__ = kind.__name__, name
+    try:
+        yield
+    finally:
+        kind.__name__ = own
+
+
+@pytest.mark.parametrize("name", ["EViT", "Identity"])
+def test_a_reducer_cannot_take_the_name_of_another(name: str) -> None:
+    declared(TakesMuch())
+    said = f"{name} of tests.training.test_watch has the name of"
+    with renamed(TakesMuch, name), pytest.raises(ContractError, match=said):
+        declared(TakesMuch())
+
+
+def test_a_task_cannot_take_the_name_of_another() -> None:
+    experiment(Asking(), TopK())
+    said = "Pretraining of tests.training.test_watch has the name"
+    with renamed(Asking, "Pretraining"), pytest.raises(ValueError, match=said):
+        experiment(Asking(), TopK())
 
 
 @pytest.mark.filterwarnings("ignore")
