@@ -21,8 +21,6 @@ from torch import Tensor
 from torch.distributed import DistError
 
 from elip.checkpoints import CheckpointError
-from elip.cost import measure_cost, measure_training_cost
-from elip.cost.timing import time_interleaved
 from elip.data.batch import Batch
 from elip.examples import write_examples
 from elip.provenance import (
@@ -36,10 +34,8 @@ from elip.provenance import (
 )
 from elip.record import (
     Evaluation,
-    Gflops,
     Record,
     RecordError,
-    Speed,
     Status,
     Tokens,
     Training,
@@ -47,6 +43,7 @@ from elip.record import (
     write_record,
 )
 from elip.summary import print_summary
+from elip.training.costs import with_costs
 from elip.training.module import Experiment
 from elip.training.watch import KeptTokens
 
@@ -61,9 +58,6 @@ _NOT_RESUMED = (
 _SHOWN = 5
 _UNTRAINED = "Fusion and head are untrained: no weights of a run were given."
 _LOG_LINES = 40
-_COST_EXAMPLES = 2
-_TIMED_RUNS = 8
-_TIMED_EXAMPLES = 32  # at most; a grid of short runs should not spend its time on this
 
 
 class Recorder(Callback):
@@ -282,7 +276,7 @@ class Recorder(Callback):
             )
             if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
                 with trainer.precision_plugin.forward_context():
-                    record = _with_costs(record, module, self._sample)
+                    record = with_costs(record, module, self._sample)
             else:
                 split = "No GFLOPs, no times: the model may be split over processes."
                 record = replace(record, notes=(*record.notes, split))
@@ -361,63 +355,6 @@ def lost_process(error: BaseException) -> str | None:
     text = str(error).splitlines()[0] if str(error) else ""
     lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     return f"{LOST_PROCESS}; see what it printed last ({text})" if lost else None
-
-
-def _with_costs(record: Record, module: Experiment, sample: Batch | None) -> Record:
-    """Add GFLOPs, with and without reduction, and the time of a forward pass."""
-    if sample is None:
-        return record
-    few, trained = sample.rows(slice(_COST_EXAMPLES)), record.subcommand == "fit"
-    # Beside CostError: operators that no counter knows, reducers that cannot be traced, memory
-    # that does not suffice, and whatever a reducer raises that was never traced before. A run that
-    # is complete is not lost to that.
-    try:
-        gflops = _gflops(module, few, trained)
-        with module.meter.unreduced():
-            identity = _gflops(module, few, trained)
-        record = replace(record, gflops=gflops, gflops_identity=identity)
-    except Exception as error:  # noqa: BLE001
-        record = replace(record, notes=(*record.notes, f"No GFLOPs: {error}"))
-    try:
-        return replace(record, speed=_speed(module, sample.rows(slice(_TIMED_EXAMPLES))))
-    except Exception as error:  # noqa: BLE001
-        return replace(record, notes=(*record.notes, f"No times: {error}"))
-
-
-def _gflops(module: Experiment, batch: Batch, trained: bool) -> Gflops:
-    meter, task, count = module.meter, module.task, len(batch)
-    forward = measure_cost(meter, lambda: task.infer(meter, batch), count, head=task)
-    if not trained:
-        return Gflops(forward)
-    step = measure_training_cost(module, lambda: task.loss(meter, batch).total, count)
-    return Gflops(forward, step)
-
-
-def _speed(module: Experiment, batch: Batch) -> Speed:
-    was = module.training
-
-    def reduced() -> None:
-        module.task.infer(module.meter, batch)
-
-    def whole() -> None:
-        with module.meter.unreduced():
-            reduced()
-
-    candidates = {"reduced": reduced} | ({"whole": whole} if module.meter.plan.keep else {})
-    module.eval()
-    with torch.no_grad():
-        timings = time_interleaved(
-            candidates, rounds=_TIMED_RUNS, examples=len(batch), device=module.device
-        )
-    module.train(was)
-    timing = timings["reduced"]
-    return Speed(
-        batch_size=len(batch),
-        latency_ms=1e3 * timing.median,
-        latency_p95_ms=1e3 * timing.p95,
-        examples_per_second=timing.examples_per_second,
-        latency_identity_ms=1e3 * timings.get("whole", timing).median,
-    )
 
 
 def _dataset_of(split: str, datasets: list[str]) -> str:

@@ -17,7 +17,7 @@ from elip.data.module import DataModule
 from elip.data.sources.base import DataError
 from elip.examples import read_examples
 from elip.record import Record, read_record
-from elip.training import recorder
+from elip.training import costs
 from elip.training.cli import main
 from elip.training.module import Experiment
 from elip.training.predictions import Predictions
@@ -170,7 +170,7 @@ def test_a_whole_run_is_recorded_though_its_cost_cannot_be_told(
         assert kept.evaluations
         raise kind("no formula for this operator")
 
-    monkeypatch.setattr(recorder, "measure_cost", unknown)
+    monkeypatch.setattr(costs, "measure_cost", unknown)
     record = fit(tmp_path / "run", data, steps=2)
     assert record.status == "completed"
     assert record.evaluations
