@@ -35,6 +35,7 @@ from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
 from reducers import shelf
 
+_ABOVE_0 = ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches")
 _SEARCHES = ("LearningRateFinder", "BatchSizeFinder")
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -235,10 +236,13 @@ def _check_options(config: Namespace, command: str) -> None:
         ValueError: The message says what to give instead.
     """
     trainer = config.trainer
-    for name in ("val_check_interval", "accumulate_grad_batches", "gradient_clip_val"):
-        value, free = trainer[name], name == "gradient_clip_val"  # 0 clips nothing
-        if isinstance(value, int | float) and not (value > 0 or (free and value == 0)):
+    for name in _ABOVE_0:
+        value = trainer[name]
+        if isinstance(value, int | float) and not value > 0:
             raise ValueError(f"trainer.{name} is {value}; it must be above 0.")
+    clip = trainer.gradient_clip_val
+    if clip is not None and not clip >= 0:
+        raise ValueError(f"trainer.gradient_clip_val is {clip}; it must be above 0, or 0 for none.")
     if trainer.use_distributed_sampler:
         raise ValueError(
             "trainer.use_distributed_sampler would score some examples twice; leave it out: "
@@ -250,8 +254,10 @@ def _check_options(config: Namespace, command: str) -> None:
             "give data.train_limit, how many."
         )
     used = {"fit": "train"}.get(command, "val" if command == "validate" else command)
-    if trainer[f"limit_{used}_batches"] in (0, 0.0):
-        raise ValueError(f"trainer.limit_{used}_batches is 0: {command} would have nothing to do.")
+    lengths = [f"limit_{used}_batches", *(("max_steps", "max_epochs") if command == "fit" else ())]
+    for name in lengths:
+        if trainer[name] in (0, 0.0):
+            raise ValueError(f"trainer.{name} is 0: {command} would have nothing to do.")
     if re.search("spawn|fork|notebook", str(trainer.strategy)):
         raise ValueError(f"trainer.strategy {trainer.strategy}: several processes run with ddp.")
     searches = [kind for kind in _SEARCHES if kind in str(trainer.callbacks)]

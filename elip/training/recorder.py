@@ -91,11 +91,13 @@ class Recorder(Callback):
         self._images = 0
         self._step_seconds = 0.0
         self._step_start: float | None = None
+        self._processes = 1
         self._log = _Tail()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start listening to the log and to the reducer."""
         assert isinstance(pl_module, Experiment)
+        self._processes = trainer.world_size
         if self._is_untrained(pl_module):
             log.warning("%s Give --ckpt_path or --model.weights.", _UNTRAINED)
         self._kept = KeptTokens(pl_module.meter.reducer, pl_module.meter.plan)
@@ -105,10 +107,17 @@ class Recorder(Callback):
     def _is_untrained(self, module: Experiment) -> bool:
         return self.command != "fit" and self.ckpt_path is None and module.weights is None
 
+    def _conditions(self) -> dict[str, Any]:
+        """Return what a run must find again to go on, plain."""
+        # Each process has its part of an epoch, so their number is one of them.
+        conditions = {**self.config, "processes": self._processes}
+        plain: dict[str, Any] = json.loads(json.dumps(conditions, default=str))
+        return plain
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must not forget; Lightning saves it."""
         return {
-            "config": json.loads(json.dumps(self.config, default=str)),
+            "config": self._conditions(),
             "best": self._best,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "outcomes": {name: torch.from_numpy(rows) for name, rows in self.outcomes.items()},
@@ -126,7 +135,7 @@ class Recorder(Callback):
         """
         if self.command != "fit":
             return
-        differ = config_differences(state_dict["config"], self.config, _NOT_RESUMED)
+        differ = config_differences(state_dict["config"], self._conditions(), _NOT_RESUMED)
         if differ:
             said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
             raise CheckpointError(

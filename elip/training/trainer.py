@@ -93,9 +93,10 @@ def build_callbacks(
         Recorder(run_dir, command, config, ckpt_path),
         ContractGuard(),
     ]
-    if config["trainer"]["enable_progress_bar"] is not False:
+    given = str(config["trainer"].get("callbacks"))
+    if config["trainer"]["enable_progress_bar"] is not False and "ProgressBar" not in given:
         callbacks.append(RichProgressBar(leave=False))
-    if command == "predict" and "Predictions" not in str(config["trainer"].get("callbacks")):
+    if command == "predict" and "Predictions" not in given:
         callbacks.append(Predictions())
     if command == "test":
         callbacks.append(AnswerRows())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from elip.checkpoints import CheckpointError
 from elip.data.dataset import Examples
 from elip.data.module import DataModule
 from elip.data.sources.base import DataError
@@ -21,6 +22,7 @@ from elip.training import costs
 from elip.training.cli import main
 from elip.training.module import Experiment
 from elip.training.predictions import Predictions
+from elip.training.recorder import Recorder
 from elip.training.rows import ROWS_NAME
 from reducers.contract import Reducer
 from reducers.random import Random
@@ -228,6 +230,15 @@ def test_a_run_goes_on_under_its_own_configuration_only(
     assert longer.training.steps == 4
 
 
+def test_a_run_goes_on_with_as_many_processes(tmp_path: Path) -> None:
+    before, now = (Recorder(tmp_path, "fit", {"trainer": {}}, None) for _ in range(2))
+    before._processes = 2
+    with pytest.raises(CheckpointError, match="processes was 2, is 1"):
+        now.load_state_dict(before.state_dict())
+    now._processes = 2
+    now.load_state_dict(before.state_dict())
+
+
 def test_scoring_without_weights_is_warned_of_and_recorded(
     tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -387,6 +398,8 @@ def test_gradients_are_clipped_in_mixed_precision(
         (["--trainer.overfit_batches=2"], "give data.train_limit"),
         (["--trainer.use_distributed_sampler=true"], "score some examples twice"),
         (["--trainer.limit_train_batches=0"], "fit would have nothing to do"),
+        (["--trainer.max_steps=0"], "trainer.max_steps is 0: fit would have nothing to do"),
+        (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0; it must be"),
         (["--trainer.strategy=ddp_spawn"], "ddp_spawn: several processes run with ddp"),
         (["--trainer.callbacks=LearningRateFinder"], "give model.optimization.learning_rate"),
         (["--optimizer=SGD", "--optimizer.lr=1"], "--optimizer has no effect"),
