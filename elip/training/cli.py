@@ -315,9 +315,10 @@ def _file_problem(file: str) -> str | None:
 
 
 def _seed(value: int | bool) -> int:
-    if not 0 <= int(value) < 2**32:
+    # Lightning takes false for no seed at all, and no run could be repeated.
+    if isinstance(value, bool) or not 0 <= value < 2**32:
         raise ValueError(f"seed_everything is {value}; it must be from 0 to {2**32 - 1}.")
-    return int(value)
+    return value
 
 
 def _sizes(meter: Any) -> Any:

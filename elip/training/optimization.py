@@ -5,6 +5,7 @@ Source: Dou et al., 2022, arXiv:2111.02387, section 4.1 and the official code.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,8 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+
+log = logging.getLogger(__name__)
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
@@ -63,6 +66,13 @@ class Optimization:
         for name in ("weight_decay", "warmup", "end_learning_rate"):
             if not (value := getattr(self, name)) >= 0 or not math.isfinite(value):
                 raise ValueError(f"optimization.{name} is {value}; it must be at least 0.")
+        highest = 0.0 if self.decay_power == "cosine" else self.learning_rate
+        if self.end_learning_rate > highest:
+            raise ValueError(
+                f"optimization.end_learning_rate is {self.end_learning_rate}; with decay_power "
+                f"{self.decay_power} and learning_rate {self.learning_rate} it can be at most "
+                f"{highest}."
+            )
 
 
 @dataclass(frozen=True)
@@ -144,8 +154,7 @@ def learning_rate_factor(step: int, num_steps: int, options: Optimization) -> fl
         num_steps: All steps of the run.
         options: See `Optimization`.
     """
-    warmup = options.warmup
-    warm = int(num_steps * warmup) if warmup < 1 else int(warmup)
+    warm = _warmup_steps(num_steps, options)
     if step < warm:
         return step / max(1, warm)
     rest = max(1, num_steps - warm)
@@ -156,8 +165,17 @@ def learning_rate_factor(step: int, num_steps: int, options: Optimization) -> fl
     return float((1 - end) * remaining ** float(options.decay_power) + end)
 
 
+def _warmup_steps(num_steps: int, options: Optimization) -> int:
+    return int(num_steps * options.warmup if options.warmup < 1 else options.warmup)
+
+
 def build_schedule(optimizer: AdamW, num_steps: int, options: Optimization) -> LambdaLR:
     """Make the learning-rate schedule, stepped after each optimiser step."""
     if isinstance(options.decay_power, str) and options.decay_power != "cosine":
         raise ValueError(f"decay_power is {options.decay_power!r}; give a number or 'cosine'.")
+    if (warm := _warmup_steps(num_steps, options)) >= num_steps:
+        log.warning(
+            "The warm-up of %d steps takes the whole run of %d: the learning rate never comes to "
+            "its peak. See model.optimization.warmup.", warm, num_steps,
+        )  # fmt: skip
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, options))

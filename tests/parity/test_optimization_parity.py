@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
@@ -14,6 +16,7 @@ from elip.tasks import tasks
 from elip.training.optimization import (
     Optimization,
     build_optimizer,
+    build_schedule,
     learning_rate_factor,
     placements,
 )
@@ -113,3 +116,19 @@ def test_groups_by_ownership_are_what_they_say() -> None:
     assert rates["backbone without decay"] == (1e-3, 0.0)
     counted = sum(len(group["params"]) for group in groups)
     assert counted == len(places)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"end_learning_rate": 1e-2}, {"end_learning_rate": 1e-6, "decay_power": "cosine"}]
+)
+def test_an_end_that_is_not_reached_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"end_learning_rate is .* can be at most"):
+        Optimization(1e-3, **wrong)
+
+
+def test_a_warm_up_as_long_as_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    build_schedule(optimizer, 100, Optimization(1e-3, warmup=99))
+    assert not caplog.text
+    build_schedule(optimizer, 100, Optimization(1e-3, warmup=100))
+    assert "warm-up of 100 steps takes the whole run of 100" in caplog.text

@@ -111,6 +111,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("--model.optimization.warmup=-0.1", ("warmup", "-0.1")),
     ("--model.optimization.decay_power=cosin", ("cosin",)),
     ("--model.optimization.decay_power=nan", ("decay_power",)),
+    ("--model.optimization.end_learning_rate=1", ("end_learning_rate is 1.0", "at most")),
     ("--model.optimization.betas=[2,3]", ("betas",)),
     ("--model.optimization.betas=[0.9]", ("betas",)),
     ("--model.optimization.grouping=referenc", ("referenc", "reference")),

@@ -398,6 +398,7 @@ def test_gradients_are_clipped_in_mixed_precision(
         (["--trainer.overfit_batches=2"], "give data.train_limit"),
         (["--trainer.use_distributed_sampler=true"], "score some examples twice"),
         (["--trainer.limit_train_batches=0"], "fit would have nothing to do"),
+        (["--seed_everything=false"], "seed_everything is False; it must be from 0 to"),
         (["--trainer.max_steps=0"], "trainer.max_steps is 0: fit would have nothing to do"),
         (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0; it must be"),
         (["--trainer.strategy=ddp_spawn"], "ddp_spawn: several processes run with ddp"),
