@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -18,10 +19,12 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+from elip.data.convert import convert
 from elip.data.shapes import Options, Scene, random_scene, write_shapes
+from elip.data.shapes.__main__ import main
 from elip.data.shapes.draw import draw
 from elip.data.shapes.scene import COLORS
-from elip.data.sources import find_source
+from elip.data.sources import DataError, find_source
 
 KINDS = ("caption", "question", "pair", "entailment", "statement")
 SPLITS = ("train", "val", "test")
@@ -298,7 +301,7 @@ def test_made_once(tmp_path: Path) -> None:
     assert len(list(rows(tmp_path, "caption"))) == 4
 
 
-def test_an_interrupted_making_starts_again(tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_was_interrupted_is_made_as_it_was_meant(tmp_path: Path, monkeypatch: Any) -> None:
     from elip.data.shapes import write
 
     def fail(*_: Any) -> None:
@@ -311,8 +314,56 @@ def test_an_interrupted_making_starts_again(tmp_path: Path, monkeypatch: Any) ->
             write_shapes(tmp_path, options, progress=False)
     assert not list(tmp_path.glob("*.arrow"))
     assert not list(tmp_path.glob("*.part"))
-    write_shapes(tmp_path, options, progress=False)
+    assert write_shapes(tmp_path, progress=False) == options
     assert len(list(rows(tmp_path, "caption"))) == 4
+
+
+def test_a_lost_file_is_made_again_and_nothing_else_takes_its_place(tmp_path: Path) -> None:
+    options = Options(train=4, val=2, test=2)
+    write_shapes(tmp_path / "shapes", options, progress=False)
+    (tmp_path / "shapes" / "shapes_pair_val.arrow").unlink()
+    counts = convert("shapes", tmp_path, tmp_path, progress=False)
+    assert counts == {"train scenes": 4, "val scenes": 2, "test scenes": 2}
+    assert len(list(rows(tmp_path / "shapes", "pair", "val"))) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--pixels=0", "--pixels=5000", "--things=1", "--things=5", "--train=-1", "--train=0",
+     "--val=1", "--test=20000000", "--seed=-1", "--seed=4294967296"],
+)  # fmt: skip
+def test_wrong_options_leave_everything_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    marker = tmp_path / "shapes" / "shapes.json"
+    marker.parent.mkdir()
+    marker.write_text("{}")
+    assert main(["--root", str(tmp_path), wrong]) == 2
+    name, number = wrong.removeprefix("--").split("=")
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {name} of the shapes data is {number}; it must be ")
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in marker.parent.iterdir()] == [marker.name]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"version": 3, "pix', "[]", '["pixels"]', '"pixels"', "null", "3", "{}",
+     '{"version": 3}', b"\xff", "[" * 100_000,
+     json.dumps({"version": 3, **dataclasses.asdict(OPTIONS), "train": "400"}),
+     json.dumps({"version": 3, **dataclasses.asdict(OPTIONS), "pixels": 1})],
+)  # fmt: skip
+def test_a_damaged_statement_of_what_is_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | bytes
+) -> None:
+    marker = tmp_path / "shapes" / "shapes.json"
+    marker.parent.mkdir()
+    marker.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=r"shapes\.json does not say .* Delete it"):
+        find_source("shapes").prepare(tmp_path)
+    assert main(["--root", str(tmp_path)]) == 2
+    assert "shapes.json does not say" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def _make(folder: Path) -> None:

@@ -6,23 +6,38 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from elip.data.shapes.write import Options, write_shapes
+from elip.data.sources.base import DataError
 
 
-def main() -> None:
-    """Make the data in ``ROOT/shapes``, in place of what is there if that has other options."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the data in ``ROOT/shapes``, in place of what is there if that has other options.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake in what was given.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m elip.data.shapes", description="Draw the built-in shapes data."
     )
     parser.add_argument("--root", type=Path, default=Path("data"), help="the data root")
     for field in fields(Options):
         parser.add_argument(f"--{field.name}", type=int, default=field.default)
-    given = vars(parser.parse_args())
-    write_shapes(given.pop("root") / "shapes", Options(**given))
+    given = vars(parser.parse_args(arguments))
+    try:
+        write_shapes(given.pop("root") / "shapes", Options(**given))
+    except (DataError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; what was begun is made when the data is next used.\n")
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from elip.data import arrow
 from elip.data.shapes import language
 from elip.data.shapes.draw import draw, png
 from elip.data.shapes.scene import Scene, random_scene
+from elip.data.sources.base import DataError
 from elip.data.words import save_tokenizer
 
 SPLITS = ("train", "val", "test")
@@ -26,6 +27,12 @@ ANSWER_FILE = "shapes_answers.json"
 _MARKER = "shapes.json"
 _VERSION = 3
 """Raise it when the same options give other files."""
+
+_SCENES = (2, 10_000_000)  # a pair takes two; a split numbers its images within ten million
+_ALLOWED = {
+    "pixels": (48, 4096), "things": (2, 4), "train": _SCENES, "val": _SCENES, "test": _SCENES,
+    "seed": (0, 2**32 - 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class Options:
         val: Number of scenes for model selection.
         test: Number of scenes for scores.
         seed: What everything follows from; other seeds give other scenes.
+
+    Raises:
+        DataError: If one of them is out of range.
     """
 
     pixels: int = 64
@@ -48,28 +58,46 @@ class Options:
     test: int = 500
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check them."""
+        for name, (least, most) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value <= most:
+                raise DataError(
+                    f"{name} of the shapes data is {value!r}; it must be {least} to {most}."
+                )
 
-def write_shapes(folder: Path, options: Options | None = None, progress: bool = True) -> None:
+
+def write_shapes(folder: Path, options: Options | None = None, progress: bool = True) -> Options:
     """Make the dataset in a folder; does nothing if it is there already.
 
     Writes ``shapes_{kind}_{split}.arrow`` in the layouts of COCO captions, VQAv2, NLVR2, SNLI-VE
     and NLVR, each row with its scene's description as JSON (``scene``, or ``scene_0`` and
     ``scene_1``), further `ANSWER_FILE` and the tokenizer. A scene follows from (seed, split,
-    number): no scene is in two splits. Of several processes one writes and the others wait.
+    number): no scene is in two splits. Of several processes one writes and the others wait. What
+    was interrupted, or has lost a file, is made again as it was meant to be.
 
     Args:
         folder: Where the files go.
         options: What to make; None keeps what is there, or makes the default.
         progress: Whether a progress bar is shown.
+
+    Returns:
+        What is there now.
+
+    Raises:
+        DataError: If the file that states what is there is damaged.
     """
-    if _is_made(folder, options):
-        return
+    stated, is_whole = _stated(folder)
+    if stated and is_whole and options in (None, stated):
+        return stated
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if _is_made(folder, options):
-            return
-        options = options or Options()
-        (folder / _MARKER).unlink(missing_ok=True)
+        stated, is_whole = _stated(folder)
+        if stated and is_whole and options in (None, stated):
+            return stated
+        options = options or stated or Options()
+        arrow.write_json(folder / _MARKER, _card(options) | {"unfinished": True})
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -84,27 +112,40 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
         save_tokenizer(language.tokenizer(), folder)
         arrow.write_json(folder / ANSWER_FILE, list(language.ANSWERS))
         arrow.write_json(folder / _MARKER, _card(options))
+        return options
 
 
 def _card(options: Options) -> dict[str, int]:
     return {"version": _VERSION, **asdict(options)}
 
 
-def _is_made(folder: Path, options: Options | None) -> bool:
+def _stated(folder: Path) -> tuple[Options | None, bool]:
+    """Return what a folder holds or was to hold, and whether all of that is there."""
+    path = folder / _MARKER
     try:
-        card: dict[str, int] = json.loads((folder / _MARKER).read_text())
-    except (FileNotFoundError, ValueError):  # none, or cut short: it is made again
-        return False
-    return card == _card(options) if options else card.get("version") == _VERSION
+        card = json.loads(path.read_text("utf-8"))
+        options = Options(**{field.name: card[field.name] for field in fields(Options)})
+    except FileNotFoundError:
+        return None, False
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(
+            f"{path} does not say of what size the data beside it is "
+            f"({type(error).__name__}: {error}). Delete it, and the data is drawn anew."
+        ) from error
+    return options, card == _card(options) and all(
+        _file(folder, kind, split).is_file() for kind in KINDS for split in SPLITS
+    )
+
+
+def _file(folder: Path, kind: str, split: str) -> Path:
+    return folder / f"shapes_{kind}_{split}.arrow"
 
 
 def _write_split(folder: Path, split: str, options: Options, advance: Callable[[], None]) -> None:
     count = getattr(options, split)
     with ExitStack() as stack:
         files = {
-            kind: stack.enter_context(
-                arrow.ArrowWriter(folder / f"shapes_{kind}_{split}.arrow", _schema(kind))
-            )
+            kind: stack.enter_context(arrow.ArrowWriter(_file(folder, kind, split), _schema(kind)))
             for kind in KINDS
         }
         before: tuple[Scene, bytes] | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from elip.data.batch import Kind
 from elip.data.conversion import Conversion
 from elip.data.shapes.language import ANSWERS
-from elip.data.shapes.write import ANSWER_FILE, SPLITS, Options, write_shapes
+from elip.data.shapes.write import ANSWER_FILE, SPLITS, write_shapes
 from elip.data.sources.base import Source, View
 
 
@@ -42,7 +42,6 @@ class Shapes(Source):
         write_shapes(root / self.name)
 
     def convert(self, job: Conversion) -> None:
-        """Make the default dataset in ``out / "shapes"``; there is no download to convert."""
-        options = Options()
-        write_shapes(job.out / self.name, options)
+        """Do as `prepare` does, in ``out / "shapes"``; there is no download to convert."""
+        options = write_shapes(job.out / self.name)
         job.counts.update({f"{split} scenes": getattr(options, split) for split in SPLITS})
