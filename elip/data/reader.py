@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from elip.data.opening import check_batch, is_empty, is_list, open_batches
+from elip.data.opening import check_batch, has_truth, is_list, open_batches
 from elip.data.sources.base import Columns, DataError
 
 
@@ -85,7 +85,7 @@ class ArrowTable:
                 self._batches.append(batch)
                 self._files.append(number)
                 self._starts.append(self._starts[-1] + batch.num_rows)
-        truths = {_has_truth(batch, self.columns) for batch in self._batches}
+        truths = {has_truth(batch, self.columns) for batch in self._batches}
         if len(truths) > 1:
             names = ", ".join(path.name for path in self.paths)
             raise DataError(f"{names}: some files hold the truth and others do not.")
@@ -149,11 +149,9 @@ class ArrowTable:
             return _TRUTH[value.lower()]
         if isinstance(value, list):
             assert self.columns.scores is not None
-            scores = self._value(self.columns.scores, row)[index]
-            fit = len(scores) == len(value) and None not in value
-            if not fit or not all(score is not None and 0 <= score <= 1 for score in scores):
-                raise DataError(f"{self.where(row)}: answers {value} with scores {scores}.")
-            return SoftAnswers(tuple(value), tuple(scores))
+            return SoftAnswers(tuple(value), tuple(self._value(self.columns.scores, row)[index]))
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not isinstance(value, int) or not 0 <= value < self.classes:
             raise DataError(
                 f"{self.where(row)}: label {value!r}; labels go from 0 to {self.classes - 1}."
@@ -200,10 +198,6 @@ class ArrowTable:
     def _value(self, column: str, row: int) -> Any:
         batch, at = self._cell(row)
         return batch.column(column)[at].as_py()
-
-
-def _has_truth(batch: pa.RecordBatch, columns: Columns) -> bool:
-    return columns.target is not None and not is_empty(batch.column(columns.target).type)
 
 
 def _flat(column: pa.Array) -> pa.Array:

@@ -226,6 +226,7 @@ QUESTION = {
 PAIR = {"image_0": [png(1)], "image_1": [png(2)], "questions": [["q"]], "answers": [["True"]],
         "identifier": ["i"]}  # fmt: skip
 ENTAILMENT = {"image": [png(1)], "sentences": [[["p", "h"]]], "labels": [[1]]}
+DEEP = pa.list_(pa.list_(pa.int64()))
 
 # Kind, columns, and what the message must say. Read wholly: opened, then each cell of row 0.
 TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -270,6 +271,37 @@ TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "score missing": (
         "question", QUESTION | {"answer_scores": [[[]]]}, "scores",
     ),
+    "number missing": ("question", QUESTION | {"answer_labels": [[[0, None]]]}, "answer_labels"),
+    "no numbers": (
+        "question", QUESTION | {"answer_labels": pa.array([[None]], DEEP)}, "answer_labels",
+    ),
+    "no scores": ("question", QUESTION | {"answer_scores": pa.array([[None]], DEEP)}, "scores"),
+    "word missing": ("question", QUESTION | {"answers": [[["yes", None]]]}, "answers"),
+    "words of another question": (
+        "question", dict({k: v * 2 for k, v in QUESTION.items()}, answers=[[["yes", "no"]], [[]]]),
+        r"row 0.*answers \['yes', 'no'\]",
+    ),
+    "labels bare": ("entailment", ENTAILMENT | {"labels": [1]}, "labels has type int64"),
+    "labels deep": ("entailment", ENTAILMENT | {"labels": [[[1]]]}, "labels has type list<item: l"),
+    "labels of bool": ("pair", PAIR | {"answers": [[True]]}, "answers has type list<.*bool"),
+    "truth bare": ("pair", PAIR | {"answers": ["True"]}, "answers has type string"),
+    **{
+        f"{name} as {kind}": (
+            "question", QUESTION | {name: value}, rf"{name} has type .*; it must be list<list<",
+        )
+        for name in ("answer_labels", "answer_scores", "answers")
+        for kind, value in {
+            "text": ["0"], "texts": [["0"]], "bytes": [[[b"0"]]], "bool": [[[True]]],
+            "numbers": [[0]], "a number": [0], "pairs": [[[{"a": 0}]]],
+            "too deep": [[[["0"]]]],
+        }.items()
+    },
+    "scores of nothing": ("question", QUESTION | {"answer_scores": [[None]]}, "scores has type"),
+    "words of nothing": ("question", QUESTION | {"answers": [[None]]}, "answers has type"),
+    "numbers as text": ("question", QUESTION | {"answer_labels": [[["0"]]]}, "answer_labels has"),
+    "numbers broken": ("question", QUESTION | {"answer_labels": [[[0.0]]]}, "answer_labels has"),
+    "scores as text": ("question", QUESTION | {"answer_scores": [[["1"]]]}, "answer_scores has"),
+    "words as numbers": ("question", QUESTION | {"answers": [[[1]]]}, "answers has type"),
     "unknown answer": ("question", QUESTION | {"answer_labels": [[[99]]]}, "answers"),
     "negative answer": ("question", QUESTION | {"answer_labels": [[[-1]]]}, "answers"),
 }  # fmt: skip
@@ -291,6 +323,21 @@ def test_a_wrong_table_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=message) as refused:
         read_all([path], kind)
     assert "bad.arrow" in str(refused.value) or "Question" in str(refused.value)
+
+
+def test_class_numbers_may_be_stored_as_floats(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.arrow", ENTAILMENT | {"labels": [[2.0]]})
+    assert ArrowTable([path], LAYOUT["entailment"], classes=3).target(0, 0) == 2
+
+
+@pytest.mark.parametrize("column", QUESTION)
+def test_a_column_that_a_file_has_twice_is_named(tmp_path: Path, column: str) -> None:
+    table = pa.table(QUESTION)
+    twice = table.append_column(column, table[column])
+    with pa.ipc.new_file(tmp_path / "bad.arrow", twice.schema) as writer:
+        writer.write_table(twice)
+    with pytest.raises(DataError, match=rf"bad\.arrow has 2 columns {column}; it must have one"):
+        read_all([tmp_path / "bad.arrow"], "question")
 
 
 @pytest.mark.parametrize("column", ["image", "caption"])
