@@ -1,7 +1,7 @@
 """From an encoded image file to uint8 pixels of a fixed size, by named transforms.
 
-Normalisation is not done here: pixels travel as uint8 and are normalised on the device with the
-mean and standard deviation of the transform.
+Normalisation is not done here: pixels travel as uint8, and the model normalises them on the device,
+as its own `pixels` says, whatever the transform.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from elip.data.augment import rand_augment
 from elip.data.sources.base import DataError
 
 Pixels = NDArray[np.uint8]
-
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # What Pillow raises on files that are cut short, garbled or absurdly large.
 _UNREADABLE = (
@@ -57,16 +54,12 @@ class Transform:
 
     Attributes:
         name: Name on the command line.
-        mean: Per channel, of pixels in [0, 1]; for the normalisation on the device.
-        std: Likewise.
         resizes_alpha: Whether transparency takes part in the resizing; otherwise it is dropped
             before. It is always dropped in the end.
         augments: Whether two random operations are done on the original image first.
     """
 
     name: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     resizes_alpha: bool = False
     augments: bool = False
 
@@ -127,13 +120,15 @@ class Transform:
         return np.ascontiguousarray(square.transpose(2, 0, 1))
 
 
+# METER's names. The plain ones differ in transparent images only, the augmenting ones in nothing:
+# what else differs in METER is the normalisation, which is the model's here.
 TRANSFORMS = {
     transform.name: transform
     for transform in (
-        Transform("clip", *_CLIP, resizes_alpha=True),
-        Transform("clip_randaug", *_CLIP, augments=True),
-        Transform("imagenet", *_IMAGENET),
-        Transform("imagenet_randaug", *_IMAGENET, augments=True),
+        Transform("clip", resizes_alpha=True),
+        Transform("clip_randaug", augments=True),
+        Transform("imagenet"),
+        Transform("imagenet_randaug", augments=True),
     )
 }
 

@@ -42,7 +42,7 @@ class DataModule(LightningDataModule):
         max_text_len: L, tokens of a text; longer ones are cut.
         tokenizer: A folder or hub name; None for the folder `tokenizer` beside the Arrow files.
         train_transform: How training images are prepared: clip, clip_randaug, imagenet or
-            imagenet_randaug.
+            imagenet_randaug. They resize, crop and augment; `model.meter.pixels` normalises.
         eval_transform: How evaluation images are prepared.
         num_workers: Worker processes; 0 loads in the main process, fastest for small images.
         seed: Decides every shuffle, draw, mask and augmentation.

@@ -33,6 +33,7 @@ from elip.data.reader import ArrowTable, SoftAnswers
 from elip.data.sources import find_source
 from elip.data.sources.base import LAYOUT
 from elip.data.tokenize import TextEncoder, load_tokenizer
+from elip.model.meter import _PIXELS
 
 SOURCES = {"vqa": "vqav2", "snli": "snli_ve"}
 FOLDERS = {"gcc": "conceptual_caption"}
@@ -161,7 +162,9 @@ def test_false_draws_are_over_all_items(golden: Path) -> None:
 
 
 def normalised(pixels: Pixels, transform: Transform) -> torch.Tensor:
-    mean, std = (torch.tensor(part)[:, None, None] for part in (transform.mean, transform.std))
+    """Normalise as the model of that name does."""
+    pair = _PIXELS[transform.name.removesuffix("_randaug")]
+    mean, std = (torch.tensor(part)[:, None, None] for part in pair)
     return (torch.from_numpy(pixels).float() / 255 - mean) / std
 
 
