@@ -17,7 +17,7 @@ from elip.model.meter import Meter
 from elip.record import write_record
 from elip.tasks import tasks
 from elip.weights import load_image_weights, load_text_weights, load_weights
-from elip.weights.__main__ import export
+from elip.weights.__main__ import export, main
 from elip.weights.load import resize_positions
 from elip.weights.names import from_meter
 from elip.weights.read import read_state
@@ -236,6 +236,60 @@ def test_the_weights_of_a_run_are_handed_on_as_one_file(tiny: Meter, tmp_path: P
     load_weights(other, str(tmp_path / "half.safetensors"))
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, atol=1e-6, rtol=1e-3)
+
+
+def run_of(folder: Path, state: dict[str, Tensor]) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": state}, folder / "checkpoints" / "last.ckpt")
+    write_record(FULL, folder)
+    return folder
+
+
+def test_tensors_with_two_names_are_handed_on(tmp_path: Path) -> None:
+    one = torch.arange(6.0).reshape(2, 3)
+    state = {"meter.a": one, "meter.b": one, "meter.row": one[1], "meter.turned": one.t()}
+    export(run_of(tmp_path / "run", state), tmp_path / "out.safetensors")
+    found = read_state(tmp_path / "out.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    (tmp_path / "other").touch()  # as readable for others as any file
+    assert (tmp_path / "out.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        (1e6, ["--half"], "in 1 tensors, meter.a first, that float16 cannot hold"),
+        (float("nan"), [], "in 1 tensors, meter.a first, that are not finite"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_not_handed_on(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    options: list[str],
+    message: str,
+) -> None:
+    run = run_of(tmp_path / "run", {"meter.a": torch.tensor([value]), "meter.n": torch.tensor(3)})
+    given = [str(run), "--out", str(tmp_path / "out.safetensors"), *options]
+    monkeypatch.setattr("sys.argv", ["elip.weights", *given])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_checkpoint_in_place_of_a_run_is_said(tmp_path: Path) -> None:
+    file = run_of(tmp_path / "run", {"meter.a": torch.ones(1)}) / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"last\.ckpt is a file; give the run directory"):
+        export(file, tmp_path / "out.safetensors")
+
+
+def test_a_folder_in_the_place_of_the_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "out.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"out\.safetensors"):
+        export(run_of(tmp_path / "run", {"meter.a": torch.ones(1)}), tmp_path / "out.safetensors")
 
 
 def test_positions_of_odd_grids_are_refused() -> None:

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import safetensors.torch
+import torch
 
 from elip.checkpoints import checkpoint_in
-from elip.record import RECORD_NAME, RecordError, read_record
+from elip.files import whole_file
+from elip.record import RECORD_NAME, read_record
 from elip.weights.read import read_state
 
 
@@ -32,12 +34,26 @@ def export(run: Path, out: Path, half: bool = False) -> None:
     Raises:
         FileNotFoundError: The run has no checkpoint, or no record.
         RecordError: The record cannot be read.
-        ValueError: The checkpoint is damaged.
+        ValueError: The checkpoint is damaged, or holds what is not finite or does not fit float16.
     """
+    if run.is_file():  # its record would be sought in the file itself
+        raise ValueError(f"{run} is a file; give the run directory, which holds {RECORD_NAME}.")
     record = read_record(run)
-    state = read_state(checkpoint_in(run))
-    if half:
-        state = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
+    state = {
+        # Copies, since safetensors takes neither views nor one tensor under two names.
+        name: tensor.to(
+            torch.float16 if half and tensor.is_floating_point() else tensor.dtype,
+            copy=True,
+            memory_format=torch.contiguous_format,
+        )
+        for name, tensor in read_state(checkpoint_in(run)).items()
+    }
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"The weights of {run} have values in {len(broken)} tensors, {broken[0]} first, that "
+            + ("float16 cannot hold: leave --half out." if half else "are not finite: it failed.")
+        )
     about = {
         "command": record.subcommand,
         "task": record.task,
@@ -45,8 +61,9 @@ def export(run: Path, out: Path, half: bool = False) -> None:
         "config_hash": record.config_hash,
         "code": record.code.commit or record.code.version,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(state, out, metadata=about)
+    with whole_file(out) as temporary:
+        # Not by `save_file`, which lets nobody but its writer read the file.
+        temporary.write_bytes(safetensors.torch.save(state, metadata=about))
 
 
 def main() -> None:
@@ -62,7 +79,7 @@ def main() -> None:
         parser.error(f"--out is {given.out}; the name must end in .safetensors.")
     try:
         export(given.run, given.out, given.half)
-    except (OSError, ValueError, RecordError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     sys.stdout.write(f"{given.out}: {given.out.stat().st_size / 1e6:.1f} MB\n")
 
