@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elip.data.batch import Kind
 from elip.data.reader import ArrowTable
 from elip.data.sources import find_source
 from elip.data.sources.base import LAYOUT, DataError, Phase, Source, View
+
+_CLASSES: Mapping[Kind, int] = {"pair": 2, "entailment": 3, "statement": 2}
+"""Number of classes by kind, of views that do not state it."""
 
 
 class Catalog:
@@ -27,9 +30,9 @@ class Catalog:
     def __init__(self, names: Sequence[str], root: Path, splits: str = "default") -> None:
         if not names:
             raise DataError("No dataset is named.")
-        if len(set(names)) < len(names):
-            raise DataError(f"datasets is {list(names)}; a dataset is named twice.")
         self.sources = [find_source(name) for name in names]
+        if len({source.name for source in self.sources}) < len(names):  # also by an import path
+            raise DataError(f"datasets is {list(names)}; a dataset is named twice.")
         self.root = root
         self.splits = splits
         self._tables: dict[tuple[str, ...], ArrowTable] = {}
@@ -66,7 +69,7 @@ class Catalog:
         key = (source.name, kind, *patterns)
         if key not in self._tables:
             paths = source.paths(self.root, patterns)
-            classes = view.num_answers or 1 << 31
+            classes = view.num_answers or _CLASSES.get(kind, 1 << 31)
             columns = view.columns or LAYOUT[kind]
             self._tables[key] = ArrowTable(paths, columns, view.distinct, classes)
         return self._tables[key]
@@ -75,15 +78,15 @@ class Catalog:
         """Return A, the number of answers of the datasets with questions; 0 without any.
 
         Raises:
-            DataError: If the datasets differ in it.
+            DataError: If the datasets differ in it, or in their answers.
         """
-        numbers = {
-            source.name: len(self._answer_file(source, view)) or view.num_answers
-            for source in self.sources
-            for kind, view in source.views.items()
-            if kind == "question"
-        }
-        if len(set(numbers.values())) > 1:
+        views = {s: s.views["question"] for s in self.sources if "question" in s.views}
+        lists = {source: self._answer_file(source, view) for source, view in views.items()}
+        numbers = {s.name: len(lists[s]) or view.num_answers for s, view in views.items()}
+        if (
+            len(set(numbers.values())) > 1
+            or len({tuple(each) for each in lists.values() if each}) > 1
+        ):
             raise DataError(f"Datasets with different answers cannot be joined: {numbers}.")
         return next(iter(numbers.values()), 0)
 
@@ -107,9 +110,13 @@ class Catalog:
             return []
         try:
             answers = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is no whole JSON file: {error}.") from error
-        if not isinstance(answers, list) or not all(isinstance(each, str) for each in answers):
+        if (
+            not answers
+            or not isinstance(answers, list)
+            or not all(isinstance(each, str) for each in answers)
+        ):
             raise DataError(f"{path} is no list of answers; it is {str(answers)[:80]}.")
         return answers
 

@@ -43,7 +43,7 @@ class DataModule(LightningDataModule):
         tokenizer: A folder or hub name; None for the folder `tokenizer` beside the Arrow files.
         train_transform: How training images are prepared: clip, clip_randaug, imagenet or
             imagenet_randaug. They resize, crop and augment; `model.meter.pixels` normalises.
-        eval_transform: How evaluation images are prepared.
+        eval_transform: How evaluation images are prepared: clip or imagenet.
         num_workers: Worker processes; 0 loads in the main process, fastest for small images.
         seed: Decides every shuffle, draw, mask and augmentation.
         splits: "default", where model selection sees nothing that is scored in the end, or
@@ -81,10 +81,16 @@ class DataModule(LightningDataModule):
         super().__init__()
         for name, number, least in (
             ("train_limit", train_limit, 1), ("eval_limit", eval_limit, 1),
-            ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
+            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
+            ("image_size", image_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0),
         ):  # fmt: skip
             if number is not None and number < least:
                 raise DataError(f"data.{name} is {number}; it must be at least {least}.")
+        if find_transform(eval_transform).augments:
+            raise DataError(
+                f"data.eval_transform is {eval_transform}, which changes images at random; choose "
+                f"{eval_transform.removesuffix('_randaug')}."
+            )
         names = [datasets] if isinstance(datasets, str) else datasets
         self.catalog = Catalog(names, Path(root).expanduser(), splits)
         self.batch_size = batch_size

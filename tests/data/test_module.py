@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from elip.data.batch import Batch, Needs
 from elip.data.module import DataModule
 from elip.data.sources.base import DataError, MissingFilesError
-from tests.data.tiny import captions, noise, png, write, write_tiny
+from tests.data.tiny import Tiny, captions, noise, png, write, write_tiny
 
 NEEDS = Needs("caption", masked=True, false_images=1)
 TINY, SECOND = "tests.data.tiny.Tiny", "tests.data.tiny.Second"
@@ -84,6 +85,59 @@ def test_mistakes_are_found_before_any_work(root: Path) -> None:
         module(root, datasets="coco").setup("fit")
     with pytest.raises(DataError, match="no folder `tokenizer`"):
         _ = module(root / "elsewhere").vocab_size
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        ("batch_size", 0, 1), ("batch_size", -1, 1), ("eval_batch_size", 0, 1),
+        ("image_size", 0, 1), ("image_size", -8, 1), ("num_workers", -1, 0), ("seed", -1, 0),
+        ("train_limit", 0, 1), ("eval_limit", -1, 1),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_found_before_any_work(
+    root: Path, name: str, value: int, least: int
+) -> None:
+    with pytest.raises(DataError, match=rf"data\.{name} is {value}; it must be at least {least}"):
+        module(root, **{name: value})
+
+
+def test_evaluation_images_are_not_changed_at_random(root: Path) -> None:
+    with pytest.raises(DataError, match="at random; choose imagenet"):
+        module(root, eval_transform="imagenet_randaug")
+
+
+class AnswersElsewhere(Tiny):
+    name = "elsewhere"
+    views = {"question": dataclasses.replace(Tiny.views["question"], answer_file="others.json")}
+
+
+class Unstated(Tiny):
+    name = "unstated"
+    views = {"pair": dataclasses.replace(Tiny.views["pair"], num_answers=0)}
+
+
+def test_a_dataset_that_is_named_twice_by_other_names_is_found(root: Path) -> None:
+    with pytest.raises(DataError, match="named twice"):
+        module(root, datasets=["coco", "elip.data.sources.coco.Coco"])
+
+
+def test_as_many_but_other_answers_cannot_be_joined(root: Path) -> None:
+    (root / "answers.json").write_text('["yes", "no"]')
+    (root / "others.json").write_text('["no", "yes"]')
+    joined = module(root, datasets=[TINY, f"{__name__}.AnswersElsewhere"])
+    with pytest.raises(DataError, match="different answers cannot be joined"):
+        _ = joined.num_answers
+    (root / "others.json").write_text('["yes", "no"]')
+    assert module(root, datasets=[TINY, f"{__name__}.AnswersElsewhere"]).num_answers == 2
+
+
+def test_a_label_that_its_kind_does_not_have_is_found(root: Path) -> None:
+    columns = {"image_0": [png(1)], "image_1": [png(2)], "questions": [["a"]], "identifier": ["i"]}
+    write(root / "tiny_pairs.arrow", columns | {"answers": [[2]]})
+    data = module(root, Needs("pair"), datasets=f"{__name__}.Unstated")
+    with pytest.raises(DataError, match=r"label 2; labels go from 0 to 1"):
+        data.first_batch()
 
 
 def all_of(loader: object) -> list[tuple[object, ...]]:

@@ -25,6 +25,17 @@ def test_import_path() -> None:
         find_source("tests.data.tiny.Absent")
     with pytest.raises(DataError, match="not a Source"):
         find_source("elip.data.reader.ArrowTable")
+    with pytest.raises(DataError, match="states no name and no views"):
+        find_source("elip.data.sources.base.Source")
+
+
+def test_a_source_file_that_is_no_python_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "garbled_source.py").write_text("class Mine(Source:")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"cannot be imported: .*garbled_source\.py, line 1"):
+        find_source("garbled_source.Mine")
 
 
 @pytest.mark.parametrize("name", sorted(sources()))

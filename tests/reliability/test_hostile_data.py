@@ -436,6 +436,8 @@ def test_a_file_with_ruined_bytes_is_read_or_refused(
         ("[1, 2]", "no list of answers"),
         ('"yes"', "no list of answers"),
         ("null", "no list of answers"),
+        ("[]", "no list of answers"),
+        ("[" * 100_000, "no whole JSON"),
     ],
 )
 def test_a_damaged_list_of_answers_is_named(

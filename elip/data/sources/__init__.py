@@ -52,8 +52,11 @@ def _imported(path: str) -> Source:
     module, _, name = path.rpartition(".")
     try:
         member = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (ImportError, SyntaxError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"The dataset {path!r} cannot be imported: {error}") from error
     if not (inspect.isclass(member) and issubclass(member, Source)):
         raise DataError(f"{path!r} is not a Source class.")
+    lacking = [each for each in ("name", "views") if not hasattr(member, each)]
+    if lacking:
+        raise DataError(f"The Source class {path!r} states no {' and no '.join(lacking)}.")
     return member()
