@@ -6,11 +6,15 @@ ViLT and METER.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
+
+from elip.data.sources.base import DataError
 
 MIN_COUNT = 9
 """An answer is kept if it is the most common one of at least this many questions."""
@@ -57,6 +61,22 @@ def vocabulary(common: Iterable[str]) -> list[str]:
     """
     counts = Counter(normalise(answer) for answer in common)
     return [answer for answer, count in counts.items() if count >= MIN_COUNT]
+
+
+def read_answers(path: Path) -> list[str]:
+    """Return the answers by number from a JSON file.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    try:
+        answers = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no whole JSON file: {error}.") from error
+    strings = isinstance(answers, list) and all(isinstance(each, str) for each in answers)
+    if not answers or not strings:
+        raise DataError(f"{path} is no list of answers; it is {str(answers)[:80]}.")
+    return list(answers)
 
 
 class Scored(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from elip.data.arrow import CAPTION
 from elip.data.conversion import Conversion
-from elip.data.entries import Note, Parsed, Row, parsed
+from elip.data.entries import Note, Parsed, Row, having, parsed, unexpected
 
 SHARD = 100_000
 """Annotations per file where a dataset is split over several files."""
@@ -31,10 +31,12 @@ def write_karpathy(
 
     def rows(split: str) -> Parsed:
         strays = split == next(iter(names))  # noted with the first file
-        for entry in job.items(annotations, "images.item"):
-            if entry.get("split") == split:
+        for entry in having(job.items(annotations, "images.item"), split=str):
+            if isinstance(entry, Note):
+                yield from [entry] if strays else []
+            elif entry["split"] == split:
                 yield from parsed([entry], row)
-            elif strays and entry.get("split") not in names:
+            elif strays and entry["split"] not in names:
                 yield Note("left out: entry of an unknown split", str(entry.get("filename")))
 
     def row(entry: Mapping[str, Any]) -> Parsed:
@@ -59,8 +61,10 @@ def write_pairs(job: Conversion, annotations: Path, name: str, split: str) -> No
         split: What goes into the split column.
     """
 
-    def row(group: tuple[str, list[str]]) -> Parsed:
+    def row(group: tuple[str | None, list[Any]]) -> Parsed:
         path, captions = group
+        if path is None:
+            return [unexpected("no [image path, caption] in", entry) for entry in captions]
         return caption_row(job.raw / path, captions, path.split("/")[-1], split)
 
     groups = _by_image(job.items(annotations, "item"))
@@ -82,9 +86,16 @@ def caption_row(path: Path, captions: Iterable[str], image_id: str, split: str) 
         yield Note("left out: image without a caption", image_id)
 
 
-def _by_image(pairs: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    for path, group in groupby(pairs, key=lambda pair: pair[0]):
-        yield path, [pair[1] for pair in group]
+def _by_image(pairs: Iterable[Any]) -> Iterator[tuple[str | None, list[Any]]]:
+    """Yield each image path with its captions; None with the entries that are no pairs."""
+    for path, group in groupby(pairs, key=_path):
+        entries = list(group)
+        yield path, entries if path is None else [pair[1] for pair in entries]
+
+
+def _path(pair: Any) -> str | None:
+    is_pair = isinstance(pair, list) and len(pair) > 1 and isinstance(pair[0], str)
+    return pair[0] if is_pair else None
 
 
 def _shards(groups: Iterator[tuple[Any, list[Any]]]) -> Iterator[list[tuple[Any, list[Any]]]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from elip.data.answers import read_answers
 from elip.data.batch import Kind
 from elip.data.reader import ArrowTable
 from elip.data.sources import find_source
@@ -106,19 +106,7 @@ class Catalog:
 
     def _answer_file(self, source: Source, view: View) -> list[str]:
         path = source.beside(self.root, view.answer_file) if view.answer_file else None
-        if path is None:
-            return []
-        try:
-            answers = json.loads(path.read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} is no whole JSON file: {error}.") from error
-        if (
-            not answers
-            or not isinstance(answers, list)
-            or not all(isinstance(each, str) for each in answers)
-        ):
-            raise DataError(f"{path} is no list of answers; it is {str(answers)[:80]}.")
-        return answers
+        return [] if path is None else read_answers(path)
 
     def tokenizer(self) -> Path:
         """Return the folder of the first dataset that brings its own tokenizer.

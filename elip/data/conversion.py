@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
@@ -22,8 +23,9 @@ import pyarrow as pa
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from elip.data.arrow import ArrowWriter
-from elip.data.entries import Note, Parsed, Row, note_file, read_reasons
+from elip.data.entries import Note, Parsed, Row, note_file, read_reasons, unexpected
 from elip.data.images import ImageError, decoded_mode
+from elip.data.opening import open_batches
 from elip.data.sources.base import DataError, MissingFilesError
 
 Given = TypeVar("Given")
@@ -47,13 +49,15 @@ class Conversion:
     def __init__(
         self, raw: Path, out: Path, workers: int = 1, check: bool = True, progress: bool = True
     ) -> None:
+        if workers < 1:
+            raise DataError(f"workers is {workers}; it must be at least 1.")
         if not raw.is_dir():
             raise MissingFilesError(f"There is no folder {raw}; --root names the download.")
         self.raw = raw
         self.out = out
         self.counts: Counter[str] = Counter()
         self._check = check
-        self._workers = max(1, workers)
+        self._workers = workers
         self._task: TaskID | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -110,7 +114,8 @@ class Conversion:
             try:
                 yield from ijson.items(file, prefix, use_float=True)
             except ijson.JSONError as error:
-                raise DataError(f"{path} is cut short or damaged: {error}") from error
+                said = " ".join(str(error).split())  # it shows the place, over three lines
+                raise DataError(f"{path} is cut short or damaged: {said}") from error
 
     def lines(self, path: Path) -> Iterator[Any]:
         """Read a file of one JSON object a line.
@@ -123,7 +128,7 @@ class Conversion:
                 try:
                     if line.strip():
                         yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{path}, line {number} is damaged: {error}") from error
 
     def write(
@@ -147,13 +152,13 @@ class Conversion:
         if not path.exists():
             self._task = self._progress.add_task(name, total=None, unit="rows")
             columns = [field.name for field in schema if pa.types.is_binary(field.type)]
+            load = partial(self._load, schema, change)
             with ArrowWriter(path, schema) as writer, note_file(notes_path) as add:
-                for images, values, notes in self._in_order(rows, self._load):
+                for images, values, notes in self._in_order(rows, load):
                     add(notes)
                     self._progress.update(self._task, completed=writer.rows)
                     if images is not None:
-                        changed = [change(data) if change else data for data in images]
-                        writer.write({**dict(zip(columns, changed, strict=True)), **values})
+                        writer.write({**dict(zip(columns, images, strict=True)), **values})
             self._progress.update(self._task, total=writer.rows, completed=writer.rows)
         self.counts[f"{name}: rows"] = _num_rows(path)
         self.counts.update(f"{name}: {reason}" for reason in read_reasons(notes_path))
@@ -173,25 +178,30 @@ class Conversion:
         self._progress.remove_task(task)
 
     def _load(
-        self, row: Row | Note
+        self, schema: pa.Schema, change: Callable[[bytes], bytes] | None, row: Row | Note
     ) -> tuple[list[bytes] | None, Mapping[str, Any], tuple[Note, ...]]:
         """Read and check the images of a row; None stands for a row that cannot be written."""
         if isinstance(row, Note):
             return None, {}, (row,)
+        try:
+            for name, value in row.values.items():
+                pa.array([value], schema.field(name).type)
+        except (ValueError, TypeError, OverflowError) as error:
+            return None, {}, (unexpected(f"{type(error).__name__} {error} in", row.values),)
         images, notes = [], []
         for path in row.images:
             try:
                 data = path.read_bytes()
-                mode = decoded_mode(data) if self._check else None
+                mode = decoded_mode(data) if self._check or change else None
             except FileNotFoundError:
                 return None, {}, (Note("left out: image file missing", str(path)),)
-            except OSError as error:
-                return None, {}, (Note("left out: image file unreadable", f"{path}: {error}"),)
             except ImageError as error:
                 return None, {}, (Note("left out: image does not decode", f"{path}: {error}"),)
+            except (OSError, ValueError) as error:  # ValueError: no file can have that name
+                return None, {}, (Note("left out: image file unreadable", f"{path}: {error}"),)
             if mode == "CMYK":
                 notes.append(Note("kept: image in CMYK colors", str(path)))
-            images.append(data)
+            images.append(change(data) if change else data)
         return images, row.values, tuple(notes)
 
     def _in_order(
@@ -208,6 +218,4 @@ class Conversion:
 
 
 def _num_rows(path: Path) -> int:
-    with pa.memory_map(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        return sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
+    return sum(batch.num_rows for batch in open_batches(path))

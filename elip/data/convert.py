@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     try:
         counts = convert(given.name, given.root, given.out, given.workers, given.check)
-    except DataError as error:
+    except (DataError, OSError) as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from elip.files import whole_file
@@ -45,20 +46,24 @@ def parsed(entries: Iterable[Any], parse: Callable[[Any], Parsed]) -> Parsed:
     for entry in entries:
         try:
             rows = list(parse(entry))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            reason = f"{type(error).__name__} {error}"
-            rows = [_unexpected(f"{reason} in", entry)]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+            rows = [unexpected(f"{type(error).__name__} {error} in", entry)]
         yield from rows
 
 
-def having(entries: Iterable[Any], *keys: str) -> Iterator[Mapping[str, Any] | Note]:
-    """Return the entries that have all these keys, and a note in place of each other one."""
+def having(entries: Iterable[Any], **kinds: type | UnionType) -> Iterator[Mapping[str, Any] | Note]:
+    """Return the entries that have values of these types, and a note in place of each other one."""
     for entry in entries:
-        missing = [key for key in keys if not isinstance(entry, Mapping) or key not in entry]
-        yield _unexpected(f"no {', '.join(missing)} in", entry) if missing else entry
+        wrong = [
+            key
+            for key, kind in kinds.items()
+            if not isinstance(entry, Mapping) or not isinstance(entry.get(key), kind)
+        ]
+        yield unexpected(f"no usable {', '.join(wrong)} in", entry) if wrong else entry
 
 
-def _unexpected(reason: str, entry: Any) -> Note:
+def unexpected(reason: str, entry: Any) -> Note:
+    """Return the note about an entry that no row can be made of."""
     return Note("left out: entry is not as expected", f"{reason} {str(entry)[:200]}")
 
 
@@ -74,7 +79,11 @@ def note_file(path: Path) -> Iterator[Callable[[Iterable[Note]], None]]:
             file.write(f"{note.reason}\t{' '.join(note.what.split())}\n")
 
     path.unlink(missing_ok=True)
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        whole_file(path) as temporary,
+        # JSON may hold half a character, which UTF-8 may not: it is written as an escape.
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         yield add
     if path.stat().st_size == 0:
         path.unlink()

@@ -356,6 +356,25 @@ def test_the_writer_names_a_wrong_column(tmp_path: Path) -> None:
         writer.write({"image": b"", "caption": []})
 
 
+@pytest.mark.parametrize("workers", [0, -3])
+def test_no_workers_are_refused(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(DataError, match=f"workers is {workers}; it must be at least 1"):
+        convert("sbu", tmp_path, tmp_path / "out", workers=workers)
+
+
+def test_a_file_that_is_there_and_damaged_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "out" / "vg.arrow", "not Arrow")
+    put(tmp_path / "annotations" / "region_descriptions.json", [])
+    with pytest.raises(DataError, match=r"vg\.arrow is not a whole Arrow file"):
+        convert("vg", tmp_path, tmp_path / "out")
+
+
+def test_a_damaged_list_of_kept_answers_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "out" / "vqav2_answers.json", '["yes", "n')
+    with pytest.raises(DataError, match=r"vqav2_answers\.json is no whole JSON"):
+        convert("vqav2", tmp_path, tmp_path / "out")
+
+
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -381,6 +400,16 @@ def test_the_command_names_what_is_near(
     status, _, err = command("nlvr3", "--root", tmp_path, "--out", tmp_path)
     assert status == 2
     assert "Did you mean nlvr or nlvr2" in err
+
+
+def test_a_folder_that_cannot_be_made_is_a_message(
+    command: Callable[..., tuple[int, str, str]], flickr: Path, tmp_path: Path
+) -> None:
+    put(tmp_path / "file", "")
+    status, _, err = command("f30k", "--root", flickr, "--out", tmp_path / "file")
+    assert status == 2
+    assert "error:" in err
+    assert str(tmp_path / "file") in err
 
 
 def test_the_command_runs_as_a_module(flickr: Path, tmp_path: Path) -> None:

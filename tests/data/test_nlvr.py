@@ -156,3 +156,15 @@ def test_bad_entries_are_counted(corpus: Path, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train/train\.json"):
         convert("nlvr", tmp_path, tmp_path / "out", progress=False)
+
+
+def test_a_bad_image_is_left_out_also_without_the_check(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        entries = [
+            {"identifier": f"{d}-0", "directory": d, "sentence": "x", "label": "true"} for d in "12"
+        ]
+        (tmp_path / split / "images" / "1").mkdir(parents=True)
+        (tmp_path / split / "images" / "1" / f"{split}-1-0-0.png").write_bytes(b"not an image")
+        (tmp_path / split / f"{split}.json").write_text("\n".join(map(json.dumps, entries)))
+    counts = convert("nlvr", tmp_path, tmp_path / "out", check=False, progress=False)
+    assert counts["nlvr_dev.arrow: left out: image does not decode"] == 1

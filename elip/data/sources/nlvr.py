@@ -17,7 +17,7 @@ from PIL import Image
 
 from elip.data.arrow import STATEMENT
 from elip.data.conversion import Conversion
-from elip.data.entries import Note, Parsed, Row, parsed
+from elip.data.entries import Note, Parsed, Row, having, parsed
 from elip.data.sources.base import DataError, Source, View
 from elip.data.words import save_tokenizer, word_tokenizer
 
@@ -124,20 +124,32 @@ def _digests(path: Path) -> set[bytes]:
 
 def _held_out(job: Conversion, train: Path) -> frozenset[str]:
     """Return the training directories that validate: a fixed draw."""
-    directories = sorted({str(entry["directory"]) for entry in job.lines(train)})
+    entries = [entry for entry in _entries(job, train) if not isinstance(entry, Note)]
+    directories = sorted({str(entry["directory"]) for entry in entries})
     count = max(1, round(VALIDATION_SHARE * len(directories)))
     if len(directories) < 2:
         raise DataError(f"{train} has one directory only; none can be held out for validation.")
     return frozenset(random.Random(0).sample(directories, count))
 
 
+def _entries(job: Conversion, source: Path) -> Iterator[Mapping[str, Any] | Note]:
+    return having(job.lines(source), directory=str | int, identifier=str, sentence=str)
+
+
 def _split(job: Conversion, source: Path, chosen: Callable[[str], bool]) -> Parsed:
-    entries = [entry for entry in job.lines(source) if chosen(str(entry["directory"]))]
+    entries = [
+        entry
+        for entry in _entries(job, source)
+        if chosen("" if isinstance(entry, Note) else str(entry["directory"]))
+    ]
     job.expect(PERMUTATIONS * len(entries))
     yield from parsed(entries, partial(_rows, source.parent))
 
 
-def _rows(folder: Path, entry: Mapping[str, Any]) -> Parsed:
+def _rows(folder: Path, entry: Mapping[str, Any] | Note) -> Parsed:
+    if isinstance(entry, Note):
+        yield entry
+        return
     identifier, directory = entry["identifier"], str(entry["directory"])
     label = str(entry["label"]).capitalize()
     if label not in ("True", "False") or not entry["sentence"].strip():

@@ -45,7 +45,7 @@ def _write(job: Conversion, source: str, name: str, split: str) -> None:
 
     def rows() -> Parsed:
         groups: dict[str, list[Mapping[str, Any]]] = {}
-        for entry in having(job.lines(job.find(source)), "identifier", "sentence", "label"):
+        for entry in having(job.lines(job.find(source)), identifier=str, sentence=str, label=str):
             if isinstance(entry, Note):
                 yield entry
             elif entry["sentence"].strip() and entry["label"] in ("True", "False"):

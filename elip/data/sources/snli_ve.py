@@ -44,8 +44,8 @@ _CLASSES = {"contradiction": 0, "neutral": 1, "entailment": 2}
 def _rows(job: Conversion, annotations: Path) -> Parsed:
     """Return one row an image, in order of first appearance, with all its sentences."""
     images: dict[str, list[Mapping[str, Any]]] = {}
-    keys = ("Flickr30K_ID", "gold_label", "sentence1", "sentence2")
-    for entry in having(job.lines(annotations), *keys):
+    kinds = {"Flickr30K_ID": str | int, "gold_label": str, "sentence1": str, "sentence2": str}
+    for entry in having(job.lines(annotations), **kinds):
         if isinstance(entry, Note):
             yield entry
         elif entry["gold_label"] not in _CLASSES:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from elip.data.answers import Scored, scored, vocabulary
+from elip.data.answers import Scored, read_answers, scored, vocabulary
 from elip.data.arrow import QUESTION, QUESTION_WITHOUT_ANSWERS, write_json
 from elip.data.conversion import Conversion
 from elip.data.entries import Note, Parsed, Row, having
@@ -70,14 +69,15 @@ def _kept_answers(job: Conversion) -> list[str]:
     path = job.out / "vqav2_answers.json"
     if not path.exists():
         common = (
-            str(entry["multiple_choice_answer"])
+            entry["multiple_choice_answer"]
             for split in ("train", "val")
-            for entry in job.items(_annotations(job, split), "annotations.item")
-            if "multiple_choice_answer" in entry
+            for entry in having(
+                job.items(_annotations(job, split), "annotations.item"), multiple_choice_answer=str
+            )
+            if not isinstance(entry, Note)  # seen again, and counted, where its question is
         )
         write_json(path, vocabulary(common))
-    kept: list[str] = json.loads(path.read_text(encoding="utf-8"))
-    return kept
+    return read_answers(path)
 
 
 def _annotations(job: Conversion, split: str) -> Path:
@@ -88,17 +88,12 @@ def _rows(job: Conversion, split: str, numbers: Mapping[str, int] | None) -> Par
     """Return one row an image, in order of first appearance; without ``numbers`` no answers."""
     answers: _Answers | None = None
     if numbers is not None:
-        entries = having(
-            job.items(_annotations(job, split), "annotations.item"), "question_id", "answers"
-        )
-        answers = {
-            entry["question_id"]: scored([a["answer"] for a in entry["answers"]], numbers)
-            for entry in entries
-            if not isinstance(entry, Note)  # its question is counted as one without annotation
-        }
+        answers = _answers(job, split, numbers)
     images: dict[int, dict[int, str]] = {}
     questions = job.find(f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
-    entries = having(job.items(questions, "questions.item"), "question_id", "image_id", "question")
+    entries = having(
+        job.items(questions, "questions.item"), question_id=int, image_id=int, question=str
+    )
     for entry in entries:
         if isinstance(entry, Note):
             yield entry
@@ -118,6 +113,19 @@ def _rows(job: Conversion, split: str, numbers: Mapping[str, int] | None) -> Par
             yield _row(job.raw / _FOLDERS[split], split, image, asked, answers)
         else:
             yield Note("left out: image without a usable question", f"image {image}")
+
+
+def _answers(job: Conversion, split: str, numbers: Mapping[str, int]) -> _Answers:
+    """Return the answers by question; one without all of them counts as without annotation."""
+    annotations = job.items(_annotations(job, split), "annotations.item")
+    answers: _Answers = {}
+    for entry in having(annotations, question_id=int, answers=list):
+        if not isinstance(entry, Note):
+            given = list(having(entry["answers"], answer=str))
+            said = [one["answer"] for one in given if not isinstance(one, Note)]
+            if len(said) == len(given):
+                answers[entry["question_id"]] = scored(said, numbers)
+    return answers
 
 
 def _all(entries: Callable[[], tuple[Row | Note, ...]]) -> Parsed:
