@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from elip.model.config import MeterConfig
@@ -236,6 +237,111 @@ def test_the_weights_of_a_run_are_handed_on_as_one_file(tiny: Meter, tmp_path: P
     load_weights(other, str(tmp_path / "half.safetensors"))
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, atol=1e-6, rtol=1e-3)
+
+
+TYPES = "meter.token_types.weight"
+PLACES = "meter.image.vit.pos_embed"
+METER = {"cross_modal_text_transform.weight": torch.ones(2, 2)}
+LAYER = "cross_modal_text_layers.0.attention.self"
+# What is changed in whole weights of ours (or, begun with METER's, all there is), and what is said.
+HOSTILE: dict[str, tuple[dict[str, Tensor], str]] = {
+    "sparse": ({TYPES: torch.ones(3, 64).to_sparse()}, f"{TYPES} is .*not read .*sparse_coo"),
+    "on no device": ({TYPES: torch.ones(3, 64, device="meta")}, f"{TYPES} is .*not read .*meta"),
+    "complex": ({TYPES: torch.ones(3, 64, dtype=torch.complex64)}, f"{TYPES} is .*complex64"),
+    "8 bits": ({TYPES: torch.ones(3, 64).to(torch.float8_e4m3fn)}, f"{TYPES} is .*float8"),
+    "whole numbers": ({TYPES: torch.ones(3, 64, dtype=torch.int8)}, f"{TYPES} holds torch.int8"),
+    "infinite in 32 bits": (
+        {TYPES: torch.full((3, 64), 1e300, dtype=torch.float64)}, f"not finite .*{TYPES}",
+    ),
+    "no type": ({**METER, "token_type_embeddings.weight": torch.tensor(1.0)}, r"is \(\), wanted"),
+    "a key unlike its value": (
+        {**METER, f"{LAYER}.key.weight": torch.ones(2, 3), f"{LAYER}.value.weight": torch.ones(2)},
+        r"key\.weight is \(2, 3\), and .*value\.weight \(2,\)",
+    ),
+    "no key": (
+        {**METER, f"{LAYER}.key.bias": torch.tensor(1.0), f"{LAYER}.value.bias": torch.tensor(1.0)},
+        r"key\.bias is \(\)",
+    ),
+    "no match": (
+        {"task.itm.weight": torch.tensor(1.0), "task.itm.bias": torch.ones(3)}, "task.rank.bias is",
+    ),
+    **{
+        f"places {shape}": ({PLACES: torch.ones(shape)}, r"Position embeddings are \(.*wanted \(1,")
+        for shape in ((), (5,), (5, 64), (1, 0, 64), (1, 1, 64), (2, 5, 64))
+    },
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_tensors_that_cannot_be_used_are_named(tiny: Meter, tmp_path: Path, name: str) -> None:
+    changed, message = HOSTILE[name]
+    task = tasks()["Retrieval"]()
+    task.build(tiny, 0)
+    state = {f"meter.{name}": value for name, value in tiny.state_dict().items()}
+    torch.save(changed if METER.keys() <= changed.keys() else state | changed, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message):
+        load_weights(Whole(tiny, task), str(tmp_path / "a.pt"))
+
+
+def test_what_a_text_encoder_lacks_is_not_made_up(tiny: Meter, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    AutoModel.from_config(tiny.text.transformer.config).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state, lost = read_state(file), "encoder.layer.0.output.dense.weight"
+    stray = {"stray": torch.ones(1)}
+    save_file({k: v for k, v in state.items() if k != lost} | stray, file, {"format": "pt"})
+    before = tiny.text.transformer.state_dict()[lost].clone()
+    report = load_text_weights(tiny, str(tmp_path))
+    assert report.missing == (lost,)
+    assert "stray" in report.unused
+    assert torch.equal(tiny.text.transformer.state_dict()[lost], before)
+    save_file(stray, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"Nothing in .* fits this model"):
+        load_text_weights(tiny, str(tmp_path))
+
+
+CONFIG = {"model_type": "roberta", "vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": "null"},
+        {"config.json": json.dumps(CONFIG | {"hidden_size": "a"})},
+        {"config.json": json.dumps(CONFIG), "model.safetensors": "cut"},
+        {"config.json": json.dumps(CONFIG), "pytorch_model.bin": "cut"},
+        {"config.json": json.dumps(CONFIG), "model.safetensors.index.json": "[]"},
+    ],
+)
+def test_a_damaged_folder_of_a_text_encoder_is_named(
+    tiny: Meter, tmp_path: Path, files: dict[str, str]
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"text_weights '{tmp_path}'"):
+        load_text_weights(tiny, str(tmp_path))
+
+
+def test_weights_of_encoders_may_lie_in_the_home_folder(
+    tiny: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(tiny.image.vit.state_dict(), tmp_path / "image.pt")
+    torch.save(
+        {f"meter.text.transformer.{k}": v for k, v in tiny.text.transformer.state_dict().items()},
+        tmp_path / "text.pt",
+    )
+    assert not load_image_weights(tiny, "~/image.pt").missing
+    assert not load_text_weights(tiny, "~/text.pt").missing
+
+
+def test_a_timm_model_that_cannot_be_fetched_is_named(tiny: Meter) -> None:
+    with pytest.raises(
+        ValueError, match=r"'vit_tiny_patch16_224\.none' is a timm model that cannot"
+    ):
+        load_image_weights(tiny, "vit_tiny_patch16_224.none")
 
 
 def run_of(folder: Path, state: dict[str, Tensor]) -> Path:

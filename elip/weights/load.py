@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from elip.checkpoints import checkpoint_in
 from elip.model.meter import Meter
 from elip.weights.names import from_clip, from_meter, is_clip, is_meter
-from elip.weights.read import read_state
+from elip.weights.read import BROKEN, read_state
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ def load_image_weights(meter: Meter, source: str) -> LoadReport:
         ValueError: The format is unknown, or a tensor has the wrong shape.
     """
     unknown: tuple[str, ...] = ()
-    if Path(source).exists():
-        state = read_state(Path(source))
+    path = Path(os.path.expanduser(source))
+    if path.exists():
+        state = read_state(path)
         if is_meter(state):
             named, unknown = from_meter(state)
             prefix = "meter.image.vit."
@@ -100,7 +103,12 @@ def load_image_weights(meter: Meter, source: str) -> LoadReport:
         elif is_clip(state):
             state, unknown = from_clip(state)
     elif timm.is_model(source):
-        state = timm.create_model(source, pretrained=True, num_classes=0).state_dict()
+        try:
+            state = timm.create_model(source, pretrained=True, num_classes=0).state_dict()
+        except BROKEN as error:
+            raise ValueError(
+                f"image_weights {source!r} is a timm model that cannot be fetched: {error}"
+            ) from error
     else:
         raise FileNotFoundError(f"image_weights {source!r} is neither a file nor a timm model.")
     return _apply(meter.image.vit, state, source, unknown)
@@ -112,23 +120,31 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
     Raises:
         ValueError: The folder or name cannot be read, or a tensor has the wrong shape.
     """
-    if Path(source).is_file():
-        state = read_state(Path(source))
+    unknown: tuple[str, ...] = ()
+    place = os.path.expanduser(source)
+    if Path(place).is_file():
+        state = read_state(Path(place))
         named = from_meter(state)[0] if is_meter(state) else state
         prefix = "meter.text.transformer."
         state = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
     else:
         try:
-            loaded = AutoModel.from_pretrained(
-                source, add_pooling_layer=False, trust_remote_code=False
+            loaded, found = AutoModel.from_pretrained(
+                place,
+                add_pooling_layer=False,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (*BROKEN, StrictDataclassError) as error:
             raise ValueError(
                 f"text_weights {source!r} is no folder of a transformers model, nor one that can "
                 f"be fetched: {error}"
             ) from error
-        state = loaded.state_dict()
-    return _apply(meter.text.transformer, state, source, ())
+        # What its files lack, transformers has filled with random numbers.
+        unknown = tuple(sorted(found["unexpected_keys"]))
+        lacking = set(found["missing_keys"])
+        state = {k: v for k, v in loaded.state_dict().items() if k not in lacking}
+    return _apply(meter.text.transformer, state, source, unknown)
 
 
 def _rank_from_matching(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +152,7 @@ def _rank_from_matching(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         f"task.rank.{kind}": state[f"task.itm.{kind}"][1:]
         for kind in ("weight", "bias")
-        if f"task.itm.{kind}" in state
+        if f"task.itm.{kind}" in state and state[f"task.itm.{kind}"].ndim
     }
 
 
@@ -144,7 +160,8 @@ def _apply(
     module: nn.Module, state: dict[str, Tensor], source: str, unknown: tuple[str, ...]
 ) -> LoadReport:
     target = module.state_dict()
-    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    # In float32, as they are used: a larger number of 64 bits is infinite there.
+    broken = [k for k, v in state.items() if not v.float().isfinite().all()]
     if broken:
         raise ValueError(
             f"{source} has values that are not finite in {len(broken)} tensors, {broken[0]} first: "
@@ -163,6 +180,9 @@ def _apply(
             resized.append(name)
         if value.shape != place.shape:
             wrong.append(f"{name} is {tuple(value.shape)}, wanted {tuple(place.shape)}")
+            continue
+        if value.is_floating_point() != place.is_floating_point():
+            wrong.append(f"{name} holds {value.dtype}, wanted {place.dtype}")
             continue
         place.copy_(value)
         used.append(name)
@@ -189,6 +209,10 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
     Returns:
         [1,1+num_patches,D] float.
     """
+    if positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[1] < 2:
+        raise ValueError(
+            f"Position embeddings are {tuple(positions.shape)}, wanted (1, 1 + patches, width)."
+        )
     old = math.isqrt(positions.shape[1] - 1)
     new = math.isqrt(num_patches)
     if old**2 != positions.shape[1] - 1 or new**2 != num_patches:

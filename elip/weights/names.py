@@ -92,10 +92,16 @@ def from_meter(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, 
         partner = name.replace(".key.", ".value.")
         if partner not in renamed:
             raise ValueError(f"The checkpoint is not whole: it has {name}, but no {partner}.")
-        both = torch.cat([renamed.pop(name), renamed.pop(partner)])
+        key, value = renamed.pop(name), renamed.pop(partner)
+        if key.shape != value.shape or not key.ndim:
+            raise ValueError(
+                f"The checkpoint is damaged: {name} is {tuple(key.shape)}, and {partner} "
+                f"{tuple(value.shape)}."
+            )
+        both = torch.cat([key, value])
         renamed[name.replace(".key.", ".key_value.")] = both
     types = renamed.get("meter.token_types.weight")
-    if types is not None and len(types) == 2:
+    if types is not None and types.shape[:1] == (2,):
         renamed["meter.token_types.weight"] = torch.cat([types, types[1:]])
     return renamed, tuple(unknown)
 

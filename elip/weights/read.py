@@ -94,6 +94,9 @@ class _ScriptTensors(pickle.Unpickler):
         return _Inert
 
 
+_READABLE = {*_DTYPES.values()}
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a weight file by name.
 
@@ -103,8 +106,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or its format is unknown; the message says what was found.
+        ValueError: The file is damaged, its format is unknown, or it holds other tensors than dense
+            ones of the usual numbers; the message says what was found.
     """
+    state = _read(path)
+    for name, tensor in state.items():
+        if tensor.dtype not in _READABLE or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise ValueError(
+                f"{path}: {name} is a tensor that is not read here ({kind}). Save the weights as "
+                "dense tensors of float32 or float16."
+            )
+    return state
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"No weight file {path}.")
     if path.suffix == ".safetensors":
