@@ -44,7 +44,8 @@ class TextEncoder:
         whole_words: Whether the vocabulary is WordPiece, whose words are masked as a whole.
 
     Raises:
-        DataError: If the tokenizer lacks a special token or is not a fast one.
+        DataError: If the tokenizer lacks a special token, is not a fast one, or does not give what
+            a model with an embedding for each of its tokens can read.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
@@ -67,6 +68,24 @@ class TextEncoder:
             length=length, pad_id=self.pad_id, pad_token=str(tokenizer.pad_token)
         )
         self.whole_words = isinstance(self._backend.model, models.WordPiece)
+        self._check()
+
+    def _check(self) -> None:
+        try:
+            ids = self._backend.encode("\u2603").ids  # a snowman, which hardly any vocabulary knows
+        except Exception as error:
+            raise DataError(f"The tokenizer fails at words it does not know: {error}.") from error
+        if ids[0] != self.cls_id or self.sep_id not in ids:
+            raise DataError(
+                "The tokenizer does not put its cls_token before a text and its sep_token behind; "
+                "its post_processor is missing."
+            )
+        last = max(self._backend.get_vocab().values())
+        if last >= self.vocab_size:
+            raise DataError(
+                f"The tokenizer has {self.vocab_size} tokens, but numbers them up to {last}; the "
+                "numbers must be without gaps."
+            )
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Encode texts."""
@@ -92,7 +111,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """
     try:
         tokenizer = _load(name, Path(name))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what tokenizers raises of damaged files is no narrower
         raise DataError(
             f"No tokenizer in {str(name)!r}: {error} Give a folder with tokenizer.json, or a hub "
             "name such as bert-base-uncased or roberta-base."
@@ -108,11 +127,7 @@ def _load(name: str | Path, folder: Path) -> PreTrainedTokenizerFast:
     if (folder / "tokenizer_config.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
     if (folder / "tokenizer.json").is_file():
-        text = (folder / "tokenizer.json").read_text("utf-8")
-        try:
-            return wrap(Tokenizer.from_str(text))
-        except Exception as error:
-            raise ValueError(f"tokenizer.json is damaged: {error}.") from error
+        return wrap(Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8")))
     if (folder / "vocab.txt").is_file():
         return BertTokenizer.from_pretrained(str(folder))
     return RobertaTokenizer.from_pretrained(str(folder))

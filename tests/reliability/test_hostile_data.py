@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
 from elip.data.batch import Needs
 from elip.data.catalog import Catalog
@@ -459,6 +460,46 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(DataError, match=str(tmp_path)):
         load_tokenizer(tmp_path)
+
+
+FAST = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "cls_token": "[CLS]",
+        "sep_token": "[SEP]", "mask_token": "[MASK]"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": None}, {"config.json": []},
+        {"tokenizer_config.json": None}, {"tokenizer_config.json": []},
+        {"tokenizer_config.json": FAST | {"pad_token": 5}},
+        {"tokenizer_config.json": FAST | {"added_tokens_decoder": {"x": 5}}},
+        {"tokenizer_config.json": FAST | {"extra_special_tokens": 5}},
+        {"tokenizer_config.json": FAST, "special_tokens_map.json": []},
+        {"tokenizer.json": "lost", "vocab.json": None, "merges.txt": "a b c"},
+    ],
+)  # fmt: skip
+def test_a_tokenizer_with_a_damaged_side_file_is_named(
+    tmp_path: Path, files: dict[str, object]
+) -> None:
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        if content == "lost":
+            (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=str(tmp_path)):
+        TextEncoder(load_tokenizer(tmp_path), 8)
+
+
+def test_a_tokenizer_that_no_model_can_read_is_refused() -> None:
+    made = json.loads(tokenizer().to_str())
+    model = made["model"]
+    for changed, message in (
+        ({"model": model | {"unk_token": "[NOPE]"}}, "fails at words it does not know"),
+        ({"model": model | {"vocab": model["vocab"] | {"x": 500}}}, "numbers them up to 500"),
+        ({"post_processor": None}, "post_processor is missing"),
+    ):
+        with pytest.raises(DataError, match=message):
+            TextEncoder(wrap(Tokenizer.from_str(json.dumps(made | changed))), 8)
 
 
 @pytest.mark.parametrize("names", [[], ["config.json"], ["vocab.txt"], ["vocab.json"]])
