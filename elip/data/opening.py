@@ -25,7 +25,8 @@ def open_batches(path: Path) -> list[pa.RecordBatch]:
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate()
-    except (pa.ArrowInvalid, OSError) as error:
+        _ = reader.schema.names, str(reader.schema)  # in a damaged file they may be no UTF-8
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(
             f"{path} is not a whole Arrow file (IPC file format): {error}. It may be truncated by "
             "an interrupted copy or conversion; make it or fetch it again."
@@ -66,7 +67,7 @@ def check_batch(batch: pa.RecordBatch, columns: Columns, path: Path, start: int)
             )
         try:
             column.validate(full=True)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise DataError(f"{path}: column {name} is damaged: {error}.") from error
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))

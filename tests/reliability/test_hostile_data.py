@@ -409,18 +409,28 @@ def ruined(seed: int, data: bytes) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("seed", range(40))
+WHOLE_FILES: dict[str, dict[str, Any]] = {
+    "caption": caption_file(caption=[["a red ball", "a car"]]),
+    "entailment": ENTAILMENT,
+}
+
+
+# Of entailment, those that spoil the width of numbers and the name of a column.
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [*(("caption", seed) for seed in range(40)), *(("entailment", n) for n in (41, 337, 463))],
+)
 def test_a_file_with_ruined_bytes_is_read_or_refused(
-    tmp_path: Path, seed: int, in_a_process: Callable[[Callable[[], object]], object]
+    tmp_path: Path, kind: str, seed: int, in_a_process: Callable[[Callable[[], object]], object]
 ) -> None:
-    path = write(tmp_path / "ruined.arrow", caption_file(caption=[["a red ball", "a car"]]))
+    path = write(tmp_path / "ruined.arrow", WHOLE_FILES[kind])
     path.write_bytes(ruined(seed, path.read_bytes()))
 
     def read() -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return f"{read_all([path], 'caption')} read"
+                return f"{read_all([path], kind)} read"
             except DataError as error:
                 return str(error)
 
