@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +93,7 @@ class DataModule(LightningDataModule):
                 f"{eval_transform.removesuffix('_randaug')}."
             )
         names = [datasets] if isinstance(datasets, str) else datasets
-        self.catalog = Catalog(names, Path(root).expanduser(), splits)
+        self.catalog = Catalog(names, Path(os.path.expanduser(root)), splits)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.image_size = image_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,13 +105,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
 
     Args:
         name: A folder with `tokenizer.json`, or with `vocab.txt` (BERT) or `vocab.json` and
-            `merges.txt` (RoBERTa); or the name of a model of the Hugging Face hub.
+            `merges.txt` (RoBERTa); or the name of a model of the Hugging Face hub. ``~`` is the
+            home folder.
 
     Raises:
         DataError: If neither gives a tokenizer.
     """
     try:
-        tokenizer = _load(name, Path(name))
+        place = os.path.expanduser(name)
+        tokenizer = _load(place, Path(place))
     except Exception as error:  # what tokenizers raises of damaged files is no narrower
         raise DataError(
             f"No tokenizer in {str(name)!r}: {error} Give a folder with tokenizer.json, or a hub "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +63,15 @@ class Pretraining(Task):
         every_text: One example per text, or one per image with a text drawn for it.
 
     Raises:
-        ValueError: A weight is negative, or both are 0.
+        ValueError: A weight is negative or not finite, or both are 0.
     """
 
     def __init__(self, mlm: float = 1.0, itm: float = 1.0, every_text: bool = True) -> None:
         super().__init__()
-        if mlm < 0 or itm < 0 or mlm + itm == 0:
+        if not (0 <= mlm < math.inf and 0 <= itm < math.inf and mlm + itm > 0):
             raise ValueError(
-                f"mlm is {mlm} and itm is {itm}; weights must not be negative, and at least one "
-                "must be above 0."
+                f"mlm is {mlm} and itm is {itm}; weights must not be negative, must be "
+                "finite, and at least one must be above 0."
             )
         self.mlm_weight = mlm
         self.itm_weight = itm

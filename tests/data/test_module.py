@@ -102,6 +102,11 @@ def test_a_number_out_of_range_is_found_before_any_work(
         module(root, **{name: value})
 
 
+def test_a_home_folder_of_nobody_is_a_folder_that_is_missing() -> None:
+    with pytest.raises(MissingFilesError, match="~nobody-of-that-name"):
+        module(Path("~nobody-of-that-name")).setup("fit")
+
+
 def test_evaluation_images_are_not_changed_at_random(root: Path) -> None:
     with pytest.raises(DataError, match="at random; choose imagenet"):
         module(root, eval_transform="imagenet_randaug")

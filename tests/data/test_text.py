@@ -53,6 +53,14 @@ def test_no_such_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "absent")
 
 
+def test_a_tokenizer_may_lie_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert len(load_tokenizer("~")) == tokenizer().get_vocab_size()
+
+
 def test_masking_shares() -> None:
     masking = Masking(mask_id=4, vocab_size=1000, whole_words=False)
     ids = np.arange(10, 60)

@@ -144,7 +144,10 @@ def test_weights_scale_the_losses() -> None:
     )
 
 
-@pytest.mark.parametrize("weights", [(0, 0), (-1, 1), (1, -1)])
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (-1, 1), (1, -1), (NAN, 1), (1, NAN), (INF, 1)])
 def test_weights_out_of_range_are_refused(weights: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         Pretraining(*weights)
