@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -164,7 +165,9 @@ class RunParser:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                parsed = self._parser.parse_object({"subcommand": command, command: config})
+                # It puts what it makes of lists of classes into the lists that it was given.
+                given = {"subcommand": command, command: copy.deepcopy(config)}
+                parsed = self._parser.parse_object(given)
         except SystemExit as error:
             lines = said.getvalue().removeprefix("error: ").strip().splitlines()
             told = [line for line in lines if not line.strip().startswith("See: ")]

@@ -104,6 +104,17 @@ def test_a_wrong_option_is_a_problem_of_its_run(tmp_path: Path, option: str, mes
     assert message in checked.problem
 
 
+def test_a_grid_may_set_callbacks(tmp_path: Path) -> None:
+    own = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"interval": "epoch"}}
+    (tmp_path / "g.yaml").write_text(
+        f"base: {ROOT}/experiments/elip_0.7.yaml\naxes: {{seed: [0, 1]}}\nstages: {{fit: {{}}}}\n"
+        f"set: {{trainer.callbacks: [{json.dumps(own)}]}}\n"
+    )
+    grid = read_grid(tmp_path / "g.yaml")
+    cells = build_plan(grid, list(check(grid)), tmp_path)
+    assert [cell.config["trainer"]["callbacks"] for cell in cells] == [[own], [own]]
+
+
 def test_the_child_process_answers_in_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.check", "experiments/grids/smoke.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
