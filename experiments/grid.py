@@ -6,12 +6,18 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from elip.provenance import merged
 
 SHELF = "shelf"
 """On the axis ``reducer``: every reducer of the shelf."""
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class GridError(ValueError):
@@ -51,12 +57,12 @@ class Resources:
         throttle: How many runs of the stage are on the cluster at once, at most.
     """
 
-    minutes: int = 60
-    memory_gb: float | None = None
-    cpus: int = 1
-    gpus: int | None = 0
+    minutes: AtLeastOne = 60
+    memory_gb: Positive | None = None
+    cpus: AtLeastOne = 1
+    gpus: Annotated[int, Field(ge=0)] | None = 0
     partition: str | None = None
-    throttle: int = 8
+    throttle: AtLeastOne = 8
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,9 @@ class Price:
         tera_per_second: T multiply-adds a second that the device keeps up in practice.
     """
 
-    gflops: float
-    examples: float
-    tera_per_second: float
+    gflops: Positive
+    examples: Positive
+    tera_per_second: Positive
 
     @property
     def seconds(self) -> float:

@@ -12,7 +12,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from elip.provenance import merged
-from experiments.grid import Grid, GridError, Level, Price, Resources, Stage
+from elip.strict_yaml import mapping, read_mapping, read_yaml
+from experiments.grid import SHELF, Grid, GridError, Level, Price, Resources, Stage
 
 ALIASES = {
     "reducer": "model.reducer",
@@ -39,7 +40,9 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
     Raises:
         GridError: The file is no grid; the message says what is wrong.
     """
-    content = _mapping(_load(path), str(path))
+    if not path.stem.strip("."):
+        raise GridError(f"{path}: the grid's runs lie in a folder of its name; give it a name.")
+    content = _load(path)
     _known(content, ("base", "set", "axes", "exclude", "stages"), str(path))
     axes = {
         name: _axis(name, values, path)
@@ -106,7 +109,8 @@ def _fields(kind: type[Any], value: Any, where: str) -> Any:
         return TypeAdapter(kind).validate_python(kind(**content).__dict__)
     except ValidationError as error:
         first = error.errors()[0]
-        raise GridError(f"{where}.{first['loc'][0]}: {first['msg']}.") from error
+        given = f"{where}.{first['loc'][0]} is {first['input']!r}"
+        raise GridError(f"{given}: {first['msg']}.") from error
     except TypeError as error:
         needed = ", ".join(kind.__dataclass_fields__)
         raise GridError(f"{where} needs {needed}; it has {sorted(content)}.") from error
@@ -126,7 +130,7 @@ def _files(names: Any, path: Path) -> dict[str, Any]:
         raise GridError(f"{path}: base is {names!r}; give a file name, or a list of them.")
     for name in listed:
         file = path.parent / name
-        config = merged(config, _mapping(_load(file), str(file)))
+        config = merged(config, _load(file))
     return config
 
 
@@ -138,7 +142,7 @@ def _given(sets: Sequence[str]) -> dict[str, Any]:
         if not equals or not option:
             raise GridError(f"--set {each}: give option=value.")
         try:
-            options[option] = yaml.safe_load(text)
+            options[option] = read_yaml(text)
         except yaml.YAMLError as error:
             raise GridError(f"--set {each}: the value is no YAML: {error}") from error
     return options
@@ -187,32 +191,39 @@ def _label(value: Any) -> str:
     return str(value)
 
 
-def _rule(rule: Any, axes: Mapping[str, Any], path: Path) -> dict[str, tuple[str, ...]]:
+def _rule(
+    rule: Any, axes: Mapping[str, tuple[Level, ...]], path: Path
+) -> dict[str, tuple[str, ...]]:
     content = _mapping(rule, f"{path}: exclude")
     for axis in content:
         _one_of(axis, tuple(axes), f"{path}: exclude")
-    return {
+    labels = {
         axis: tuple(_label(each) for each in (value if isinstance(value, list) else [value]))
         for axis, value in content.items()
     }
+    for axis, named in labels.items():
+        known = [level.label for level in axes[axis]]
+        if axis == "reducer" and SHELF in known and not set(named) <= set(known):
+            from reducers import shelf  # late: it takes seconds, and few grids ask
+
+            known += shelf()
+        for label in named:
+            _one_of(label, known, f"{path}: exclude.{axis}")
+    return labels
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise GridError(f"{path} is no YAML: {error}") from error
-    except (OSError, ValueError) as error:  # the second: no system has such a name
-        raise GridError(f"Cannot read {str(path)!r}: {error}.") from error
+        return read_mapping(path)
+    except ValueError as error:
+        raise GridError(str(error)) from error
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise GridError(f"{where} is {value!r}; it must be a mapping (`name: value` lines).")
-    for key in value:
-        if not isinstance(key, str):
-            raise GridError(f"{where} has the name {key!r}; a name is text (put it in quotes).")
-    return value
+    try:
+        return mapping(value, where)
+    except ValueError as error:
+        raise GridError(str(error)) from error
 
 
 def _known(content: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:

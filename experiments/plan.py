@@ -86,7 +86,7 @@ def build_plan(grid: Grid, checked: Sequence[Checked], root: Path) -> list[Cell]
         root: Folder of the grid's runs.
 
     Raises:
-        GridError: A combination is wrong; the message says which and why.
+        GridError: A combination is wrong; the message says which and why. Or there is none.
     """
     _refuse(checked)
     cells: dict[str, Cell] = {}
@@ -104,6 +104,8 @@ def build_plan(grid: Grid, checked: Sequence[Checked], root: Path) -> list[Cell]
         # Where combinations mean the same run, the first one stands for all.
         cell = cells.setdefault(cell.id, cell)
         found[each.stage, frozenset(each.labels.items())] = cell
+    if not cells:
+        raise GridError(f"{grid.name} has no runs: its exclude leaves out every combination.")
     return list(cells.values())
 
 
@@ -130,8 +132,6 @@ def select(cells: Iterable[Cell], filters: Sequence[str]) -> list[Cell]:
             raise GridError(
                 f"--only {each} fits none of {len(cells)} runs. Give a pattern such as "
                 f"'{cells[0].stage.name}/*', or axis=label of the axes {axes}."
-                if cells
-                else "The grid has no runs."
             )
         for cell in fitting:
             node: Cell | None = cell

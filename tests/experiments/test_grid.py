@@ -195,6 +195,17 @@ def test_problems_are_listed_and_nothing_is_planned(tmp_path: Path) -> None:
     ]
 
 
+def test_a_grid_without_runs_is_refused(tmp_path: Path) -> None:
+    everything = {"exclude": [{"seed": [0, 1]}]}
+    with pytest.raises(GridError, match="grid has no runs: its exclude"):
+        plan(write(tmp_path, {**STUDY, **everything}))
+
+
+def test_reducers_of_the_shelf_can_be_excluded(tmp_path: Path) -> None:
+    axes = {"axes": {"reducer": ["shelf"]}, "exclude": [{"reducer": ["ToMe", "Identity"]}]}
+    assert {cell.name for cell in plan(write(tmp_path, {**STUDY, **axes}))} == {"ELIP"}
+
+
 def test_missing_files_are_refused_before_a_start(tmp_path: Path) -> None:
     grid = read_grid(write(tmp_path, STUDY))
     resolved = {"model": {"weights": "w.ckpt"}}

@@ -302,11 +302,34 @@ GRIDS: dict[str, tuple[str, str]] = {
     "exclude a number": ("exclude: 5\nstages: {fit: {}}", "exclude"),
     "exclude a word": ("exclude: [x]\nstages: {fit: {}}", "must be a mapping"),
     "exclude unknown": ("exclude: [{sed: 0}]\nstages: {fit: {}}", "'sed' is not one of"),
+    "exclude no label": (
+        "axes: {seed: [0]}\nexclude: [{seed: [0, 1]}]\nstages: {fit: {}}",
+        "exclude.seed: '1' is not one of ['0']",
+    ),
+    "exclude none of the shelf": (
+        "axes: {reducer: [shelf]}\nexclude: [{reducer: Tome}]\nstages: {fit: {}}",
+        "Did you mean 'ToMe'",
+    ),
     "set a list": ("set: [1]\nstages: {fit: {}}", "must be a mapping"),
     "set a number as option": ("set: {3: 4}\nstages: {fit: {}}", "3"),
     "resources unknown": ("stages: {fit: {resources: {hours: 1}}}", "'hours' is not one of"),
     "resources a number": ("stages: {fit: {resources: 5}}", "must be a mapping"),
     "resources of a wrong type": ("stages: {fit: {resources: {minutes: soon}}}", "minutes"),
+    "resources of none": ("stages: {fit: {resources: {cpus: 0}}}", "cpus is 0"),
+    "resources below none": ("stages: {fit: {resources: {memory_gb: -1}}}", "memory_gb is -1"),
+    "price of no speed": (
+        "stages: {fit: {price: {gflops: 1, examples: 1, tera_per_second: 0}}}",
+        "tera_per_second is 0",
+    ),
+    "price below none": (
+        "stages: {fit: {price: {gflops: -1, examples: 1, tera_per_second: 1}}}",
+        "gflops is -1",
+    ),
+    "name twice": ("set: {a.b: 1}\nset: {a.c: 1}\nstages: {fit: {}}", "'set' stands twice"),
+    "name twice below": ("stages:\n  fit: {}\n  fit: {command: test}", "'fit' stands twice"),
+    "value that holds itself": ("set: {a.b: &b [*b]}\nstages: {fit: {}}", "*b stands within"),
+    "day that is none": ("set: {a.b: 2026-13-01}\nstages: {fit: {}}", "no YAML"),
+    "number that is none": ("set: {a.b: !!int ''}\nstages: {fit: {}}", "no YAML"),
     "price in part": ("stages: {fit: {price: {gflops: 1}}}", "needs"),
     "stage outside": ("stages: {../../evil: {command: fit}}", "evil"),
     "stage at the root": ("stages: {/tmp/evil: {command: fit}}", "evil"),
@@ -325,6 +348,13 @@ def test_a_wrong_grid_is_one_message(tmp_path: Path, name: str) -> None:
     assert str(tmp_path) in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["...yaml", "..yaml", "....yaml"])
+def test_a_grid_whose_name_is_no_folder_is_one_message(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("stages: {fit: {}}")
+    with pytest.raises(GridError, match="give it a name"):
+        read_grid(tmp_path / name)
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", bytes(range(256))])
 def test_a_grid_that_is_no_text_is_one_message(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "grid.yaml").write_bytes(content)
@@ -332,7 +362,8 @@ def test_a_grid_that_is_no_text_is_one_message(tmp_path: Path, content: bytes) -
         read_grid(tmp_path / "grid.yaml")
 
 
-@pytest.mark.parametrize("given", ["a", "=", "=3", "a.b=[", "a.b=!!python/name:os.system"])
+@pytest.mark.parametrize("given", ["a", "=", "=3", "a.b=[", "a.b=!!python/name:os.system",
+                                   "a.b={c: 1, c: 2}", "a.b=2026-13-01"])  # fmt: skip
 def test_a_wrong_option_over_a_grid_is_one_message(tmp_path: Path, given: str) -> None:
     (tmp_path / "grid.yaml").write_text("stages: {fit: {}}")
     with pytest.raises(GridError, match="--set"):
