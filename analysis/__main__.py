@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from analysis.report import write_report
+from elip.arguments import output_folder, positive
 from elip.provenance import cores
 
 
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Figures, tables and one HTML page from the records of finished runs.",
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or packed files")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of the report")
     parser.add_argument("--title", default="Token reduction: report", help="heading of the page")
     parser.add_argument(
         "--against", action="append", default=[], metavar="METHOD",
@@ -26,13 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--literature", action="store_true", help="draw published results as hollow markers"
     )
-    parser.add_argument("--jobs", type=int, default=min(4, cores()), help="processes that draw")
+    parser.add_argument(
+        "--jobs", type=positive, default=min(4, cores()), help="processes that draw"
+    )
     given = parser.parse_args(arguments)
     try:
         path = write_report(
             given.runs, given.out, given.title, tuple(given.against), given.literature, given.jobs
         )
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write(f"{path}\n")

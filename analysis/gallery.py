@@ -20,6 +20,7 @@ from PIL import Image
 
 from analysis.style import FAMILY_COLOURS, INK, MUTED, figures
 from analysis.tokenmaps import TILE, TokenMap, draw, load_tokens
+from elip.arguments import output_file, positive
 
 Key = tuple[str, int, int]
 
@@ -151,11 +152,24 @@ def _various(keys: Sequence[Key], by_key: dict[Key, dict[str, TokenMap]]) -> lis
 
 
 def save_png(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a figure as PNG on white."""
+    """Write a figure on white: as PNG, or as what the file's ending says.
+
+    Raises:
+        ValueError: The ending is that of no format.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"savefig.transparent": False}):
-        figure.savefig(path, dpi=dpi, facecolor="white")
+        figure.savefig(path, dpi=dpi, facecolor="white", format=path.suffix[1:] or "png")
     return path
+
+
+def _of_images(maps: Sequence[TokenMap], names: Sequence[str]) -> list[TokenMap]:
+    """Return the maps of some images, by their files' names."""
+    known = sorted({each.image.stem for each in maps})
+    for name in names:
+        if known and name not in known:
+            raise ValueError(f"--image {name}: no token maps of it. There are {', '.join(known)}.")
+    return [each for each in maps if each.image.stem in names]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,21 +179,22 @@ def main(arguments: list[str] | None = None) -> int:
         description="What reducers keep of some images, side by side, as one PNG.",
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders with token maps, at any depth")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG file")
-    parser.add_argument("--examples", type=int, default=2, help="how many images")
-    parser.add_argument("--columns", type=int, default=8, help="pictures a line")
+    parser.add_argument("--out", type=output_file, required=True, help="the PNG file")
+    parser.add_argument("--examples", type=positive, default=2, help="how many images")
+    parser.add_argument("--columns", type=positive, default=8, help="pictures a line")
     parser.add_argument("--stages", action="store_true", help="draw every reduction, not the last")
     parser.add_argument("--image", action="append", help="only these images, by their file's name")
     given = parser.parse_args(arguments)
     try:
         maps = load_tokens(given.runs)
         if given.image:
-            maps = [each for each in maps if each.image.stem in given.image]
+            maps = _of_images(maps, given.image)
         figure = gallery(maps, given.examples, given.columns, given.stages)
-    except ValueError as error:
+        path = save_png(figure, given.out)
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"{save_png(figure, given.out)}\n")
+    sys.stdout.write(f"{path}\n")
     return 0
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from elip.arguments import output_file
 from elip.examples import SCHEMA as EXAMPLES
 from elip.examples import read_examples
+from elip.files import whole_file
 from elip.record import RECORD_NAME, RecordError
 
 SCHEMA = pa.schema(
@@ -33,7 +35,7 @@ def pack(runs: Path, out: Path) -> int:
     """Write all runs below a folder into one file; return how many.
 
     Raises:
-        RecordError: A file of examples is damaged.
+        RecordError: A file of examples is damaged, or a record is no text.
         FileNotFoundError: There is no record.
     """
     rows = []
@@ -42,13 +44,16 @@ def pack(runs: Path, out: Path) -> int:
         columns = {} if examples is None else examples.to_pydict()
         # With the name of the folder of runs: a checkpoint's path is told by its last two parts.
         folder = Path(runs.resolve().name, path.parent.relative_to(runs))
-        row = {"folder": str(folder), "record": path.read_text("utf-8")}
+        try:
+            row = {"folder": str(folder), "record": path.read_text("utf-8")}
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path} is damaged ({error}). Delete or restore it.") from error
         rows.append(row | {name: columns.get(name, []) for name in EXAMPLES.names})
     if not rows:
         raise FileNotFoundError(f"No {RECORD_NAME} below {runs}. A run writes it when it ends.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    pq.write_table(table, out, compression="zstd", compression_level=19)
+    with whole_file(out) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=19)
     return len(rows)
 
 
@@ -76,11 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Write the records and example scores of many runs into one file.",
     )
     parser.add_argument("runs", type=Path, help="folder of runs, searched at any depth")
-    parser.add_argument("--out", type=Path, required=True, metavar="STUDY.parquet")
+    parser.add_argument("--out", type=output_file, required=True, metavar="STUDY.parquet")
     given = parser.parse_args(arguments)
     try:
         count = pack(given.runs, given.out)
-    except (FileNotFoundError, RecordError) as error:
+    except (OSError, RecordError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write(f"{count} runs: {given.out}\n")

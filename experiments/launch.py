@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from elip.arguments import output_folder, positive
 from experiments.attempt import acquire, holder, sign
 from experiments.board import Board, Estimates
 from experiments.budgets import BUDGETS_NAME, is_timed
@@ -66,7 +67,10 @@ def main(
         if not options.dry_run:  # a plan can be costed before its weights are there
             refuse_missing(cells)
         return _carry_out(grid, cells, root, options, runner, warm, console)
-    except GridError as error:
+    except KeyboardInterrupt:  # before or after the runs, which are asked to save and stop
+        console.print("Stopped. Start again to go on.")
+        return 130
+    except (GridError, OSError) as error:
         console.file = sys.stderr
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -133,7 +137,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("grid", type=Path, help="grid file, see docs/grids.md")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument(
-        "--jobs", type=_positive, help="runs at once (default: one a GPU, or one for two cores)"
+        "--jobs", type=positive, help="runs at once (default: one a GPU, or one for two cores)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
     parser.add_argument(
@@ -145,15 +149,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="OPTION=VALUE",
         help="lay an option over the grid's base, such as model.weights=PATH",
     )  # fmt: skip
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument(
+        "--runs", type=output_folder, default=Path("runs"), help="folder of all runs"
+    )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
 
 
 if __name__ == "__main__":

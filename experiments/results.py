@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from elip.arguments import output_file
 from elip.files import whole_file
 from elip.record import COLUMNS, RECORD_NAME, RecordError, read_record
 from elip.record import SCHEMA as RECORD_SCHEMA
@@ -133,13 +134,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table; return the status of the process: 1 when a record could not be read."""
     parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__)
     parser.add_argument("runs", type=Path, help="folder of runs, such as runs/keep_ratio")
-    parser.add_argument("--out", type=Path, required=True, metavar="TABLE.parquet")
+    parser.add_argument("--out", type=output_file, required=True, metavar="TABLE.parquet")
     options = parser.parse_args(arguments)
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     if not options.runs.is_dir():
         console.print(f"error: no folder {options.runs}.")
         return 2
-    table, bad = write_table(options.runs, options.out)
+    try:
+        table, bad = write_table(options.runs, options.out)
+    except OSError as error:
+        console.print(f"error: {error}")
+        return 2
     for message in bad:
         console.print(f"left out: {message}")
     console.print(f"{table.num_rows} runs, {table.num_columns} columns: {options.out}")

@@ -25,6 +25,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from elip.arguments import output_folder
 from elip.cost.bench import PHASES, Setting, measure
 from elip.cost.count import CostError
 from elip.cost.report import cost_table, draw, time_table, write_csv
@@ -109,7 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=10, help="timed runs of each; the median counts")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--skip-training-gflops", action="store_true", help="do not count the training step")
-    add("--output", type=Path, default=Path("runs/cost"), help="folder of the CSV and the figure")
+    add(
+        "--output",
+        type=output_folder,
+        default=Path("runs/cost"),
+        help="folder of the CSV and the figure",
+    )
     return parser  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from analysis.tokenmaps import draw, load_tokens
 ORIGIN = [0, -1, 1, 1]
 
 
-def _write(folder: Path, reducer: str, origin: list[int], text: str = "a cat") -> None:
+def write_maps(folder: Path, reducer: str, origin: list[int], text: str = "a cat") -> None:
     place = folder / reducer / "tokens"
     place.mkdir(parents=True)
     Image.new("RGB", (32, 32), "white").save(place / "test-0-0.png")
@@ -49,8 +49,8 @@ def test_a_grid_that_does_not_fit_is_refused() -> None:
 
 
 def test_maps_are_read_and_drawn_side_by_side(tmp_path: Path) -> None:
-    _write(tmp_path, "ToMe", ORIGIN)
-    _write(tmp_path, "TopK", [0, -1, -1, 1])
+    write_maps(tmp_path, "ToMe", ORIGIN)
+    write_maps(tmp_path, "TopK", [0, -1, -1, 1])
     maps = load_tokens([tmp_path])
     assert [(each.title, each.stages[0].tokens) for each in maps] == [
         ("ToMe 0.5", 2),
@@ -73,7 +73,7 @@ def _said(figure: Figure) -> list[str]:
 
 def test_two_of_one_class_are_told_apart_by_their_options(tmp_path: Path) -> None:
     for mix in (0.8, 1.0):
-        _write(tmp_path / str(mix), "ELIP", ORIGIN)
+        write_maps(tmp_path / str(mix), "ELIP", ORIGIN)
         record = {"reducer_options": {"mix": mix, "probe_depth": None}}
         (tmp_path / str(mix) / "ELIP" / "run.json").write_text(json.dumps(record))
     assert [each.title for each in load_tokens([tmp_path])] == [
@@ -82,15 +82,19 @@ def test_two_of_one_class_are_told_apart_by_their_options(tmp_path: Path) -> Non
 
 
 def test_only_the_images_that_are_asked_for(tmp_path: Path, capsys) -> None:
-    _write(tmp_path, "ToMe", ORIGIN)
+    write_maps(tmp_path, "ToMe", ORIGIN)
     assert main([str(tmp_path), "--out", str(tmp_path / "g.png"), "--image", "test-7-0"]) == 2
-    assert "no token maps" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no token maps" in said
+    assert "test-0-0" in said
+    assert main([str(tmp_path), "--out", str(tmp_path / "plain"), "--image", "test-0-0"]) == 0
+    assert (tmp_path / "plain").is_file()
 
 
 def test_damaged_or_missing_maps_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run predict first"):
         gallery(load_tokens([tmp_path]))
-    _write(tmp_path, "ToMe", ORIGIN)
+    write_maps(tmp_path, "ToMe", ORIGIN)
     (tmp_path / "ToMe" / "tokens" / "tokens.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokens\.json holds no token maps"):
         load_tokens([tmp_path])

@@ -191,6 +191,20 @@ def test_ctrl_c_stops_and_goes_on(tmp_path: Path) -> None:
     ]
 
 
+def test_ctrl_c_while_the_grid_is_checked_is_one_line(tmp_path: Path) -> None:
+    grid = write(tmp_path, SMALL)
+    slow = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    code = (
+        "import sys; from experiments.launch import main\n"
+        f"sys.exit(main([{str(grid)!r}], checker=(sys.executable, '-c', {slow!r})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (130, "Stopped. Start again to go on.\n")
+    assert done.stderr == ""
+
+
 def test_failing_cell_is_isolated_and_said(tmp_path: Path) -> None:
     axes = {
         "reducer": {

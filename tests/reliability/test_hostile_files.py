@@ -19,8 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from analysis.__main__ import main as analysis_report
+from analysis.gallery import main as analysis_gallery
 from analysis.load import load
+from analysis.pack import main as analysis_pack
 from elip.checkpoints import CheckpointError, checkpoint_in
+from elip.cost.__main__ import main as elip_cost
 from elip.record import RecordError, read_record, write_record
 from elip.training.checkpoints import WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
@@ -28,7 +32,10 @@ from elip.weights.load import load_weights
 from elip.weights.read import read_state
 from experiments.grid import GridError
 from experiments.grid_file import read_grid
+from experiments.launch import main as experiments_launch
+from experiments.results import main as experiments_results
 from tests.analysis.synthetic import record
+from tests.analysis.test_tokenmaps import write_maps
 
 # --- records
 
@@ -368,6 +375,55 @@ def test_a_wrong_option_over_a_grid_is_one_message(tmp_path: Path, given: str) -
     (tmp_path / "grid.yaml").write_text("stages: {fit: {}}")
     with pytest.raises(GridError, match="--set"):
         read_grid(tmp_path / "grid.yaml", [given])
+
+
+# --- where to write
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+@pytest.mark.parametrize(
+    ("command", "option", "wanted"),
+    [
+        (analysis_report, "--out", "folder"),
+        (analysis_gallery, "--out", "file"),
+        (analysis_pack, "--out", "file"),
+        (experiments_results, "--out", "file"),
+        (experiments_launch, "--runs", "folder"),
+        (elip_cost, "--output", "folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: Any, option: str, wanted: str,
+    below: str,
+) -> None:  # fmt: skip
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    taken = tmp_path / ("folder" if wanted == "file" and not below else "file")
+    given = [] if command is elip_cost else [str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        command([*given, option, str(taken / below)])
+    assert ended.value.code == 2
+    kind = (
+        "a folder; give the name of a file" if taken.name == "folder" else "a file; give a folder"
+    )
+    assert f"argument {option}: {taken} is {kind}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_picture_of_no_format_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_maps(tmp_path, "ToMe", [0, 0, 1, 1])
+    assert analysis_gallery([str(tmp_path), "--out", str(tmp_path / "g.xyz")]) == 2
+    assert "Format 'xyz' is not supported" in capsys.readouterr().err
+
+
+def test_a_packed_record_that_is_no_text_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_bytes(b"\xff")
+    assert analysis_pack([str(tmp_path), "--out", str(tmp_path / "study.parquet")]) == 2
+    assert "run.json is damaged" in capsys.readouterr().err
 
 
 # --- weights
