@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from functools import partial
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -25,13 +26,14 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from elip.arguments import output_folder
+from elip.arguments import output_folder, positive
 from elip.cost.bench import PHASES, Setting, measure
 from elip.cost.count import CostError
 from elip.cost.report import cost_table, draw, time_table, write_csv
 from elip.model.config import MeterConfig
 from elip.provenance import merged
 from elip.schedule import Schedule
+from elip.strict_yaml import mapping, read_mapping, read_yaml
 from reducers import Reducer, shelf
 
 
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 sizes, options.modes, options.phases, options.precisions, options.batch_sizes
             )
         ]
-        device = torch.device(options.device)
+        device = options.device
+        options.output.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=options.output).close()  # what it cannot hold is not measured
         schedules = [
             schedule if ratio is None else replace(schedule, keep_ratio=ratio, counts=None)
             for ratio in options.keep_ratios
@@ -65,17 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 console.print(cost_table(cells))
             console.print(time_table(cells, device.type))
             rows += [cell.row(cells[0]) for cell in cells]
-    except (ValueError, CostError, argparse.ArgumentError) as error:
+        console.print(
+            "less work: multiply-adds of no reduction over these; faster: the same of the time; "
+            "realised: how much of the first the second is",
+            style="dim",
+        )
+        write_csv(rows, options.output / "cost.csv")
+        draw(rows, options.output / "cost.png")
+        console.print(f"Written: {options.output / 'cost.csv'}, {options.output / 'cost.png'}")
+    except (ValueError, OSError, CostError, argparse.ArgumentError) as error:
         parser.exit(2, f"error: {error}\n")
-    console.print(
-        "less work: multiply-adds of no reduction over these; faster: the same of the time; "
-        "realised: how much of the first the second is",
-        style="dim",
-    )
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, options.output / "cost.csv")
-    draw(rows, options.output / "cost.png")
-    console.print(f"Written: {options.output / 'cost.csv'}, {options.output / 'cost.png'}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,13 +105,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[0.9, 0.7, 0.5],
         help="by comma; own: the experiment's schedule as it stands, exact counts included",
     )
-    add("--batch-sizes", type=_list(int), default=[1, 8])
-    add("--image-sizes", type=_list(int), help="pixels a side; the model's own if not given")
+    add("--batch-sizes", type=_list(positive), default=[1, 8])
+    add("--image-sizes", type=_list(positive), help="pixels a side; the model's own if not given")
     add("--precisions", type=_list(_among("fp32", "bf16")), default=["fp32"])
     add("--modes", type=_list(_among("eager", "compiled")), default=["eager"])
     add("--phases", type=_list(_among(*PHASES)), default=["inference"])
-    add("--rounds", type=int, default=10, help="timed runs of each; the median counts")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--rounds", type=positive, default=10, help="timed runs of each; the median counts")
+    add("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--skip-training-gflops", action="store_true", help="do not count the training step")
     add(
         "--output",
@@ -136,6 +139,21 @@ def _among(*names: str) -> Callable[[str], str]:
     return choose
 
 
+def _device(text: str) -> torch.device:
+    """Read a device that there is; times of others are not waited for, and would be wrong."""
+    try:
+        device = torch.device(text)
+        if device.type not in ("cpu", "cuda"):
+            raise argparse.ArgumentTypeError(f"{text!r} is none of cpu, cuda, cuda:0, ...")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second: torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no device of this machine: {reason}"
+        ) from error
+    return device
+
+
 def _experiment(
     files: Sequence[Path], names: Sequence[str] | None
 ) -> tuple[MeterConfig, Schedule, dict[str, Callable[[], Reducer]]]:
@@ -148,27 +166,31 @@ def _experiment(
     for file in files:
         if not file.is_file():
             raise ValueError(f"No experiment file {file}.")
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        model = merged(model, content.get("model", {}))
+        model = merged(model, mapping(read_mapping(file).get("model") or {}, f"{file}: model"))
     reader = ArgumentParser(exit_on_error=False)
     reader.add_class_arguments(MeterConfig, "meter")
     reader.add_class_arguments(Schedule, "schedule")
-    given = {key: model[key] for key in ("meter", "schedule") if key in model}
+    parts = [key for key in ("meter", "schedule") if model.get(key) is not None]
+    given = {key: mapping(model[key], f"model.{key}") for key in parts}
     parsed = reader.parse_object(given)
     config = MeterConfig(**parsed.meter.as_dict())
     schedule = Schedule(**parsed.schedule.as_dict())
     reducer = model.get("reducer") or {}
     reducer = {"class_path": reducer} if isinstance(reducer, str) else reducer
-    own = reducer.get("class_path")
+    own = mapping(reducer, "model.reducer").get("class_path")
+    own_options = mapping(reducer.get("init_args") or {}, "model.reducer.init_args")
     if names is None:
-        names = [own] if own else ["all"]
+        names = [str(own)] if own else ["all"]
     methods: dict[str, Callable[[], Reducer]] = {}
     for text in shelf() if list(names) == ["all"] else names:
         name, *extra = text.split(":")
-        options = dict(reducer.get("init_args", {})) if name == own else {}
+        options = dict(own_options) if name == own else {}
         for option in extra:
             key, _, value = option.partition("=")
-            options[key] = yaml.safe_load(value)
+            try:
+                options[key] = read_yaml(value)
+            except yaml.YAMLError as error:
+                raise ValueError(f"--reducers {text}: {key} is no YAML: {error}") from error
         label = name.rpartition(".")[2] + text.removeprefix(name)
         methods[label] = _made(_find(name), options)
     return config, schedule, methods
@@ -176,7 +198,7 @@ def _experiment(
 
 def _made(method: type[Reducer], options: dict[str, Any]) -> Callable[[], Reducer]:
     try:
-        inspect.signature(method).bind(**options)
+        method(**options)
     except TypeError as error:
         known = ", ".join(inspect.signature(method).parameters)
         raise ValueError(f"{method.__name__}: {error}; its options are: {known}.") from error
@@ -190,9 +212,11 @@ def _find(name: str) -> type[Reducer]:
     module, _, member = name.rpartition(".")
     if module:
         try:
-            found: type[Reducer] = getattr(importlib.import_module(module), member)
-        except (ImportError, AttributeError) as error:
+            found: object = getattr(importlib.import_module(module), member)
+        except Exception as error:  # the module is a person's own, and may raise anything
             raise ValueError(f"No reducer {name!r}: {error}.") from error
+        if not (isinstance(found, type) and issubclass(found, Reducer)):
+            raise ValueError(f"No reducer {name!r}: it is no subclass of reducers.Reducer.")
         return found
     near = get_close_matches(name, known, n=3)
     hint = f" Did you mean {', '.join(near)}?" if near else ""

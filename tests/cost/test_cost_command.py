@@ -65,15 +65,71 @@ def test_table_csv_and_figure(
         (["--keep-ratios", "1.5"], "keep_ratio is 1.5; it must be above 0 and at most 1."),
         (["--precisions", "fp8"], "'fp8' is none of fp32, bf16"),
         (["--config", "nowhere.yaml"], "No experiment file nowhere.yaml."),
+        (["--batch-sizes", "8,0"], "0 is not a whole number of at least 1"),
+        (["--batch-sizes=-1"], "-1 is not a whole number of at least 1"),
+        (["--image-sizes", "0"], "0 is not a whole number of at least 1"),
+        (["--rounds", "no"], "no is not a whole number of at least 1"),
+        (["--device", "foo"], "'foo' is no device of this machine"),
+        (["--device", "cuda:99"], "'cuda:99' is no device of this machine"),
+        (["--device", "meta"], "'meta' is none of cpu, cuda"),
+        (["--reducers", "ELIP:mix=["], "--reducers ELIP:mix=[: mix is no YAML"),
+        (["--reducers", "ELIP:mix=much"], "its options are: mix, probe_depth"),
+        (["--reducers", "ELIP:mixx=1"], "its options are: mix, probe_depth"),
+        (["--reducers", "pathlib.Path"], "'pathlib.Path': it is no subclass of reducers.Reducer"),
+        (["--reducers", "reducers.Reducer"], "abstract class"),
+        (["--reducers", "damaged.Mine"], "No reducer 'damaged.Mine': invalid syntax"),
     ],
 )
 def test_mistakes(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    (tmp_path / "damaged.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("model: {", "is no YAML"),
+        ("model: {}\nmodel: {reducer: ELIP}", "'model' stands twice"),
+        ("model: [reducer]", "model is ['reducer']; it must be a mapping"),
+        ("model: {reducer: [ELIP]}", "model.reducer is ['ELIP']; it must be a mapping"),
+        ("model: {reducer: {class_path: 5}}", "No reducer '5'"),
+        ("model: {reducer: {class_path: ELIP, init_args: 5}}", "init_args is 5"),
+        ("model: {meter: tiny}", "model.meter is 'tiny'; it must be a mapping"),
+    ],
+)
+def test_an_experiment_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", str(path)])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_measuring(
+    experiment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr("elip.cost.__main__.measure", lambda *given, **more: measured)
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", str(experiment), "--output", str(experiment.parent / ("x" * 300))])
+    assert caught.value.code == 2
+    assert "File name too long" in capsys.readouterr().err
+    (experiment.parent / "out" / "cost.csv").mkdir(parents=True)
+    with pytest.raises(SystemExit) as caught:
+        main(["--config", str(experiment), "--output", str(experiment.parent / "out")])
+    assert "cost.csv" in capsys.readouterr().err
 
 
 def test_misspelt_option_of_the_experiment(
