@@ -17,12 +17,13 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from elip.checkpoints import checkpoint_path
 from elip.files import set_aside, whole_file
@@ -40,6 +41,7 @@ from experiments.grid import GridError
 from experiments.plan import Cell
 
 ATTEMPTS_NAME = "attempts.jsonl"
+IDENTITY_NAME = "cell.json"
 
 Seen = Literal["done", "failed", "open"]
 
@@ -106,6 +108,48 @@ def holder(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Which run of which grid a folder holds.
+
+    Attributes:
+        grid: Name of the grid.
+        stage: Name of the stage.
+        name: Name of the run within it.
+        id: `Cell.id`.
+        parent: ``id`` of the run that it started from; None for none.
+        labels: Label on each axis.
+    """
+
+    grid: str
+    stage: str
+    name: str
+    id: str
+    parent: str | None
+    labels: dict[str, str]
+
+
+_IDENTITY = TypeAdapter(Identity)
+
+
+def read_identity(folder: Path) -> Identity:
+    """Read a run's ``cell.json``.
+
+    Raises:
+        RecordError: It cannot be read, or is damaged.
+    """
+    path = folder / IDENTITY_NAME
+    try:
+        return _IDENTITY.validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValidationError as error:
+        raise RecordError(
+            f"{path} is damaged ({error.errors()[0]['msg']}). Restore it; a grid writes it when it "
+            "runs the run again."
+        ) from error
+
+
+@dataclass(frozen=True)
 class Attempt:
     """A started attempt.
 
@@ -138,16 +182,12 @@ def prepare(cell: Cell, grid: str) -> Attempt:
     clear(cell)
     with whole_file(cell.folder / "cell.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(cell.config, sort_keys=False), encoding="utf-8")
-    identity = {
-        "grid": grid,
-        "stage": cell.stage.name,
-        "name": cell.name,
-        "id": cell.id,
-        "parent": cell.parent.id if cell.parent else None,
-        "labels": cell.labels,
-    }
-    with whole_file(cell.folder / "cell.json") as temporary:
-        temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+    identity = Identity(
+        grid, cell.stage.name, cell.name, cell.id, cell.parent.id if cell.parent else None,
+        cell.labels,
+    )  # fmt: skip
+    with whole_file(cell.folder / IDENTITY_NAME) as temporary:
+        temporary.write_text(json.dumps(asdict(identity), indent=1), encoding="utf-8")
     arguments = [cell.stage.command, "--config", str(cell.folder / "cell.yaml")]
     if cell.stage.command == "fit" and checkpoint_path(cell.folder, "last").is_file():
         arguments += ["--ckpt_path", "last"]
@@ -208,19 +248,21 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
     A line that was cut short, by a full disk for instance, is passed over.
     """
     try:
-        lines = (folder / ATTEMPTS_NAME).read_text(encoding="utf-8").splitlines()
+        lines = (folder / ATTEMPTS_NAME).read_bytes().splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
-        with suppress(ValueError):
-            found.append(json.loads(line))
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
+            told = json.loads(line)
+            numbers = {"seconds": float(told["seconds"]), "status": int(told["status"])}
+            found.append({"started": str(told["started"]), **numbers})
     return found
 
 
 def seconds_spent(found: Sequence[dict[str, Any]]) -> float | None:
     """Return the time of all `attempts` at a run, in seconds; None where there is none."""
-    return sum(float(attempt["seconds"]) for attempt in found) if found else None
+    return sum(attempt["seconds"] for attempt in found) if found else None
 
 
 def log_tail(path: Path) -> tuple[str, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from experiments.attempt import attempts, look, seconds_spent
+from elip.record import RecordError
+from experiments.attempt import IDENTITY_NAME, attempts, look, read_identity, seconds_spent
 from experiments.plan import Cell
 
 Phase = Literal["waiting", "running", "done", "failed", "skipped", "stopped"]
@@ -72,11 +73,12 @@ class Estimates:
 
     def __init__(self, root: Path) -> None:
         self._times: dict[tuple[str, str | None], list[float]] = defaultdict(list)
-        for file in sorted(root.glob("*/*/cell.json")):
-            cell = json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(root.glob(f"*/*/{IDENTITY_NAME}")):
             seconds = _recorded(file.parent)
             if seconds is not None:
-                self._add(cell["stage"], cell["labels"].get("reducer"), seconds)
+                with suppress(RecordError):  # the table of results names it
+                    run = read_identity(file.parent)
+                    self._add(run.stage, run.labels.get("reducer"), seconds)
 
     def add(self, cell: Cell) -> None:
         """Learn from a run that is done."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elip.provenance import hardware
+from experiments.grid import GridError
 
 if TYPE_CHECKING:
     from elip.schedule import Schedule
@@ -26,13 +27,17 @@ class Budgets:
 
     Args:
         path: Where the solutions are kept; None keeps them nowhere.
+
+    Raises:
+        GridError: What is kept is damaged. It is not solved anew unasked: other counts could come
+            of it, and so other runs.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._known: dict[str, dict[str, Any]] = {}
         if path is not None and path.is_file():
-            self._known = json.loads(path.read_text(encoding="utf-8"))
+            self._known = _read(path)
 
     def counts(self, budget: object, resolved: dict[str, Any]) -> list[int]:
         """Return the token counts at which the model of a resolved configuration meets a budget.
@@ -58,6 +63,17 @@ class Budgets:
             from elip.data.arrow import write_json  # late: the launcher needs only the file's name
 
             write_json(self._path, self._known)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        kept = json.loads(path.read_bytes())
+        return {key: {**met, "counts": list(map(int, met["counts"]))} for key, met in kept.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise GridError(
+            f"{path}, which keeps the token counts that meet budgets, is damaged ({error}). "
+            "Restore it, or delete it to have them solved anew."
+        ) from error
 
 
 def is_timed(budget: object) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from elip.arguments import output_file
 from elip.files import whole_file
 from elip.record import COLUMNS, RECORD_NAME, RecordError, read_record
 from elip.record import SCHEMA as RECORD_SCHEMA
-from experiments.attempt import attempts, seconds_spent
+from experiments.attempt import IDENTITY_NAME, attempts, read_identity, seconds_spent
 
 SCHEMA = 1
 """Version of the table. It rises when a column changes its meaning or goes."""
@@ -48,6 +47,8 @@ _WORDS = {
 def gather(runs: Path) -> tuple[pa.Table, list[str]]:
     """Return one row a record below a folder, sorted by folder, and what could not be read.
 
+    A record whose ``cell.json`` is damaged stands as that of a run of its own.
+
     After `CELL_COLUMNS` and the columns of every record come ``axis/<name>``, the label of the
     run on each axis of its grid, and the scores, ``<split>/<score>``. Missing is null, never 0.
 
@@ -61,7 +62,12 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
         except RecordError as error:
             bad.append(str(error))
             continue
-        rows.append({**_cell_columns(file.parent, runs), **record.row()})
+        row: dict[str, Any] = {"folder": str(file.parent.relative_to(runs))}
+        try:
+            row |= _cell_columns(file.parent)
+        except RecordError as error:
+            bad.append(str(error))
+        rows.append({**row, **record.row()})
     return _table(rows), bad
 
 
@@ -73,22 +79,20 @@ def write_table(runs: Path, out: Path) -> tuple[pa.Table, list[str]]:
     return table, bad
 
 
-def _cell_columns(folder: Path, runs: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"folder": str(folder.relative_to(runs))}
+def _cell_columns(folder: Path) -> dict[str, Any]:
     for place in (folder, folder.parent):  # what is scored lies one below its run directory
-        if (place / "cell.json").is_file():
-            cell = json.loads((place / "cell.json").read_text(encoding="utf-8"))
-            row |= {
-                "grid": cell["grid"],
-                "stage": cell["stage"],
-                "cell": cell["name"],
-                "cell_id": cell["id"],
-                "parent_id": cell["parent"],
-                **{f"axis/{axis}": label for axis, label in cell["labels"].items()},
+        if (place / IDENTITY_NAME).is_file():
+            run = read_identity(place)
+            return {
+                "grid": run.grid,
+                "stage": run.stage,
+                "cell": run.name,
+                "cell_id": run.id,
+                "parent_id": run.parent,
+                **{f"axis/{axis}": label for axis, label in run.labels.items()},
                 **_attempts(place),
             }
-            break
-    return row
+    return {}
 
 
 def _attempts(folder: Path) -> dict[str, Any]:

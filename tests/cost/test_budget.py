@@ -20,6 +20,7 @@ from elip.schedule import Schedule
 from elip.tasks.pretrain import Pretraining
 from experiments.budgets import BUDGETS_NAME, Budgets
 from experiments.check import check
+from experiments.grid import GridError
 from experiments.grid_file import read_grid
 from experiments.launch import main as launch
 from experiments.plan import build_plan
@@ -208,6 +209,17 @@ def test_budgets_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
             {"model": dict.fromkeys(("task", "reducer", "meter", "schedule")),
              "data": {"datasets": "shapes"}},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"a": 1}', '{"a": {}}', '{"a": {"counts": ["x"]}}', b"\xff", "[" * 10**5],
+)
+def test_kept_budgets_that_are_damaged_are_named(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / BUDGETS_NAME
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(GridError, match=r"budgets\.json, .* is damaged"):
+        Budgets(path)
 
 
 def test_a_latency_budget_is_no_clusters(

@@ -356,7 +356,8 @@ def test_an_attempt_whose_line_was_cut_short_is_passed_over(tmp_path: Path) -> N
     assert seconds_spent(attempts_at(tmp_path)) is None
     whole = [{"started": "then", "seconds": seconds, "status": 0} for seconds in (1.5, 2.0)]
     text = "\n".join(json.dumps(each) for each in whole) + '\n{"started": "th'
-    (tmp_path / ATTEMPTS_NAME).write_text(text)
+    text += '\n5\n{"started": "then"}\n{"started": "then", "seconds": "x", "status": 0}\n\xff'
+    (tmp_path / ATTEMPTS_NAME).write_text(text, encoding="latin-1")
     assert attempts_at(tmp_path) == whole
     assert seconds_spent(attempts_at(tmp_path)) == 3.5
 

@@ -22,6 +22,7 @@ from elip.record import (
     Training,
     write_record,
 )
+from experiments.board import Estimates
 from experiments.results import CELL_COLUMNS, SCHEMA, gather, kind, main
 
 COST = Cost(*(1.5,) * 6)
@@ -86,6 +87,24 @@ def test_missing_is_missing_and_the_schema_stays(tmp_path: Path) -> None:
     assert {field.name: field.type for field in alone.schema}.items() <= {
         field.name: field.type for field in table.schema
     }.items()
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff", b'{"grid": "g"}', b"[" * 10**5, b'{"labels": [1]}']
+)
+def test_a_damaged_cell_is_named_and_its_record_stays(tmp_path: Path, text: bytes) -> None:
+    for name in ("a", "b"):
+        write_record(FULL, tmp_path / "fit" / name)
+        cell(tmp_path / "fit" / name)
+        line = {"started": "", "seconds": 2, "status": 0}
+        (tmp_path / "fit" / name / "attempts.jsonl").write_text(json.dumps(line))
+    (tmp_path / "fit" / "a" / "cell.json").write_bytes(text)
+    table, bad = gather(tmp_path)
+    assert table["grid"].to_pylist() == [None, "g"]
+    assert table["folder"].to_pylist() == ["fit/a", "fit/b"]
+    (message,) = bad
+    assert str(tmp_path / "fit" / "a" / "cell.json") in message
+    Estimates(tmp_path)
 
 
 def test_command_writes_the_file_and_says_what_it_leaves_out(
