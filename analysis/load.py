@@ -67,12 +67,15 @@ class Runs:
             ``latency_share`` (inference time as a share of that without reduction).
         records: The records, in the order of the rows.
         outcomes: Scores of single examples by split, in the order of the rows.
+        logs: ``val/main`` by step of training, in the order of the rows. Logs that were set aside
+            when a run was continued count as well; the latest entry of a step stands.
         broken: Files that could not be read.
     """
 
     table: pd.DataFrame
     records: tuple[Record, ...]
     outcomes: tuple[dict[str, Outcomes], ...]
+    logs: tuple[dict[int, float], ...]
     broken: tuple[Broken, ...]
 
 
@@ -89,11 +92,12 @@ def load(folders: Iterable[Path | str]) -> Runs:
     for place in places:
         if not place.exists():
             raise FileNotFoundError(f"There is no folder {place}.")
-    records, outcomes, rows = [], [], []
+    records, outcomes, logs, rows = [], [], [], []
     broken: list[Broken] = []
     for folder, record, examples in _found(places, broken):
         records.append(record)
         outcomes.append(examples)
+        logs.append(_log(folder, broken) if record.subcommand == "fit" else {})
         setup = config_hash(record.config, _no_part_of_the_setting(record))
         rows.append({"folder": folder, "setup": setup, **record.row()})
     if not records and not broken:
@@ -102,11 +106,11 @@ def load(folders: Iterable[Path | str]) -> Runs:
         )
     if not records:
         names = ["folder", "setup", *COLUMNS, "label", "keep", "mode", "latency_share"]
-        return Runs(pd.DataFrame(columns=names), (), (), tuple(broken))
+        return Runs(pd.DataFrame(columns=names), (), (), (), tuple(broken))
     table = _with_labels(pd.DataFrame(rows))
     parents = _parents(table)
     table = _with_latency(_with_mode(_with_lineage(table, parents), parents))
-    return Runs(table, tuple(records), tuple(outcomes), tuple(broken))
+    return Runs(table, tuple(records), tuple(outcomes), tuple(logs), tuple(broken))
 
 
 def _found(
@@ -272,18 +276,24 @@ def _with_latency(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_curves(runs: Runs) -> pd.DataFrame:
-    """Return ``val/main`` over the steps of every training run: ``folder``, ``step``, ``score``.
-
-    Logs that were set aside when a run was continued count as well; the latest entry of a step
-    stands.
-    """
-    rows: dict[tuple[str, int], float] = {}
-    for record, folder in zip(runs.records, runs.table.get("folder", ()), strict=True):
-        if record.subcommand == "fit":
-            for path in sorted(Path(folder).glob("metrics*.csv"), key=_age):
-                rows |= {(folder, step): score for step, score in _read_log(path)}
-    table = [(folder, step, score) for (folder, step), score in rows.items()]
+    """Return ``val/main`` over the steps of every training run: ``folder``, ``step``, ``score``."""
+    table = [
+        (folder, step, score)
+        for folder, log in zip(runs.table["folder"], runs.logs, strict=True)
+        for step, score in log.items()
+    ]
     return pd.DataFrame(table, columns=["folder", "step", "score"]).sort_values(["folder", "step"])
+
+
+def _log(folder: str, broken: list[Broken]) -> dict[int, float]:
+    """Read the logs of a training run; add those that cannot be read to ``broken``."""
+    scores: dict[int, float] = {}
+    for path in sorted(Path(folder).glob("metrics*.csv"), key=_age):
+        try:
+            scores |= _read_log(path)
+        except (OSError, ValueError, csv.Error) as error:
+            broken.append(Broken(str(path), f"{path} is no log of scores ({error})."))
+    return scores
 
 
 def _age(path: Path) -> float:
@@ -292,9 +302,7 @@ def _age(path: Path) -> float:
     return int(number) if number.isdigit() else float("inf")
 
 
-def _read_log(path: Path) -> Iterator[tuple[int, float]]:
+def _read_log(path: Path) -> dict[int, float]:
     with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            step, score = row.get("step"), row.get("val/main")
-            if step and score:
-                yield int(step), float(score)
+        rows = [(row.get("step"), row.get("val/main")) for row in csv.DictReader(file)]
+    return {int(step): float(score) for step, score in rows if step and score}

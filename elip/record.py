@@ -175,6 +175,23 @@ class Tokens:
     keep_ratio: float | None = None
     entering_sd: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse counts of no block.
+
+        Raises:
+            ValueError: There are fewer than two, or deviations of other blocks.
+        """
+        if len(self.entering) < 2:
+            raise ValueError(
+                f"entering is {list(self.entering)}; give the counts into each block and out of "
+                "the last, at least two."
+            )
+        if self.entering_sd is not None and len(self.entering_sd) != len(self.entering):
+            raise ValueError(
+                f"entering_sd has {len(self.entering_sd)} entries; entering has "
+                f"{len(self.entering)}."
+            )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -332,7 +349,7 @@ class Record:
             "keep_ratio_asked": tokens.keep_ratio_asked if tokens else None,
             "keep_ratio": tokens.keep_ratio if tokens else None,
             "patches": tokens.patches if tokens else None,
-            "tokens_out": tokens.entering[-1] if tokens and tokens.entering else None,
+            "tokens_out": tokens.entering[-1] if tokens else None,
             "tokens_out_sd": tokens.entering_sd[-1] if tokens and tokens.entering_sd else None,
             **_cost_columns("gflops", self.gflops),
             **_cost_columns("gflops_identity", self.gflops_identity),

@@ -188,6 +188,17 @@ def test_curves_join_logs_that_were_set_aside(tmp_path: Path) -> None:
     assert list(curve["score"]) == [0.1, 0.3, 0.4]
 
 
+@pytest.mark.parametrize("text", [b"step,val/main\n9,0.1\nx,0.2\n", b"step,val/main\n9,\xff\n"])
+def test_a_damaged_log_is_named_and_the_others_count(tmp_path: Path, text: bytes) -> None:
+    write_record(record(), tmp_path)
+    (tmp_path / "metrics-1.csv").write_bytes(text)
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/main\n0,19,0.3\n")
+    runs = load([tmp_path])
+    assert [one.path for one in runs.broken] == [str(tmp_path / "metrics-1.csv")]
+    assert "metrics-1.csv is no log of scores" in runs.broken[0].message
+    assert list(training_curves(runs)["step"]) == [19]
+
+
 def test_a_failed_run_is_a_row(tmp_path: Path) -> None:
     write_record(failed(record()), tmp_path)
     assert list(load([tmp_path]).table["status"]) == ["failed"]

@@ -67,6 +67,15 @@ def test_a_field_of_a_wrong_type_is_named(tmp_path: Path, field: str) -> None:
         read_record(tmp_path)
 
 
+@pytest.mark.parametrize("counts", [{"entering": []}, {"entering": [64.0]}, {"entering_sd": [1.0]}])
+def test_token_counts_of_no_block_are_refused(tmp_path: Path, counts: dict[str, Any]) -> None:
+    changed = content(tmp_path)
+    changed["tokens"] |= counts
+    (tmp_path / "run.json").write_text(json.dumps(changed))
+    with pytest.raises(RecordError, match=r"run\.json.*tokens: .*entering"):
+        read_record(tmp_path)
+
+
 @pytest.mark.parametrize("field", ["name", "status", "config", "code", "seed", "task"])
 def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     changed = content(tmp_path)
