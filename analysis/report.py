@@ -145,12 +145,11 @@ _KINDS = {"pdf": "PDF", "svg": "SVG", "csv": "CSV", "md": "Markdown", "tex": "La
 
 
 def _gallery(folders: list[Path | str], out: Path) -> str:
-    try:
-        maps = load_tokens(folders)
-    except ValueError as error:
-        return f'<p class="warn">{html.escape(str(error))}</p>'
+    damaged: list[str] = []
+    maps = load_tokens(folders, damaged)
+    warnings = "".join(f'<p class="warn">{html.escape(each)}</p>' for each in damaged)
     if not maps:
-        return (
+        return warnings or (
             "<p>There are no token maps. <code>python run_experiment.py predict ...</code> writes "
             "them beside its predictions.</p>"
         )
@@ -166,7 +165,7 @@ def _gallery(folders: list[Path | str], out: Path) -> str:
         "own. Outlined in one colour: patches that share a token, darker the more they are. "
         "Black: dropped."
     )
-    return f'<p class="caption">{caption}</p>{"".join(pictures)}'
+    return f'{warnings}<p class="caption">{caption}</p>{"".join(pictures)}'
 
 
 def _intro(parts: _Parts) -> str:

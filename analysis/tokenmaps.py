@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
+from pydantic import TypeAdapter, ValidationError
 
 from analysis.load import labelled
+from elip.record import RECORD_NAME
 
 TILE = 288
 """Pixels a side of a drawn image."""
@@ -86,50 +88,114 @@ class TokenMap:
         return f"{self.reducer} {self.keep_ratio:g}"
 
 
-def load_tokens(folders: Iterable[Path | str]) -> list[TokenMap]:
+@dataclass(frozen=True)
+class _Picture:
+    file: str
+    split: str
+    example: int
+    image: int
+    text: str
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What ``tokens.json`` holds."""
+
+    reducer: str
+    family: str
+    keep_ratio: float | None
+    grid: tuple[int, int]
+    images: tuple[_Picture, ...]
+
+
+_ADAPTER = TypeAdapter(_File)
+
+
+def load_tokens(folders: Iterable[Path | str], damaged: list[str] | None = None) -> list[TokenMap]:
     """Read the token maps that ``predict`` left anywhere below some folders.
 
     Reducers are named as everywhere: with the options, from the run's record beside the maps, in
     which several of one class differ.
 
+    Args:
+        folders: Searched at any depth.
+        damaged: Takes what is wrong with files that are passed over; None refuses them.
+
     Raises:
-        ValueError: A file of token maps is damaged; the message names it.
+        ValueError: A file of token maps, one of its images or the record is damaged; the message
+            names it.
     """
     maps: list[TokenMap] = []
     paths = {path for folder in folders for path in Path(folder).rglob("tokens/tokens.json")}
     options: dict[str, dict[Path, dict[str, Any]]] = {}
     for path in sorted(paths):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            maps += [_token_map(content, image, path.parent) for image in content["images"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no token maps: {error!r}.") from error
-        record = path.parents[1] / "run.json"
-        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        options.setdefault(content["reducer"], {})[path.parent] = known.get("reducer_options", {})
+            found, known = _read(path), _options(path.parents[1] / RECORD_NAME)
+        except ValueError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+            continue
+        for each in found:
+            options.setdefault(each.reducer, {})[path.parent] = known
+        maps += found
     labels = {
         folder: label
-        for reducer, found in options.items()
-        for folder, label in zip(found, labelled(reducer, list(found.values())), strict=True)
+        for reducer, runs in options.items()
+        for folder, label in zip(runs, labelled(reducer, list(runs.values())), strict=True)
     }
     return [replace(each, reducer=labels[each.image.parent]) for each in maps]
 
 
-def _token_map(content: dict, image: dict, folder: Path) -> TokenMap:  # type: ignore[type-arg]
-    rows, columns = content["grid"]
+def _read(path: Path) -> list[TokenMap]:
+    try:
+        content = _ADAPTER.validate_json(path.read_bytes())
+        return [_token_map(content, picture, path.parent) for picture in content.images]
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} holds no token maps: {place} {first['msg']}.") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} holds no token maps: {error}") from error
+
+
+def _token_map(content: _File, picture: _Picture, folder: Path) -> TokenMap:
+    if Path(picture.file).name != picture.file:
+        raise ValueError(f"the image {picture.file!r} does not lie beside it.")
+    try:
+        with Image.open(folder / picture.file, formats=["PNG"]) as image:
+            image.verify()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image {picture.file!r} cannot be read: {error}") from error
+    rows, columns = content.grid
+    for stage in picture.stages:
+        if not len(stage.origin) == rows * columns > 0:
+            raise ValueError(_misfit(stage.origin, content.grid))
     return TokenMap(
-        reducer=content["reducer"],
-        family=content["family"],
-        keep_ratio=content["keep_ratio"],
-        grid=(rows, columns),
-        image=folder / image["file"],
-        key=(image["split"], image["example"], image["image"]),
-        text=image["text"],
-        stages=tuple(
-            Stage(stage["where"], stage["layer"], tuple(stage["origin"]))
-            for stage in image["stages"]
-        ),
+        reducer=content.reducer,
+        family=content.family,
+        keep_ratio=content.keep_ratio,
+        grid=content.grid,
+        image=folder / picture.file,
+        key=(picture.split, picture.example, picture.image),
+        text=picture.text,
+        stages=picture.stages,
     )
+
+
+def _options(record: Path) -> dict[str, Any]:
+    """Return the reducer's options of a record, of which nothing else is needed here."""
+    if not record.is_file():
+        return {}
+    try:
+        return dict(json.loads(record.read_bytes()).get("reducer_options", {}))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{record} is damaged ({error}).") from error
+
+
+def _misfit(origin: Sequence[int], grid: tuple[int, int]) -> str:
+    return f"{len(origin)} patches do not fill a grid of {grid[0]} x {grid[1]}."
 
 
 def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Image.Image:
@@ -149,7 +215,7 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
     """
     rows, columns = grid
     if len(origin) != rows * columns:
-        raise ValueError(f"{len(origin)} patches do not fill a grid of {rows} x {columns}.")
+        raise ValueError(_misfit(origin, grid))
     tokens = np.array(origin).reshape(rows, columns)
     sizes = Counter(token for token in origin if token >= 0)
     colours = _colours(tokens, sizes)

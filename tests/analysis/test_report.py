@@ -19,6 +19,7 @@ from analysis.style import spread
 from analysis.table import Table
 from elip.record import write_record
 from tests.analysis.synthetic import failed, record, write_study
+from tests.analysis.test_tokenmaps import write_maps
 
 
 class _Page(HTMLParser):
@@ -156,6 +157,21 @@ def test_only_damaged_records_still_make_a_report(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     page = _read(write_report([tmp_path], tmp_path / "out"))
     assert "1 records unreadable" in page.text
+
+
+def test_damaged_files_beside_records_still_make_a_report(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write_study(runs, ("Identity", "ToMe"), (0.5,), 1, ("VQA",))
+    torn = runs / "VQA-ToMe-0.5-0"
+    (torn / "metrics.csv").write_text("step,val/main\n9,x\n")
+    for reducer in ("ToMe", "TopK"):
+        write_maps(runs, reducer, [0, -1, 1, 1])
+    (runs / "ToMe" / "tokens" / "test-0-0.png").write_bytes(b"")
+    page = _read(write_report([runs], tmp_path / "out"))
+    assert "1 records unreadable" in page.text
+    assert f"{torn}/metrics.csv is no log of scores" in page.text
+    assert f"{runs}/ToMe/tokens/tokens.json holds no token maps: the image" in page.text
+    assert (tmp_path / "out" / "figures" / "token_maps_1.png").is_file()
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,56 @@ def test_damaged_or_missing_maps_are_named(tmp_path: Path) -> None:
     (tmp_path / "ToMe" / "tokens" / "tokens.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokens\.json holds no token maps"):
         load_tokens([tmp_path])
+
+
+def _edited(**changes: object) -> Callable[[Path], None]:
+    def edit(place: Path) -> None:
+        content = json.loads((place / "tokens.json").read_text())
+        for name, value in changes.items():
+            target = content if name in content else content["images"][0]
+            target[name] = value
+        (place / "tokens.json").write_text(json.dumps(content))
+
+    return edit
+
+
+def _cut(place: Path) -> None:
+    picture = place / "test-0-0.png"
+    picture.write_bytes(picture.read_bytes()[:-20])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no JSON": (lambda place: (place / "tokens.json").write_bytes(b"\xff"), "tokens.json"),
+    "deep": (lambda place: (place / "tokens.json").write_bytes(b"[" * 10**5), "tokens.json"),
+    "a list": (lambda place: (place / "tokens.json").write_bytes(b"[]"), "tokens.json"),
+    "image outside": (_edited(file="../../secret.png"), "does not lie beside it"),
+    "image is the folder": (_edited(file=".."), "'..' cannot be read"),
+    "image is absolute": (_edited(file="/etc/passwd"), "does not lie beside it"),
+    "image is no text": (_edited(file=3), "file"),
+    "image is missing": (_edited(file="none.png"), "none.png"),
+    "image is cut": (_cut, "test-0-0.png"),
+    "grid of another size": (_edited(grid=[3, 3]), "do not fill a grid of 3 x 3"),
+    "grid of nothing": (_edited(grid=[0, 0]), "do not fill a grid of 0 x 0"),
+    "origin is no number": (
+        _edited(stages=[{"where": "block", "layer": 0, "origin": ["x"] * 4}]), "origin",
+    ),
+    "ratio is no number": (_edited(keep_ratio="half"), "keep_ratio"),
+    "record": (lambda place: (place.parent / "run.json").write_text("[]"), "run.json is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_maps_are_named_and_the_others_drawn(tmp_path: Path, name: str) -> None:
+    damage, message = DAMAGES[name]
+    Image.new("RGB", (32, 32)).save(tmp_path / "secret.png")
+    for reducer in ("ToMe", "TopK"):
+        write_maps(tmp_path, reducer, ORIGIN)
+    damage(tmp_path / "ToMe" / "tokens")
+    with pytest.raises(ValueError, match=message) as refused:
+        load_tokens([tmp_path])
+    damaged: list[str] = []
+    maps = load_tokens([tmp_path], damaged)
+    assert damaged == [str(refused.value)]
+    assert str(tmp_path / "ToMe") in damaged[0]
+    assert [each.title for each in maps] == ["TopK 0.5"]
+    gallery(maps)
