@@ -186,6 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--image", action="append", help="only these images, by their file's name")
     given = parser.parse_args(arguments)
     try:
+        for place in given.runs:
+            if not place.is_dir():
+                raise ValueError(f"There is no folder {place}.")
         maps = load_tokens(given.runs)
         if given.image:
             maps = _of_images(maps, given.image)

@@ -67,6 +67,8 @@ def unpack(path: Path) -> Iterator[tuple[str, bytes, pa.Table | None]]:
         table = pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise RecordError(f"{path} holds no packed runs ({error}).") from error
+    if lacking := [name for name in SCHEMA.names if table[name].null_count]:
+        raise RecordError(f"{path} holds no packed runs (it lacks {', '.join(lacking)}).")
     for row in range(len(table)):
         folder, record = (table[name][row].as_py() for name in ("folder", "record"))
         columns = [table[name][row].values for name in EXAMPLES.names]

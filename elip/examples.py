@@ -58,6 +58,9 @@ def read_examples(folder: Path | str) -> pa.Table | None:
     if not path.is_file():
         return None
     try:
-        return pq.read_table(path, schema=SCHEMA)
+        table = pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise RecordError(f"{path} holds no scores of examples ({error}).") from error
+    if lacking := [name for name in SCHEMA.names if table[name].null_count]:
+        raise RecordError(f"{path} holds no scores of examples (it lacks {', '.join(lacking)}).")
+    return table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis.load import load, training_curves
@@ -46,6 +49,15 @@ def test_examples_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
     assert good["val"].names.examples.tolist() == [7]
     assert good["val"].scores.tolist() == [1.0]
     assert [Path(each.path).name for each in runs.broken] == [EXAMPLES_NAME]
+
+
+def test_tables_of_something_else_are_named(tmp_path: Path) -> None:
+    write_record(record(), tmp_path)
+    pq.write_table(pa.table({"folder": ["a"]}), tmp_path / EXAMPLES_NAME)
+    shutil.copy(tmp_path / EXAMPLES_NAME, tmp_path / "table.parquet")
+    runs = load([tmp_path, tmp_path / "table.parquet"])
+    assert len(runs.records) == 1
+    assert ["it lacks" in one.message for one in runs.broken] == [True, True]
 
 
 def test_weights_of_unknown_origin_are_named(tmp_path: Path) -> None:

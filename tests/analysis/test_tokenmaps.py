@@ -86,6 +86,8 @@ def test_only_the_images_that_are_asked_for(tmp_path: Path, capsys) -> None:
     write_maps(tmp_path, "ToMe", ORIGIN)
     assert main([str(tmp_path), "--out", str(tmp_path / "g.png"), "--image", "test-7-0"]) == 2
     said = capsys.readouterr().err
+    assert main([str(tmp_path / "none"), "--out", str(tmp_path / "g.png")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
     assert "no token maps" in said
     assert "test-0-0" in said
     assert main([str(tmp_path), "--out", str(tmp_path / "plain"), "--image", "test-0-0"]) == 0
