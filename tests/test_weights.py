@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import warnings
 from pathlib import Path
 
@@ -392,10 +393,15 @@ def test_a_checkpoint_in_place_of_a_run_is_said(tmp_path: Path) -> None:
         export(file, tmp_path / "out.safetensors")
 
 
-def test_a_folder_in_the_place_of_the_file_is_said(tmp_path: Path) -> None:
-    (tmp_path / "out.safetensors").mkdir()
-    with pytest.raises(OSError, match=r"out\.safetensors"):
-        export(run_of(tmp_path / "run", {"meter.a": torch.ones(1)}), tmp_path / "out.safetensors")
+def test_a_folder_in_the_place_of_the_file_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    out.mkdir()
+    monkeypatch.setattr(sys, "argv", ["elip.weights", str(tmp_path), "--out", str(out)])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{out} is a folder; give the name of a file" in capsys.readouterr().err
 
 
 def test_positions_of_odd_grids_are_refused() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from elip.arguments import output_file
 from elip.checkpoints import checkpoint_in
 from elip.files import whole_file
 from elip.record import RECORD_NAME, read_record
@@ -72,7 +73,9 @@ def main() -> None:
         prog="python -m elip.weights", description="The weights of a run as a safetensors file."
     )
     parser.add_argument("run", type=Path, help=f"a run directory: {RECORD_NAME} and checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="the file, ending in .safetensors")
+    parser.add_argument(
+        "--out", type=output_file, required=True, help="the file, ending in .safetensors"
+    )
     parser.add_argument("--half", action="store_true", help="store float16, at half the size")
     given = parser.parse_args()
     if given.out.suffix != ".safetensors":
