@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 from elip.checkpoints import CheckpointError, checkpoint_in
 from elip.provenance import VOLATILE, config_hash
 from experiments.budgets import Budgets, find_class, read_schedule
-from experiments.grid import Draft, Grid, GridError, put
+from experiments.grid import Draft, Grid, GridError, get, put
 from experiments.grid_file import read_grid
 
 if TYPE_CHECKING:
     from reducers.contract import Acts
 
+# Groups of options; the parser takes anything in their place.
+_GROUPS = ("trainer", "data", "model", "model.meter", "model.schedule")
 # What a method that never reduces does not depend on.
 _UNREDUCED = ("model.schedule", "model.reducer")
 
@@ -64,6 +66,7 @@ def check(grid: Grid, budgets: Path | None = None) -> Iterator[Checked]:
         budgets: Where solved budgets are kept; None keeps them nowhere.
     """
     # Imported late: the command line takes seconds to import, and a wrong grid file should not.
+    from elip.cost.count import CostError
     from reducers import shelf
 
     parser, solver = RunParser(), Budgets(budgets)
@@ -77,10 +80,10 @@ def check(grid: Grid, budgets: Path | None = None) -> Iterator[Checked]:
             if budget is not None and reduces:
                 put(draft.config, "model.schedule.counts", solver.counts(budget, resolved))
                 resolved = parser.parse(command, draft.config)
-        except ValueError as error:
-            yield Checked(draft.stage, draft.labels, draft.config, problem=str(error))
-            continue
-        yield _checked(draft, resolved, reduces, digests)
+            checked = _checked(draft, resolved, reduces, digests)
+        except (ValueError, OSError, CostError) as error:
+            checked = Checked(draft.stage, draft.labels, draft.config, problem=str(error))
+        yield checked
 
 
 def _checked(
@@ -162,6 +165,10 @@ class RunParser:
         """
         if "config" in config:
             raise ValueError("config is no option of a run of a grid; name files under `base`.")
+        for option in _GROUPS:
+            group = get(config, option, {})
+            if not isinstance(group, dict):
+                raise ValueError(f"{option} is {group!r}; give its options, as a mapping.")
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -206,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whatever libraries print while they are imported is kept out of the JSON.
         with contextlib.redirect_stdout(sys.stderr):
             checked = [asdict(each) for each in check(grid, options.budgets)]
-    except GridError as error:
+    except (GridError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write(json.dumps(checked))

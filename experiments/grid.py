@@ -194,6 +194,16 @@ class Grid:
         return levels
 
 
+def get(config: Mapping[str, Any], option: str, default: Any = None) -> Any:
+    """Return a dotted option of a nested configuration."""
+    node: Any = config
+    for key in option.split("."):
+        if not isinstance(node, dict) or key not in node:
+            return default
+        node = node[key]
+    return node
+
+
 def put(config: dict[str, Any], option: str, value: Any) -> None:
     """Set a dotted option in a nested configuration."""
     *parents, last = option.split(".")

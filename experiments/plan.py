@@ -13,7 +13,7 @@ from typing import Any
 
 from elip.checkpoints import CheckpointError, checkpoint_in, checkpoint_path
 from experiments.check import Checked
-from experiments.grid import Grid, GridError, Stage, put
+from experiments.grid import Grid, GridError, Stage, get, put
 
 _SHOWN_PROBLEMS = 5
 _OF_REDUCTION = ("keep_ratio", "budget")
@@ -197,7 +197,7 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
     # A bar in a log file is a thousand lines.
     config["trainer"].setdefault("enable_progress_bar", False)
     lacks = tuple(
-        f"{option}: {_lack(str(_value(each.resolved, option)))}"
+        f"{option}: {_lack(str(get(each.resolved, option)))}"
         for option, digest in each.files.items()
         if digest is None
     )
@@ -223,10 +223,3 @@ def _title(labels: Mapping[str, str]) -> str:
         bare = re.fullmatch(r"-?[\d.e+-]+|True|False|None", label)
         parts.append(f"{axis.rsplit('.', 1)[-1]}{label}" if bare else label)
     return re.sub(r"[^\w.+=-]", "_", "-".join(parts)) or "run"
-
-
-def _value(resolved: Mapping[str, Any], option: str) -> Any:
-    node: Any = resolved
-    for key in option.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
-    return node

@@ -93,6 +93,10 @@ def test_no_reduction_has_one_identity_and_others_one_each(tmp_path: Path) -> No
         ("model.schedule.keep_ratio=0.01", "cannot be reached"),
         ("model.meter.image_size=65", "not a multiple of patch_size"),
         ("trainer.max_stepz=3", "max_stepz"),
+        ("trainer=3", "trainer is 3; give its options"),
+        ("data=null", "data is None; give its options"),
+        ("model.schedule=3", "model.schedule is 3; give its options"),
+        (f"model.weights={'x' * 300}", "File name too long"),
     ],
 )
 def test_a_wrong_option_is_a_problem_of_its_run(tmp_path: Path, option: str, message: str) -> None:
