@@ -11,7 +11,6 @@ from traceback import extract_tb
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
@@ -27,6 +26,7 @@ from elip.data.module import DataModule
 from elip.data.sources import sources
 from elip.data.sources.base import DataError
 from elip.model.guard import ContractError
+from elip.strict_yaml import read_mapping
 from elip.tasks import tasks
 from elip.training.checkpoints import WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
@@ -303,12 +303,9 @@ def _file_problem(file: str) -> str | None:
     if not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        return f"{path} is no configuration file (YAML): {error}"
-    if not isinstance(content, dict):
-        held = "nothing" if content is None else repr(str(content)[:60])
-        return f"{path} is no configuration file: it holds {held}, not `name: value`."
+        content = read_mapping(path)
+    except ValueError as error:
+        return f"This is no configuration file: {error}"
     if not isinstance(content.get("config"), str | None):
         return f"{path}: config is {content['config']!r}; give the path of another such file."
     return None

@@ -131,6 +131,7 @@ FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("a_word", b"hello", ("a_word.yaml",)),
     ("bad_indent", b"model:\n  task: VQA\n data: 3\n", ("bad_indent.yaml",)),
     ("tab", b"model:\n\ttask: VQA\n", ("tab.yaml",)),
+    ("twice", b"data:\n  batch_size: 3\ndata:\n  batch_size: 5\n", ("twice.yaml", "'data' stands")),
     ("no_text", bytes(range(256)), ("no_text.yaml",)),
     ("cut", b"model: {task: VQA", ("cut.yaml",)),
     ("unknown_key", b"modl:\n  task: VQA\n", ("modl", "model")),
