@@ -195,7 +195,9 @@ def test_ctrl_c_while_the_grid_is_checked_is_one_line(tmp_path: Path) -> None:
     grid = write(tmp_path, SMALL)
     slow = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
     code = (
-        "import sys; from experiments.launch import main\n"
+        "import signal, sys; from experiments.launch import main\n"
+        # Whoever starts the tests in the background has it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.exit(main([{str(grid)!r}], checker=(sys.executable, '-c', {slow!r})))"
     )
     done = subprocess.run(

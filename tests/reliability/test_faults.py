@@ -221,7 +221,8 @@ def test_matching_asks_for_one_false_image() -> None:
 def test_the_table_has_the_spread_of_the_last_count() -> None:
     one = record("ATS")
     assert one.tokens is not None
-    spread = replace(one, tokens=replace(one.tokens, entering_sd=(0.0, 1.0, 2.0)))
+    spreads = (*(0.0 for _ in one.tokens.entering[1:]), 2.0)
+    spread = replace(one, tokens=replace(one.tokens, entering_sd=spreads))
     assert (spread.row()["tokens_out_sd"], one.row()["tokens_out_sd"]) == (2.0, None)
 
 

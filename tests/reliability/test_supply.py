@@ -17,7 +17,8 @@ ROOMS = ("reducers", "elip", "experiments", "analysis", "benchmarks", "tests")
 NAMES = {"yaml": "pyyaml", "PIL": "pillow"}
 # Comes with another one by its very purpose, or is asked for by a script that says so.
 BROUGHT = {"torchvision": "timm", "packaging": "pytest", "atheris": "tests/reliability/fuzz.py",
-           "nbformat": "nbconvert", "nbclient": "nbconvert"}  # fmt: skip
+           "nbformat": "nbconvert", "nbclient": "nbconvert",
+           "huggingface_hub": "transformers"}  # fmt: skip
 
 
 def declared() -> dict[str, Requirement]:
