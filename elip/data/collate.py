@@ -13,7 +13,7 @@ from elip.data.draw import source_of_chance
 from elip.data.masking import Masking
 from elip.data.reader import SoftAnswers, Target
 from elip.data.sources.base import DataError
-from elip.data.tokenize import TextEncoder, Tokens
+from elip.data.tokenize import TextTokenizer, Tokens
 
 
 class Collator:
@@ -27,7 +27,7 @@ class Collator:
     """
 
     def __init__(
-        self, encoder: TextEncoder, masked: bool = False, seed: int = 0, num_answers: int = 0
+        self, encoder: TextTokenizer, masked: bool = False, seed: int = 0, num_answers: int = 0
     ) -> None:
         self.encoder = encoder
         self.seed = seed

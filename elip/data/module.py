@@ -21,7 +21,7 @@ from elip.data.images import find_transform
 from elip.data.loader import Loader, PlainLoader, TrainLoader
 from elip.data.sampling import Batches
 from elip.data.sources.base import DataError, Phase
-from elip.data.tokenize import TextEncoder, load_tokenizer
+from elip.data.tokenize import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,9 @@ class DataModule(LightningDataModule):
         )
 
     @cached_property
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> TextTokenizer:
         """The tokenizer at its fixed length."""
-        return TextEncoder(self.tokenizer, self.max_text_len)
+        return TextTokenizer(self.tokenizer, self.max_text_len)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

@@ -33,7 +33,7 @@ class Tokens:
     words: NDArray[np.int64]
 
 
-class TextEncoder:
+class TextTokenizer:
     """A tokenizer with a fixed length: longer texts are cut, shorter ones padded.
 
     Args:

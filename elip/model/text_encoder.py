@@ -108,7 +108,6 @@ class TextEncoder(nn.Module):
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
         self.width: int = config.hidden_size
-        self.pad_id: int = config.pad_token_id
         self.vocab_size: int = config.vocab_size
         self.transformer = AutoModel.from_config(config, add_pooling_layer=False)
 

@@ -153,8 +153,7 @@ class ExperimentCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle the run directory and the checkpoint before anything is built."""
-        if self.subcommand is None:
-            return
+        assert self.subcommand is not None
         config = self.config[self.subcommand]
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = str(Path("runs") / _config_name(config))

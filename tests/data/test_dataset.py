@@ -17,7 +17,7 @@ from elip.data.images import TRANSFORMS, ImageError
 from elip.data.masking import IGNORED
 from elip.data.reader import ArrowTable
 from elip.data.sources.base import LAYOUT, Columns, DataError
-from elip.data.tokenize import TextEncoder, wrap
+from elip.data.tokenize import TextTokenizer, wrap
 from tests.data.tiny import captions, noise, png, tokenizer, write, write_tiny
 
 TRAIN = Reading(TRANSFORMS["clip"], image_size=8, train=True)
@@ -185,7 +185,7 @@ def batch_of(examples: Examples, numbers: range, collate: Collator) -> Batch:
 def test_a_batch_of_captions(table: ArrowTable) -> None:
     needs = Needs("caption", masked=True, false_images=1, false_texts=2)
     examples = Examples([table], needs, TRAIN)
-    collate = Collator(TextEncoder(wrap(tokenizer()), 8), masked=True)
+    collate = Collator(TextTokenizer(wrap(tokenizer()), 8), masked=True)
     batch = batch_of(examples, range(18), collate)
     assert batch.images.shape == (18, 1, 3, 8, 8)
     assert batch.images.dtype == torch.uint8
@@ -212,7 +212,7 @@ def test_a_batch_of_captions(table: ArrowTable) -> None:
 
 def test_batches_of_questions_and_pairs(tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    encoder = TextEncoder(wrap(tokenizer()), 8)
+    encoder = TextTokenizer(wrap(tokenizer()), 8)
     questions = Examples(
         [ArrowTable([tmp_path / "tiny_questions.arrow"], LAYOUT["question"])],
         Needs("question"),
@@ -235,4 +235,4 @@ def test_batches_of_questions_and_pairs(tmp_path: Path) -> None:
 
 
 def test_an_empty_batch_is_none(table: ArrowTable) -> None:
-    assert Collator(TextEncoder(wrap(tokenizer()), 8))([None, None]) is None
+    assert Collator(TextTokenizer(wrap(tokenizer()), 8))([None, None]) is None

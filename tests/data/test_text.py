@@ -9,12 +9,12 @@ from tokenizers import Tokenizer, models
 
 from elip.data.masking import IGNORED, Masking
 from elip.data.sources.base import DataError
-from elip.data.tokenize import TextEncoder, load_tokenizer, wrap
+from elip.data.tokenize import TextTokenizer, load_tokenizer, wrap
 from tests.data.tiny import tokenizer, write_tiny
 
 
 def test_fixed_length(tmp_path: Path) -> None:
-    encoder = TextEncoder(load_tokenizer(write_tiny(tmp_path) / "tokenizer"), 6)
+    encoder = TextTokenizer(load_tokenizer(write_tiny(tmp_path) / "tokenizer"), 6)
     tokens = encoder(["a red ball", "a red ball is the blue snow", ""])
     assert tokens.ids.shape == (3, 6)
     assert tokens.mask.sum(axis=1).tolist() == [5, 6, 2]
@@ -24,23 +24,23 @@ def test_fixed_length(tmp_path: Path) -> None:
 
 
 def test_special_tokens_and_vocabulary() -> None:
-    encoder = TextEncoder(wrap(tokenizer()), 8)
+    encoder = TextTokenizer(wrap(tokenizer()), 8)
     assert (encoder.pad_id, encoder.cls_id, encoder.sep_id, encoder.mask_id) == (0, 2, 3, 4)
     assert encoder.vocab_size == tokenizer().get_vocab_size()
     assert encoder.whole_words
 
 
 def test_words_of_several_pieces() -> None:
-    encoder = TextEncoder(wrap(tokenizer()), 8)
+    encoder = TextTokenizer(wrap(tokenizer()), 8)
     assert encoder(["snowman 12"]).words[0].tolist() == [-1, 0, 0, 1, 1, -1, -1, -1]
 
 
 def test_what_a_tokenizer_must_have() -> None:
     bare = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(DataError, match="no pad_token, cls_token, sep_token, mask_token"):
-        TextEncoder(wrap(bare), 8)
+        TextTokenizer(wrap(bare), 8)
     with pytest.raises(DataError, match="at least 3"):
-        TextEncoder(wrap(tokenizer()), 2)
+        TextTokenizer(wrap(tokenizer()), 2)
 
 
 def test_no_such_tokenizer(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from elip.data.masking import IGNORED
 from elip.data.reader import ArrowTable, SoftAnswers
 from elip.data.sources import find_source
 from elip.data.sources.base import LAYOUT
-from elip.data.tokenize import TextEncoder, load_tokenizer
+from elip.data.tokenize import TextTokenizer, load_tokenizer
 from elip.model.meter import _PIXELS
 
 SOURCES = {"vqa": "vqav2", "snli": "snli_ve"}
@@ -263,7 +263,7 @@ def test_batches(golden: Path) -> None:
         ((kind, _),) = find_source(source).views.items()
         index = load(golden, "index_meter.json")[f"{name.partition('_')[0]}/{case['split']}"]
         tokenizer = load_tokenizer(golden / "reader" / "tokenizers" / case["tokenizer"])
-        encoder = TextEncoder(tokenizer, case["max_text_len"])
+        encoder = TextTokenizer(tokenizer, case["max_text_len"])
         table = table_of(golden, source, index["existing"])
         reading = Reading(TRANSFORMS["clip"], 32, train=False)
         examples = Examples([table], Needs(kind), reading)
@@ -304,7 +304,7 @@ def test_masking_rates(golden: Path, case: str) -> None:
         assert stats["frac_mask_token"] == pytest.approx(0.8, abs=0.015)
         assert stats["masked_special_or_pad"] == 0
     folder = "bert-tiny-uncased" if case.startswith("bert") else "roberta-tiny"
-    encoder = TextEncoder(load_tokenizer(golden / "reader" / "tokenizers" / folder), 40)
+    encoder = TextTokenizer(load_tokenizer(golden / "reader" / "tokenizers" / folder), 40)
     names = load(golden, "index_meter.json")["coco/train"]["existing"]
     examples = Examples(
         [table_of(golden, "coco", names)],

@@ -23,7 +23,7 @@ from elip.data.dataset import Examples, Reading
 from elip.data.images import TRANSFORMS, ImageError, find_transform
 from elip.data.reader import ArrowTable
 from elip.data.sources.base import LAYOUT, Columns, DataError
-from elip.data.tokenize import TextEncoder, load_tokenizer, wrap
+from elip.data.tokenize import TextTokenizer, load_tokenizer, wrap
 from tests.data.tiny import Tiny, noise, png, tokenizer, write, write_tiny
 
 SIDE = 16
@@ -187,7 +187,7 @@ TEXTS = {
 @pytest.mark.parametrize("name", TEXTS)
 def test_any_text_becomes_tokens(tmp_path: Path, name: str, masked: bool) -> None:
     table = captions(tmp_path, [png(1)] * 2, [[TEXTS[name]], ["a red ball"]])
-    encoder = TextEncoder(wrap(tokenizer()), length=12)
+    encoder = TextTokenizer(wrap(tokenizer()), length=12)
     found = examples(table)
     batch = Collator(encoder, masked)([found[0], found[1]])
     assert batch is not None
@@ -307,7 +307,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "negative answer": ("question", QUESTION | {"answer_labels": [[[-1]]]}, "answers"),
 }  # fmt: skip
 
-COLLATOR = Collator(TextEncoder(wrap(tokenizer()), length=12), num_answers=5)
+COLLATOR = Collator(TextTokenizer(wrap(tokenizer()), length=12), num_answers=5)
 
 
 def read_all(paths: list[Path], kind: str) -> int:
@@ -497,7 +497,7 @@ def test_a_tokenizer_with_a_damaged_side_file_is_named(
         if content == "lost":
             (tmp_path / name).unlink()
     with pytest.raises(DataError, match=str(tmp_path)):
-        TextEncoder(load_tokenizer(tmp_path), 8)
+        TextTokenizer(load_tokenizer(tmp_path), 8)
 
 
 def test_a_tokenizer_that_no_model_can_read_is_refused() -> None:
@@ -509,7 +509,7 @@ def test_a_tokenizer_that_no_model_can_read_is_refused() -> None:
         ({"post_processor": None}, "post_processor is missing"),
     ):
         with pytest.raises(DataError, match=message):
-            TextEncoder(wrap(Tokenizer.from_str(json.dumps(made | changed))), 8)
+            TextTokenizer(wrap(Tokenizer.from_str(json.dumps(made | changed))), 8)
 
 
 @pytest.mark.parametrize("names", [[], ["config.json"], ["vocab.txt"], ["vocab.json"]])
