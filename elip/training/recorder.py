@@ -135,7 +135,12 @@ class Recorder(Callback):
         """
         if self.command != "fit":
             return
-        differ = config_differences(state_dict["config"], self._conditions(), _NOT_RESUMED)
+        began = state_dict.get("config")
+        if began is None:
+            log.warning(
+                "An older checkpoint: its configuration, which must be this one, is not known."
+            )
+        differ = config_differences(began or self._conditions(), self._conditions(), _NOT_RESUMED)
         if differ:
             said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
             raise CheckpointError(

@@ -230,13 +230,19 @@ def test_a_run_goes_on_under_its_own_configuration_only(
     assert longer.training.steps == 4
 
 
-def test_a_run_goes_on_with_as_many_processes(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_as_many_processes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before, now = (Recorder(tmp_path, "fit", {"trainer": {}}, None) for _ in range(2))
     before._processes = 2
     with pytest.raises(CheckpointError, match="processes was 2, is 1"):
         now.load_state_dict(before.state_dict())
     now._processes = 2
     now.load_state_dict(before.state_dict())
+    older = before.state_dict()
+    del older["config"]
+    now.load_state_dict(older)
+    assert "An older checkpoint" in caplog.text
 
 
 def test_scoring_without_weights_is_warned_of_and_recorded(
