@@ -11,6 +11,7 @@ from torch import Tensor
 
 from elip.model.fusion_reduction import FusionReduction
 from elip.model.image_encoder import EncodedImage
+from elip.record import Tokens
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from elip.tasks.pretrain import Pretraining
@@ -28,6 +29,8 @@ from reducers.random import hash_uniform
 from reducers.tokens import top_indices
 from tests.analysis.synthetic import record
 from tests.contract.subjects import bound, pairs, scene, tiny
+from tests.tasks.tiny import batch_for
+from tests.training.test_predictions import experiment
 
 
 def test_images_that_are_floats_have_seeds_of_their_own() -> None:
@@ -277,5 +280,21 @@ def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -
 
 def test_the_least_that_is_allowed_is_allowed() -> None:
     assert Retrieval(false_texts=1, pairs=1).pairs == 1
+    assert Tokens(patches=9, entering=(9.0, 5.0)).entering == (9.0, 5.0)
     plan = Schedule(None, layers=(1, 2), counts=(5, 5)).plan(100, 6, "before_block")
     assert plan.keep == {1: 5, 2: 5}
+
+
+def test_the_table_has_the_precision_as_it_was_given() -> None:
+    one = record("ATS")
+    given = [replace(one, config={"trainer": {"precision": each}}) for each in ("16-mixed", None)]
+    assert [each.row()["precision"] for each in given] == ["16-mixed", None]
+
+
+@pytest.mark.parametrize("itm", [0.0, 1.0])
+def test_what_pretraining_does_not_read_is_not_trained(itm: float) -> None:
+    """Processes that train together would wait for its gradients."""
+    module = experiment(Pretraining(itm=itm), ELIP())
+    module.task.loss(module.meter, batch_for(module.task.needs)).total.backward()
+    waiting = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert waiting == []
