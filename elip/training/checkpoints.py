@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +15,17 @@ from torch import Tensor
 
 from elip.checkpoints import CheckpointError
 from elip.files import whole_file
+from elip.provenance import VOLATILE, config_differences
 from elip.weights.read import BROKEN
 
+log = logging.getLogger(__name__)
+
+# What a run may change on the way: where it runs, and how long.
+_MAY_DIFFER = (
+    *VOLATILE, "ckpt_path", "weights_only", "data.root", "data.num_workers", "trainer.accelerator",
+    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.min_steps",
+    "trainer.min_epochs", "model.compile", "model.recompute",
+)  # fmt: skip
 _SHOWN = 5
 
 
@@ -51,20 +62,62 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             CheckpointError: It is damaged, carries code, or is no checkpoint of a run.
         """
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path} carries objects beside tensors and plain values, which are not loaded. "
-                "To take only its weights: --model.weights."
-            ) from error
-        except BROKEN as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
-        if not isinstance(loaded, dict) or "state_dict" not in loaded:
-            raise CheckpointError(
-                f"{path} is no checkpoint of a run. To start from weights: --model.weights."
-            )
-        return loaded
+        return _load(path)
+
+
+def _load(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} carries objects beside tensors and plain values, which are not loaded. "
+            "To take only its weights: --model.weights."
+        ) from error
+    except BROKEN as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(loaded, dict) or "state_dict" not in loaded:
+        raise CheckpointError(
+            f"{path} is no checkpoint of a run. To start from weights: --model.weights."
+        )
+    return loaded
+
+
+def conditions(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """Return what a run must find again to go on, in plain values for its checkpoint.
+
+    Args:
+        config: The resolved configuration.
+        processes: How many there are; each has its part of an epoch.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps({**config, "processes": processes}, default=str))
+    return plain
+
+
+def check_goes_on(path: str | Path, config: Mapping[str, Any], processes: int) -> None:
+    """Hold a run that is to go on against the one that left the checkpoint.
+
+    Args:
+        path: The checkpoint; its tensors are not read.
+        config: The resolved configuration.
+        processes: How many there are.
+
+    Raises:
+        CheckpointError: It cannot be read, or more differs than the length of the run and where it
+            runs.
+    """
+    began = (_load(path, mmap=True).get("callbacks") or {}).get("Recorder", {}).get("conditions")
+    if began is None:
+        log.warning("%s does not say its run's configuration, which must be this one.", path)
+        return
+    differ = config_differences(began, conditions(config, processes), _MAY_DIFFER)
+    if differ:
+        said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
+        raise CheckpointError(
+            f"A run cannot go on under another configuration: {'; '.join(said[:_SHOWN])}"
+            + (f" ({len(said)} options in all)" if len(said) > _SHOWN else "")
+            + ". Give it its own (config.yaml in its directory; only its length may change); or "
+            "train anew from its weights, with --model.weights in place of --ckpt_path."
+        )
 
 
 def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -28,7 +28,7 @@ from elip.data.sources.base import DataError
 from elip.model.guard import ContractError
 from elip.strict_yaml import read_mapping
 from elip.tasks import tasks
-from elip.training.checkpoints import WholeCheckpoints
+from elip.training.checkpoints import WholeCheckpoints, check_goes_on
 from elip.training.directory import resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
 from elip.training.recorder import lost_process
@@ -210,6 +210,8 @@ class ExperimentCLI(LightningCLI):
             )
         if self.subcommand == "fit":
             trainer.accumulate_grad_batches = _accumulated(config, trainer.world_size)
+            if config.get("ckpt_path"):  # before the run's own files are written anew
+                check_goes_on(config.ckpt_path, self._plain_config(), trainer.world_size)
         return trainer
 
     def _trainer(self, config: Namespace, kwargs: dict[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -20,13 +19,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed import DistError
 
-from elip.checkpoints import CheckpointError
 from elip.data.batch import Batch
 from elip.examples import write_examples
 from elip.provenance import (
     VOLATILE,
     code_version,
-    config_differences,
     config_hash,
     hardware,
     package_versions,
@@ -43,19 +40,13 @@ from elip.record import (
     write_record,
 )
 from elip.summary import print_summary
+from elip.training.checkpoints import conditions
 from elip.training.costs import with_costs
 from elip.training.module import Experiment
 from elip.training.watch import KeptTokens
 
 log = logging.getLogger(__name__)
 
-# What a run may change on the way: where it runs, and how long.
-_NOT_RESUMED = (
-    *VOLATILE, "ckpt_path", "weights_only", "data.root", "data.num_workers", "trainer.accelerator",
-    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.min_steps",
-    "trainer.min_epochs", "model.compile", "model.recompute",
-)  # fmt: skip
-_SHOWN = 5
 _UNTRAINED = "Fusion and head are untrained: no weights of a run were given."
 _LOG_LINES = 40
 
@@ -107,17 +98,10 @@ class Recorder(Callback):
     def _is_untrained(self, module: Experiment) -> bool:
         return self.command != "fit" and self.ckpt_path is None and module.weights is None
 
-    def _conditions(self) -> dict[str, Any]:
-        """Return what a run must find again to go on, plain."""
-        # Each process has its part of an epoch, so their number is one of them.
-        conditions = {**self.config, "processes": self._processes}
-        plain: dict[str, Any] = json.loads(json.dumps(conditions, default=str))
-        return plain
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must not forget; Lightning saves it."""
         return {
-            "config": self._conditions(),
+            "conditions": conditions(self.config, self._processes),
             "best": self._best,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "outcomes": {name: torch.from_numpy(rows) for name, rows in self.outcomes.items()},
@@ -128,27 +112,9 @@ class Recorder(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what an interrupted training run had seen.
-
-        Raises:
-            CheckpointError: The configuration is not the one that the run began with.
-        """
+        """Go on from what an interrupted training run had seen."""
         if self.command != "fit":
             return
-        began = state_dict.get("config")
-        if began is None:
-            log.warning(
-                "An older checkpoint: its configuration, which must be this one, is not known."
-            )
-        differ = config_differences(began or self._conditions(), self._conditions(), _NOT_RESUMED)
-        if differ:
-            said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
-            raise CheckpointError(
-                f"A run cannot go on under another configuration: {'; '.join(said[:_SHOWN])}"
-                + (f" ({len(said)} options in all)" if len(said) > _SHOWN else "")
-                + ". Give it its own (config.yaml in its directory; only its length may change); "
-                "or train anew from its weights, with --model.weights in place of --ckpt_path."
-            )
         self._best = state_dict["best"]
         self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
         self.outcomes = {name: rows.numpy() for name, rows in state_dict["outcomes"].items()}

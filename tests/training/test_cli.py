@@ -19,10 +19,10 @@ from elip.data.sources.base import DataError
 from elip.examples import read_examples
 from elip.record import Record, read_record
 from elip.training import costs
+from elip.training.checkpoints import check_goes_on, conditions
 from elip.training.cli import main
 from elip.training.module import Experiment
 from elip.training.predictions import Predictions
-from elip.training.recorder import Recorder
 from elip.training.rows import ROWS_NAME
 from reducers.contract import Reducer
 from reducers.random import Random
@@ -219,10 +219,13 @@ def test_a_run_goes_on_under_its_own_configuration_only(
 ) -> None:
     fit(tmp_path / "run", data, steps=2)
     checkpoint = f"--ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    files = {name: (tmp_path / "run" / name).read_bytes() for name in ("run.json", "config.yaml")}
     with pytest.raises(SystemExit) as stop:
-        fit(tmp_path / "other", data, checkpoint, *options)
+        fit(tmp_path / "run", data, checkpoint, *options)
     assert stop.value.code == 2
     error = capsys.readouterr().err
+    for name, content in files.items():
+        assert (tmp_path / "run" / name).read_bytes() == content
     assert said in error
     assert "--model.weights in place of --ckpt_path" in error
     longer = fit(tmp_path / "longer", data, checkpoint, "--trainer.max_epochs=9", steps=4)
@@ -233,16 +236,16 @@ def test_a_run_goes_on_under_its_own_configuration_only(
 def test_a_run_goes_on_with_as_many_processes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, now = (Recorder(tmp_path, "fit", {"trainer": {}}, None) for _ in range(2))
-    before._processes = 2
+    config: dict[str, Any] = {"trainer": {"max_steps": 3}}
+    state = {"callbacks": {"Recorder": {"conditions": conditions(config, 2)}}, "state_dict": {}}
+    torch.save(state, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="processes was 2, is 1"):
-        now.load_state_dict(before.state_dict())
-    now._processes = 2
-    now.load_state_dict(before.state_dict())
-    older = before.state_dict()
-    del older["config"]
-    now.load_state_dict(older)
-    assert "An older checkpoint" in caplog.text
+        check_goes_on(tmp_path / "last.ckpt", config, 1)
+    check_goes_on(tmp_path / "last.ckpt", {"trainer": {"max_steps": 9}}, 2)
+    assert not caplog.text
+    torch.save({"state_dict": {}}, tmp_path / "older.ckpt")
+    check_goes_on(tmp_path / "older.ckpt", config, 1)
+    assert "does not say its run's configuration" in caplog.text
 
 
 def test_scoring_without_weights_is_warned_of_and_recorded(
