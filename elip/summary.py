@@ -61,7 +61,7 @@ def _tokens(record: Record) -> Text:
     tokens = record.tokens
     assert tokens is not None
     counts = " ".join(f"{count:g}" for count in tokens.entering[:-1])
-    left = f"{tokens.entering[-1]:g}" if tokens.entering else _MISSING
+    left = f"{tokens.entering[-1]:g}"
     asked = "" if tokens.keep_ratio_asked is None else f", asked {tokens.keep_ratio_asked:g}"
     return Text(
         f"Patch tokens entering each block: {counts}; leaving: {left} of {tokens.patches} "
