@@ -75,6 +75,7 @@ def test_scores_lie_in_range_beside_chance_and_do_not_depend_on_batches(
     task = built(kind(), meter)
     batch = batch_for(task.needs, count=7)
     whole, parts = task.evaluator(), task.evaluator()
+    assert (whole.keeps_rows, whole.rows) == (False, [])
     whole.update(meter, batch)
     torch.manual_seed(5)
     for rows in ([3, 6, 0], [1], [5, 2, 4]):
