@@ -12,6 +12,7 @@ import copy
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -111,7 +112,8 @@ def _files(resolved: dict[str, Any], digests: dict[str, str | None]) -> dict[str
     files: dict[str, str | None] = {}
     for option, path in given.items():
         # Image and text weights may be names on a hub: only those that are files are hashed.
-        if path is None or ("_weights" in option and not Path(path).is_file()):
+        is_file = path is not None and Path(os.path.expanduser(path)).is_file()
+        if path is None or ("_weights" in option and not is_file):
             continue
         if path not in digests:
             digests[path] = _digest(path)

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 _MAY_DIFFER = (
     *VOLATILE, "ckpt_path", "weights_only", "data.root", "data.num_workers", "trainer.accelerator",
     "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.min_steps",
-    "trainer.min_epochs", "model.compile", "model.recompute",
+    "trainer.min_epochs", "trainer.limit_test_batches", "trainer.limit_predict_batches",
+    "trainer.devices", "trainer.num_nodes", "model.compile", "model.recompute",
 )  # fmt: skip
 _SHOWN = 5
 

@@ -29,7 +29,7 @@ from elip.model.guard import ContractError
 from elip.strict_yaml import read_mapping
 from elip.tasks import tasks
 from elip.training.checkpoints import WholeCheckpoints, check_goes_on
-from elip.training.directory import resolve_checkpoint, run_directory
+from elip.training.directory import belongs_elsewhere, resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
 from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
@@ -140,7 +140,9 @@ class ExperimentCLI(LightningCLI):
         given = [str(each) for each in args] if isinstance(args, list) else sys.argv[1:]
         for option, value in zip(given, [*given[1:], ""], strict=True):
             name, equals, text = option.partition("=")
-            if name in ("-c", "--config") and (problem := _file_problem(text if equals else value)):
+            file = text if equals else value
+            is_file = name in ("-c", "--config") or file.endswith((".yaml", ".yml"))
+            if name.startswith("-") and is_file and (problem := _file_problem(file)):
                 parser.error(problem)
         super().parse_arguments(parser, args)
 
@@ -166,6 +168,8 @@ class ExperimentCLI(LightningCLI):
                 config.ckpt_path = resolve_checkpoint(asked, root)
             except (FileNotFoundError, CheckpointError) as error:
                 self.parser.error(str(error), error)
+            if self.subcommand == "fit" and (problem := belongs_elsewhere(config.ckpt_path, root)):
+                self.parser.error(problem)
         if config.get("weights_only") is False:
             self.parser.error("weights_only false would run code from a checkpoint; leave it out.")
         config.weights_only = True

@@ -35,6 +35,23 @@ def run_directory(root: Path, command: str, resumes: bool) -> Path:
     return candidate
 
 
+def belongs_elsewhere(checkpoint: str, root: Path) -> str | None:
+    """Return why a run cannot go on in a directory: another run's results lie there; else None.
+
+    Args:
+        checkpoint: The checkpoint that it goes on from.
+        root: The directory.
+    """
+    own = checkpoint_path(root, "last").parent
+    taken = (root / RECORD_NAME).exists() or own.is_dir()
+    if not taken or Path(checkpoint).resolve().parent == own.resolve():
+        return None
+    return (
+        f"{checkpoint} is of another run than the one in {root}, whose results would be lost. Set "
+        "trainer.default_root_dir to the run's own directory, or to a new one."
+    )
+
+
 def _is_requeued(run_dir: Path) -> bool:
     """Whether the cluster starts an interrupted run again, which Lightning then resumes itself."""
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":

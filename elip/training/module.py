@@ -75,6 +75,7 @@ class Experiment(LightningModule):
         self.schedule = schedule
         self.optimization = optimization
         self.weights = weights
+        self.missing: tuple[str, ...] = ()
         self.meter = Meter(meter.resolve(), reducer, schedule, vocab_size)
         self.task = task
         task.build(self.meter, num_answers)
@@ -98,7 +99,9 @@ class Experiment(LightningModule):
         if text is not None:
             log.info("%s", load_text_weights(self.meter, text))
         if weights is not None:
-            log.info("%s", load_weights(self, weights))
+            report = load_weights(self, weights)
+            self.missing = report.missing
+            log.info("%s", report)
 
     def configure_optimizers(self) -> Any:
         """Make AdamW in METER's groups and its schedule, stepped every optimiser step."""

@@ -274,6 +274,9 @@ class Recorder(Callback):
         notes = [f"{name}: {count} skipped" for name, count in skipped.items()]
         if self._is_untrained(module):
             notes.append(_UNTRAINED)
+        elif self.command != "fit" and self.ckpt_path is None and module.missing:
+            count, first = len(module.missing), module.missing[0]
+            notes.append(f"Untrained, not in the weights: {count} tensors, {first} first.")
         return Record(
             name=self.run_dir.name,
             subcommand=self.command,
@@ -321,7 +324,7 @@ class Recorder(Callback):
     def _training(self, trainer: Trainer) -> Training:
         return Training(
             steps=trainer.global_step,
-            epochs=trainer.current_epoch + 0.0,
+            epochs=_epochs(trainer),
             seconds=time.perf_counter() - self._train_start,
             images_per_second=self._images / self._step_seconds if self._step_seconds else None,
         )
@@ -335,6 +338,12 @@ def lost_process(error: BaseException) -> str | None:
     text = str(error).splitlines()[0] if str(error) else ""
     lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     return f"{LOST_PROCESS}; see what it printed last ({text})" if lost else None
+
+
+def _epochs(trainer: Trainer) -> float:
+    """Return how often the training data was gone through, parts of a pass included."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    return float(batches / trainer.num_training_batches) if trainer.num_training_batches else 0.0
 
 
 def _dataset_of(split: str, datasets: list[str]) -> str:

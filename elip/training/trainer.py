@@ -205,8 +205,10 @@ class LastCheckpoint(Checkpoint):
         self._pause = max(self._pause, _LEAST_PAUSE * (self._saved - begun))
         if wish == _STOP:
             log.warning(
-                "Stopped at step %d. Go on with: --ckpt_path last (same command, same directory).",
+                "Stopped at step %d. Go on with the same command and: --ckpt_path last "
+                "--trainer.default_root_dir %s",
                 trainer.global_step,
+                trainer.default_root_dir,
             )
             raise KeyboardInterrupt
 

@@ -158,6 +158,7 @@ def test_fit_leaves_a_whole_record(tmp_path: Path, data: Path) -> None:
     assert record.gflops_identity.forward.probe == 0
     assert record.training is not None
     assert record.training.steps == 4
+    assert record.training.epochs == 0.8  # of 5 batches
     assert record.config["model"]["schedule"]["keep_ratio"] == 0.7
     assert (tmp_path / "run" / "config.yaml").is_file()
 
@@ -217,8 +218,12 @@ def test_a_second_run_does_not_touch_the_first(tmp_path: Path, data: Path) -> No
 def test_a_run_goes_on_under_its_own_configuration_only(
     options: list[str], said: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "taken" / "checkpoints").mkdir(parents=True)
     fit(tmp_path / "run", data, steps=2)
     checkpoint = f"--ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(SystemExit):  # in the place of another run
+        fit(tmp_path / "taken", data, checkpoint)
+    assert f"another run than the one in {tmp_path / 'taken'}" in capsys.readouterr().err
     files = {name: (tmp_path / "run" / name).read_bytes() for name in ("run.json", "config.yaml")}
     with pytest.raises(SystemExit) as stop:
         fit(tmp_path / "run", data, checkpoint, *options)
@@ -257,6 +262,10 @@ def test_scoring_without_weights_is_warned_of_and_recorded(
     fit(tmp_path / "run", data, steps=2)
     main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data), "--ckpt_path=last"])
     assert read_record(tmp_path / "run" / "test-2").notes == ()
+    weights = f"--model.weights={tmp_path / 'run'}"
+    main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data), weights, "--model.task=VQA"])
+    (note,) = read_record(tmp_path / "run" / "test-3").notes
+    assert "Untrained, not in the weights: 6 tensors, task.classifier.0." in note
 
 
 def test_there_must_be_something_to_score(
