@@ -108,7 +108,7 @@ def holder(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Identity:
+class CellIdentity:
     """Which run of which grid a folder holds.
 
     Attributes:
@@ -128,10 +128,10 @@ class Identity:
     labels: dict[str, str]
 
 
-_IDENTITY = TypeAdapter(Identity)
+_IDENTITY = TypeAdapter(CellIdentity)
 
 
-def read_identity(folder: Path) -> Identity:
+def read_identity(folder: Path) -> CellIdentity:
     """Read a run's ``cell.json``.
 
     Raises:
@@ -182,7 +182,7 @@ def prepare(cell: Cell, grid: str) -> Attempt:
     clear(cell)
     with whole_file(cell.folder / "cell.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(cell.config, sort_keys=False), encoding="utf-8")
-    identity = Identity(
+    identity = CellIdentity(
         grid, cell.stage.name, cell.name, cell.id, cell.parent.id if cell.parent else None,
         cell.labels,
     )  # fmt: skip

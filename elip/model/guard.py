@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import get_args
 
 import torch
@@ -23,6 +24,23 @@ class ContractError(ValueError):
     """A reducer breaks its contract; the message names it and says how."""
 
 
+def refuse_namesake(kind: type, known: Mapping[str, type]) -> None:
+    """Hold a class of somebody else's to a name of its own.
+
+    Args:
+        kind: The class.
+        known: Ours of its sort, by name.
+
+    Raises:
+        ContractError: It goes by the name of another.
+    """
+    if known.get(kind.__name__, kind).__module__ != kind.__module__:
+        raise ContractError(
+            f"{kind.__name__} of {kind.__module__} has the name of a built-in class, for which "
+            "records and reports would take it. Give it another name."
+        )
+
+
 def declared(reducer: Reducer) -> None:
     """Hold a reducer to what it may say of itself.
 
@@ -30,13 +48,8 @@ def declared(reducer: Reducer) -> None:
         ContractError: It acts at no known place, needs a signal that there is none of, cannot be
             called with what reducers are handed, or goes by the name of another on the shelf.
     """
-    method, name = type(reducer), type(reducer).__name__
-    places, signals = get_args(Acts), get_args(Signal)
-    if shelf().get(name, method).__module__ != method.__module__:
-        raise ContractError(
-            f"Reducer {name} of {method.__module__} has the name of one on the shelf, for which "
-            "records and reports would take it. Give the class another name."
-        )
+    name, places, signals = type(reducer).__name__, get_args(Acts), get_args(Signal)
+    refuse_namesake(type(reducer), shelf())
     if not hasattr(reducer, "_forward_hooks"):
         raise ContractError(f"Reducer {name}: its __init__ must call super().__init__() first.")
     try:

@@ -29,7 +29,7 @@ from elip.model.guard import ContractError
 from elip.strict_yaml import read_mapping
 from elip.tasks import tasks
 from elip.training.checkpoints import WholeCheckpoints, check_goes_on
-from elip.training.directory import belongs_elsewhere, resolve_checkpoint, run_directory
+from elip.training.directory import refuse_another, resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
 from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
@@ -166,10 +166,10 @@ class ExperimentCLI(LightningCLI):
         if asked is not None:
             try:
                 config.ckpt_path = resolve_checkpoint(asked, root)
+                if self.subcommand == "fit":
+                    refuse_another(config.ckpt_path, root)
             except (FileNotFoundError, CheckpointError) as error:
                 self.parser.error(str(error), error)
-            if self.subcommand == "fit" and (problem := belongs_elsewhere(config.ckpt_path, root)):
-                self.parser.error(problem)
         if config.get("weights_only") is False:
             self.parser.error("weights_only false would run code from a checkpoint; leave it out.")
         config.weights_only = True
@@ -258,7 +258,7 @@ def _check_options(config: Namespace, command: str) -> None:
             "trainer.overfit_batches would draw other examples in each epoch; to train on a few, "
             "give data.train_limit, how many."
         )
-    used = {"fit": "train"}.get(command, "val" if command == "validate" else command)
+    used = {"fit": "train", "validate": "val"}.get(command, command)
     lengths = [f"limit_{used}_batches", *(("max_steps", "max_epochs") if command == "fit" else ())]
     for name in lengths:
         if trainer[name] in (0, 0.0):

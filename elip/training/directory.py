@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from elip.checkpoints import checkpoint_in, checkpoint_path, first_whole
+from elip.checkpoints import CheckpointError, checkpoint_in, checkpoint_path, first_whole
 from elip.record import RECORD_NAME, RecordError, read_record
 
 
@@ -35,21 +35,23 @@ def run_directory(root: Path, command: str, resumes: bool) -> Path:
     return candidate
 
 
-def belongs_elsewhere(checkpoint: str, root: Path) -> str | None:
-    """Return why a run cannot go on in a directory: another run's results lie there; else None.
+def refuse_another(checkpoint: str, root: Path) -> None:
+    """Hold a run that is to go on to a directory that is its own, or new.
 
     Args:
         checkpoint: The checkpoint that it goes on from.
         root: The directory.
+
+    Raises:
+        CheckpointError: Another run's results lie there.
     """
     own = checkpoint_path(root, "last").parent
     taken = (root / RECORD_NAME).exists() or own.is_dir()
-    if not taken or Path(checkpoint).resolve().parent == own.resolve():
-        return None
-    return (
-        f"{checkpoint} is of another run than the one in {root}, whose results would be lost. Set "
-        "trainer.default_root_dir to the run's own directory, or to a new one."
-    )
+    if taken and Path(checkpoint).resolve().parent != own.resolve():
+        raise CheckpointError(
+            f"{checkpoint} is of another run than the one in {root}, whose results would be lost. "
+            "Set trainer.default_root_dir to the run's own directory, or to a new one."
+        )
 
 
 def _is_requeued(run_dir: Path) -> bool:

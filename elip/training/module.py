@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from elip.data.batch import Batch
 from elip.model.config import MeterConfig
+from elip.model.guard import refuse_namesake
 from elip.model.meter import Meter
 from elip.schedule import Schedule
 from elip.tasks import tasks
@@ -66,12 +67,7 @@ class Experiment(LightningModule):
         num_answers: int = 0,
     ) -> None:
         super().__init__()
-        name, place = type(task).__name__, type(task).__module__
-        if tasks().get(name, type(task)).__module__ != place:
-            raise ValueError(
-                f"Task {name} of {place} has the name of a built-in one, for which records and "
-                "reports would take it. Give the class another name."
-            )
+        refuse_namesake(type(task), tasks())
         self.schedule = schedule
         self.optimization = optimization
         self.weights = weights
