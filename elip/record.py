@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,6 +250,38 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """A part of a training run that was done under other options, before it was continued.
+
+    Attributes:
+        steps: How many optimiser steps were done when they changed.
+        options: The options as they were until then, by dotted name.
+    """
+
+    steps: int
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How weights were made. A checkpoint carries it, so that no run has to be sought by its place.
+
+    Attributes:
+        config: The resolved configuration of the training run that left them.
+        inputs: What that run read; see `Record`.
+        earlier: Options that changed on its way.
+        processes: How many it had; each takes its part of an epoch.
+        origin: How the weights were made that it began from; None where that is not known.
+    """
+
+    config: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    earlier: tuple[Earlier, ...] = ()
+    processes: int = 1
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """Everything that is known of one run. What is not known is None, never 0.
 
@@ -277,6 +309,11 @@ class Record:
         peak_gpu_memory_bytes: Highest GPU memory that torch held in tensors.
         training: What training took.
         parent: Where the weights came from: a checkpoint, a run, or None for random ones.
+        inputs: Digests of what the run read, as far as it lies on this machine: ``data`` (the
+            examples), ``tokenizer``, ``answers``, ``code`` of classes that are not of this
+            project, and files by option (``ckpt_path``, ``model.weights``).
+        origin: How the weights were made; None for random ones, or where their file does not say.
+        earlier: Options that changed when a training run was continued; part of its identity.
         error: Error message of a failed run.
         log_tail: Last lines of its log.
         notes: Whatever a reader of the numbers should know: skipped data, missing measurements.
@@ -309,6 +346,9 @@ class Record:
     peak_gpu_memory_bytes: int | None = None
     training: Training | None = None
     parent: str | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    origin: Origin | None = None
+    earlier: tuple[Earlier, ...] = ()
     error: str | None = None
     log_tail: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -395,6 +435,21 @@ def _megabytes(count: int | None) -> float | None:
 
 
 _ADAPTER = TypeAdapter(Record)
+_ORIGIN = TypeAdapter(Origin)
+
+
+def origin_as_json(origin: Origin) -> str:
+    """Return an origin as text, for a checkpoint or the header of a weights file."""
+    return json.dumps(asdict(origin), default=str)
+
+
+def origin_from_json(text: str) -> Origin:
+    """Return the origin that `origin_as_json` wrote.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return _ORIGIN.validate_json(text)
 
 
 def write_record(record: Record, folder: Path | str) -> Path:

@@ -95,14 +95,22 @@ class Catalog:
 
         Numbers that occur in neither are "unknown".
         """
-        source = self.sources[0]
-        known = self._answer_file(source, _view(source, "question"))
+        known = self.listed_answers()
         if known:
-            return tuple(known)
+            return known
         words: dict[int, str] = {}
         for table in self.tables("question", "train").values():
             words |= table.answer_words()
         return tuple(words.get(number, "unknown") for number in range(self.num_answers()))
+
+    def listed_answers(self) -> tuple[str, ...]:
+        """Return the answers by number that stand in an answer file; none where there is none."""
+        for source in self.sources:
+            view = source.views.get("question")
+            known = self._answer_file(source, view) if view is not None else []
+            if known:
+                return tuple(known)
+        return ()
 
     def _answer_file(self, source: Source, view: View) -> list[str]:
         path = source.beside(self.root, view.answer_file) if view.answer_file else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from dataclasses import replace
@@ -170,6 +172,27 @@ class DataModule(LightningDataModule):
         for name in self.eval_names(stage or "validate"):
             self.eval_examples(stage or "validate", name)
 
+    def digests(self, stage: str, needs: Needs) -> dict[str, str]:
+        """Return digests of what a stage reads: ``data``, ``tokenizer``, and ``answers`` if listed.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+            needs: What the task asks of the data.
+        """
+        self.prepare_data()
+        phases: list[Phase] = ["train", "val"] if stage == "fit" else [_PHASES[stage]]
+        data = {
+            f"{phase} {name}": table.digest()
+            for phase in phases
+            for name, table in self.catalog.tables(needs.kind, phase).items()
+        }
+        answers = self.catalog.listed_answers()
+        return {
+            "data": _digest(json.dumps(data)),
+            "tokenizer": _digest(self.tokenizer.backend_tokenizer.to_str()),
+            **({"answers": _digest(json.dumps(answers))} if answers else {}),
+        }
+
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the training examples of all datasets."""
         examples = self.train_examples()
@@ -269,3 +292,7 @@ class DataModule(LightningDataModule):
         if self.trainer is None:
             return 0
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

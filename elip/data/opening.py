@@ -46,9 +46,8 @@ def check_batch(batch: pa.RecordBatch, columns: Columns, path: Path, start: int)
     Raises:
         DataError: At the first thing that is wrong, with file and row.
     """
-    beside = (columns.target, columns.scores, columns.answers, columns.keys)
-    optional = [name for name in beside if name is not None]
-    wanted = [*columns.images, columns.texts, *optional]
+    wanted = columns.names
+    optional = wanted[len(columns.images) + 1 :]
     names = batch.schema.names
     missing = [name for name in wanted if name not in names]
     if missing:

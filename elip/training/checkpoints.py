@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ from torch import Tensor
 
 from elip.checkpoints import CheckpointError
 from elip.files import whole_file
+from elip.inputs import read_origin
+from elip.model.config import MeterConfig, Sizes
 from elip.provenance import VOLATILE, config_differences
+from elip.record import Earlier, Origin
 from elip.weights.read import BROKEN
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,12 @@ _MAY_DIFFER = (
     "trainer.min_epochs", "trainer.limit_test_batches", "trainer.limit_predict_batches",
     "trainer.devices", "trainer.num_nodes", "model.compile", "model.recompute",
 )  # fmt: skip
+_OPTIONS = {"tokenizer": "data.tokenizer"}  # of inputs that are not named as their option
+_LENGTH = ("max_steps", "max_epochs")
 _SHOWN = 5
+# Encoders that are built from sizes of the configuration; and those that a name fully tells.
+_OF_SIZES = {"vit", "roberta", "bert"}
+_NAMED_TEXT = {"roberta", "bert", "roberta-base", "roberta-large", "bert-base-uncased"}
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -83,42 +90,119 @@ def _load(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     return loaded
 
 
-def conditions(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """Return what a run must find again to go on, in plain values for its checkpoint.
+def earlier_parts(path: str | Path, config: Mapping[str, Any]) -> tuple[Earlier, ...]:
+    """Return what a run that goes on has done under another length, which set its learning rate.
 
     Args:
-        config: The resolved configuration.
-        processes: How many there are; each has its part of an epoch.
+        path: The checkpoint that it goes on from; its tensors are not read.
+        config: The resolved configuration that it goes on under.
     """
-    plain: dict[str, Any] = json.loads(json.dumps({**config, "processes": processes}, default=str))
-    return plain
+    began = read_origin(path)
+    if began is None:
+        return ()
+    then, now = (each.get("trainer") or {} for each in (began.config, config))
+    changed = {f"trainer.{name}": then.get(name) for name in _LENGTH if then.get(name) != now[name]}
+    steps = int(_load(path, mmap=True).get("global_step", 0))
+    return (*began.earlier, *([Earlier(steps, changed)] if changed and steps else []))
 
 
-def check_goes_on(path: str | Path, config: Mapping[str, Any], processes: int) -> None:
+def check_goes_on(path: str | Path, own: Origin) -> None:
     """Hold a run that is to go on against the one that left the checkpoint.
 
     Args:
         path: The checkpoint; its tensors are not read.
-        config: The resolved configuration.
-        processes: How many there are.
+        own: What the run goes on with.
 
     Raises:
         CheckpointError: It cannot be read, or more differs than the length of the run and where it
             runs.
     """
-    began = (_load(path, mmap=True).get("callbacks") or {}).get("Recorder", {}).get("conditions")
+    _load(path, mmap=True)
+    began = read_origin(path)
     if began is None:
         log.warning("%s does not say its run's configuration, which must be this one.", path)
         return
-    differ = config_differences(began, conditions(config, processes), _MAY_DIFFER)
-    if differ:
-        said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
+    # Where a file lies does not matter if what it holds is known.
+    known = began.inputs.keys() & own.inputs.keys()
+    files = [_OPTIONS.get(name, name) for name in known]
+    may = (*_MAY_DIFFER, *(option for option in files if "." in option))
+    differ = config_differences(began.config, own.config, may)
+    said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
+    said += [f"{_content(name)} has changed" for name in _changed(began.inputs, own.inputs)]
+    if began.processes != own.processes:
+        said.append(f"processes were {began.processes}, are {own.processes}")
+    if said:
         raise CheckpointError(
             f"A run cannot go on under another configuration: {'; '.join(said[:_SHOWN])}"
-            + (f" ({len(said)} options in all)" if len(said) > _SHOWN else "")
+            + (f" ({len(said)} differences in all)" if len(said) > _SHOWN else "")
             + ". Give it its own (config.yaml in its directory; only its length may change); or "
             "train anew from its weights, with --model.weights in place of --ckpt_path."
         )
+
+
+def check_same_model(path: str | Path, own: Origin, whole: bool) -> None:
+    """Hold the weights that a run begins from against what their tensors do not tell.
+
+    Numbers of heads, the normalisation of pixels, the tokenizer and the order of answers leave no
+    trace in shapes.
+
+    Args:
+        path: The checkpoint or weights file; one that does not say how it was made is let pass.
+        own: The run's configuration and inputs.
+        whole: Whether it is taken as it is, task and all (``--ckpt_path``).
+
+    Raises:
+        CheckpointError: They were trained as another model; the message says in what.
+    """
+    made = read_origin(path)
+    if made is None:
+        return
+    was, now = (MeterConfig(**(each.config["model"].get("meter") or {})) for each in (made, own))
+    said = [
+        f"model.meter.{name} was {one}, is {two}"
+        for name, one, two in _told_apart(was.resolve(), now.resolve())
+    ]
+    said += [
+        f"{_content(name)} changed"
+        for name in _changed(made.inputs, own.inputs)
+        if name in ("tokenizer", "answers")
+    ]
+    tasks = [_class_of(each.config["model"].get("task")) for each in (made, own)]
+    if whole and tasks[0] != tasks[1]:
+        said.append(f"model.task was {tasks[0]}, is {tasks[1]}")
+    if said:
+        raise CheckpointError(
+            f"{path} was trained as another model, though its tensors fit: {'; '.join(said)}. Use "
+            "what it was trained with (its config.yaml)."
+        )
+
+
+def _told_apart(was: Sizes, now: Sizes) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the sizes that differ and that no tensor's shape tells."""
+    own = {"image_heads": "image_encoder", "text_heads": "text_encoder"}
+    for name in ("image_encoder", "image_heads", "text_encoder", "text_heads", "fusion_heads",
+                 "pixels"):  # fmt: skip
+        one, two = getattr(was, name), getattr(now, name)
+        named = own.get(name)  # an encoder by name, or from a folder, brings its own heads
+        if named and getattr(now, named) not in _OF_SIZES:
+            continue
+        if name == "text_encoder" and {one, two} - _NAMED_TEXT:  # folders move
+            continue
+        if one != two:
+            yield name, one, two
+
+
+def _class_of(given: Any) -> Any:
+    return given.get("class_path") if isinstance(given, dict) else given
+
+
+def _changed(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in was.keys() & now.keys() if was[name] != now[name])
+
+
+def _content(name: str) -> str:
+    """Return in words what an input is (see `elip.inputs`)."""
+    return f"the file of {name}" if "." in name or name == "ckpt_path" else f"the {name}"
 
 
 def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

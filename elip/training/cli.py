@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import extract_tb
@@ -25,10 +26,17 @@ from elip.checkpoints import CheckpointError
 from elip.data.module import DataModule
 from elip.data.sources import sources
 from elip.data.sources.base import DataError
+from elip.inputs import input_files, read_origin, run_inputs
 from elip.model.guard import ContractError
+from elip.record import Origin
 from elip.strict_yaml import read_mapping
 from elip.tasks import tasks
-from elip.training.checkpoints import WholeCheckpoints, check_goes_on
+from elip.training.checkpoints import (
+    WholeCheckpoints,
+    check_goes_on,
+    check_same_model,
+    earlier_parts,
+)
 from elip.training.directory import refuse_another, resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
 from elip.training.recorder import lost_process
@@ -93,7 +101,7 @@ def _words(message: str) -> Iterable[str]:
     quotes = r"'([\w.\-]+)'|\"([\w.\-]+)\"|: ([\w.\-]+)$|path string: (\S+)"
     for quoted in re.findall(quotes, message):
         yield from (word.removeprefix("--") for word in quoted if word)
-    yield from re.findall(r"--([\w.]+)", message)
+    yield from re.findall(r"--([\w.]*\w)", message)
 
 
 class ExperimentCLI(LightningCLI):
@@ -191,14 +199,15 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if config.trainer.logger is not False:
-            own = build_loggers(self.run_dir, self.subcommand)
+            loggers = build_loggers(self.run_dir, self.subcommand)
             given = self._get(self.config_init, "trainer").logger
             if given not in (None, True):  # in place of TensorBoard; the CSV log is every run's
-                own = [own[0], *(given if isinstance(given, list) else [given])]
-            kwargs["logger"] = own
+                loggers = [loggers[0], *(given if isinstance(given, list) else [given])]
+            kwargs["logger"] = loggers
         _check_options(config, self.subcommand)
+        own = self._own(config)
         try:
-            trainer = self._trainer(config, kwargs)
+            trainer = self._trainer(config, kwargs, own)
         except (MisconfigurationException, TypeError) as error:
             asked = f"accelerator {config.trainer.accelerator}, devices {config.trainer.devices}"
             raise ValueError(f"The trainer cannot be built ({asked}): {error}") from error
@@ -215,12 +224,32 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand == "fit":
             trainer.accumulate_grad_batches = _accumulated(config, trainer.world_size)
             if config.get("ckpt_path"):  # before the run's own files are written anew
-                check_goes_on(config.ckpt_path, self._plain_config(), trainer.world_size)
+                check_goes_on(config.ckpt_path, replace(own, processes=trainer.world_size))
         return trainer
 
-    def _trainer(self, config: Namespace, kwargs: dict[str, Any]) -> Any:
+    def _own(self, config: Namespace) -> Origin:
+        """Return what the run is: configuration, inputs, how the weights it begins from were made.
+
+        Raises:
+            CheckpointError: They were made for another model.
+        """
+        command, plain = str(self.subcommand), self._plain_config()
+        model, goes_on = self.model, command == "fit" and bool(config.get("ckpt_path"))
+        own = Origin(
+            plain,
+            run_inputs(command, plain, model.task, model.meter.reducer, self.datamodule),
+            earlier_parts(config.ckpt_path, plain) if goes_on else (),
+        )
+        files = input_files(command, plain)
+        for option in ("model.weights", "ckpt_path"):  # the latter goes over the former
+            if option in files:
+                check_same_model(files[option], own, whole=option == "ckpt_path")
+                own = replace(own, origin=read_origin(files[option]))
+        return own
+
+    def _trainer(self, config: Namespace, kwargs: dict[str, Any], own: Origin) -> Any:
         self.trainer_defaults["callbacks"] = build_callbacks(
-            self.run_dir, str(self.subcommand), self._plain_config(), config.get("ckpt_path")
+            self.run_dir, str(self.subcommand), own, config.get("ckpt_path")
         )
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):

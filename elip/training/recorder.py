@@ -31,16 +31,18 @@ from elip.provenance import (
 )
 from elip.record import (
     Evaluation,
+    Origin,
     Record,
     RecordError,
     Status,
     Tokens,
     Training,
+    origin_as_json,
+    origin_from_json,
     read_record,
     write_record,
 )
 from elip.summary import print_summary
-from elip.training.checkpoints import conditions
 from elip.training.costs import with_costs
 from elip.training.module import Experiment
 from elip.training.watch import KeptTokens
@@ -57,16 +59,15 @@ class Recorder(Callback):
     Args:
         run_dir: Where it goes.
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        config: The resolved configuration.
+        own: Resolved configuration, inputs, and how the weights were made that it begins from.
         ckpt_path: The checkpoint that is resumed or scored.
     """
 
-    def __init__(
-        self, run_dir: Path, command: str, config: dict[str, Any], ckpt_path: str | None
-    ) -> None:
+    def __init__(self, run_dir: Path, command: str, own: Origin, ckpt_path: str | None) -> None:
         self.run_dir = run_dir
         self.command = command
-        self.config = config
+        self.own = own
+        self.config = own.config
         self.ckpt_path = ckpt_path
         self.started = _now()
         self.written = False
@@ -82,13 +83,12 @@ class Recorder(Callback):
         self._images = 0
         self._step_seconds = 0.0
         self._step_start: float | None = None
-        self._processes = 1
         self._log = _Tail()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start listening to the log and to the reducer."""
         assert isinstance(pl_module, Experiment)
-        self._processes = trainer.world_size
+        self.own = replace(self.own, processes=trainer.world_size)
         if self._is_untrained(pl_module):
             log.warning("%s Give --ckpt_path or --model.weights.", _UNTRAINED)
         self._kept = KeptTokens(pl_module.meter.reducer, pl_module.meter.plan)
@@ -101,7 +101,7 @@ class Recorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must not forget; Lightning saves it."""
         return {
-            "conditions": conditions(self.config, self._processes),
+            "origin": origin_as_json(self.own),
             "best": self._best,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "outcomes": {name: torch.from_numpy(rows) for name, rows in self.outcomes.items()},
@@ -115,6 +115,8 @@ class Recorder(Callback):
         """Go on from what an interrupted training run had seen."""
         if self.command != "fit":
             return
+        if self.ckpt_path is None:  # a cluster's requeued job, which goes on by itself
+            self.own = replace(self.own, earlier=origin_from_json(state_dict["origin"]).earlier)
         self._best = state_dict["best"]
         self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
         self.outcomes = {name: rows.numpy() for name, rows in state_dict["outcomes"].items()}
@@ -152,8 +154,8 @@ class Recorder(Callback):
         self._see(trainer, batch, "test", loader)
 
     def _see(self, trainer: Trainer, batch: Batch, stage: str, loader: int) -> None:
-        self._sample = self._sample or batch
         if not trainer.sanity_checking:
+            self._sample = self._sample or batch
             name = trainer.datamodule.eval_names(stage)[loader]  # type: ignore[attr-defined]
             self._counts[name] = self._counts.get(name, 0) + len(batch)
 
@@ -277,6 +279,9 @@ class Recorder(Callback):
         elif self.command != "fit" and self.ckpt_path is None and module.missing:
             count, first = len(module.missing), module.missing[0]
             notes.append(f"Untrained, not in the weights: {count} tensors, {first} first.")
+        for part in self.own.earlier:
+            was = ", ".join(f"{name} {value}" for name, value in part.options.items())
+            notes.append(f"Its first {part.steps} steps were taken under {was}.")
         return Record(
             name=self.run_dir.name,
             subcommand=self.command,
@@ -284,7 +289,7 @@ class Recorder(Callback):
             started=self.started,
             ended=_now(),
             config=self.config,
-            config_hash=config_hash(self.config, self._volatile()),
+            config_hash=config_hash(self._identity(), self._volatile()),
             code=code_version(),
             packages=package_versions(),
             hardware=hardware(),
@@ -304,6 +309,9 @@ class Recorder(Callback):
             ),
             training=self._training(trainer) if self.command == "fit" else None,
             parent=module.weights if self.command == "fit" else self.ckpt_path or module.weights,
+            inputs=self.own.inputs,
+            origin=self.own.origin,
+            earlier=self.own.earlier,
             error=error,
             log_tail=tuple(self._log.lines),
             notes=tuple(notes),
@@ -316,6 +324,10 @@ class Recorder(Callback):
         except RecordError:
             return False
         return found.status == "failed" and found.ended >= self.started
+
+    def _identity(self) -> dict[str, Any]:
+        earlier = {"earlier": [asdict(part) for part in self.own.earlier]}
+        return {**self.config, **(earlier if self.own.earlier else {})}
 
     def _volatile(self) -> tuple[str, ...]:
         """Return what is no part of the run's identity: also where a training run was resumed."""

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from elip.checkpoints import FOLDER, checkpoint_path
 from elip.files import remove_remains, set_aside
+from elip.record import Origin
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
 from elip.training.rows import AnswerRows
@@ -79,20 +80,21 @@ def build_loggers(run_dir: Path, command: str) -> list[Logger]:
 
 
 def build_callbacks(
-    run_dir: Path, command: str, config: dict[str, Any], ckpt_path: str | None
+    run_dir: Path, command: str, own: Origin, ckpt_path: str | None
 ) -> list[Callback]:
     """Return the callbacks of every run.
 
     Args:
         run_dir: The run directory.
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        config: The resolved configuration, plain.
+        own: Resolved configuration, inputs, and how the weights were made that it begins from.
         ckpt_path: The checkpoint that is resumed or scored.
     """
     callbacks: list[Callback] = [
-        Recorder(run_dir, command, config, ckpt_path),
+        Recorder(run_dir, command, own, ckpt_path),
         ContractGuard(),
     ]
+    config = own.config
     given = str(config["trainer"].get("callbacks"))
     if config["trainer"]["enable_progress_bar"] is not False and "ProgressBar" not in given:
         callbacks.append(RichProgressBar(leave=False))

@@ -16,7 +16,8 @@ import torch
 from elip.arguments import output_file
 from elip.checkpoints import checkpoint_in
 from elip.files import whole_file
-from elip.record import RECORD_NAME, read_record
+from elip.inputs import read_origin
+from elip.record import RECORD_NAME, origin_as_json, read_record
 from elip.weights.read import read_state
 
 
@@ -62,6 +63,9 @@ def export(run: Path, out: Path, half: bool = False) -> None:
         "config_hash": record.config_hash,
         "code": record.code.commit or record.code.version,
     }
+    origin = read_origin(checkpoint_in(run))
+    if origin is not None:
+        about["origin"] = origin_as_json(origin)
     with whole_file(out) as temporary:
         # Not by `save_file`, which lets nobody but its writer read the file.
         temporary.write_bytes(safetensors.torch.save(state, metadata=about))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -167,3 +168,38 @@ def test_shards_in_numeric_order_and_missing_ones(tmp_path: Path) -> None:
         assert [path.name for path in found] == expected
     with pytest.raises(MissingFilesError, match=r"no c\*.arrow in .*elip.data.convert tiny"):
         source.paths(root, ("tiny_val.arrow", "c*.arrow"))
+
+
+def test_a_digest_stands_for_what_is_read(tmp_path: Path) -> None:
+    rows = 100
+    base = {
+        "image": [png(row) for row in range(rows)],
+        "caption": [[f"text {row:3}"] for row in range(rows)],
+        "image_id": [str(row) for row in range(rows)],
+        "split": ["train"] * rows,
+    }
+
+    def digest(name: str, **changed: Any) -> str:
+        path = tmp_path / name
+        write(path, {**base, **changed})
+        return ArrowTable([path], LAYOUT["caption"]).digest()
+
+    same = digest("one.arrow")
+    assert digest("two.arrow") == same
+    assert digest("other column.arrow", split=["val"] * rows) == same
+    one_text = [*base["caption"][:50], ["text  5O"], *base["caption"][51:]]
+    one_image = [png(1), *base["image"][1:]]
+    one_length = [*base["image"][:50], base["image"][50] + b"0", *base["image"][51:]]
+    others = [
+        digest("text.arrow", caption=one_text),
+        digest("first image.arrow", image=one_image),
+        digest("length of an image.arrow", image=one_length),
+        digest("key.arrow", image_id=["x", *base["image_id"][1:]]),
+        digest("fewer.arrow", **{name: values[:-1] for name, values in base.items()}),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_a_digest_of_no_rows(tmp_path: Path) -> None:
+    write(tmp_path / "none.arrow", {"image": [], "caption": [], "image_id": []})
+    assert len(ArrowTable([tmp_path / "none.arrow"], LAYOUT["caption"]).digest()) == 64

@@ -17,9 +17,9 @@ from elip.data.dataset import Examples
 from elip.data.module import DataModule
 from elip.data.sources.base import DataError
 from elip.examples import read_examples
-from elip.record import Record, read_record
+from elip.record import Earlier, Origin, Record, origin_as_json, read_record
 from elip.training import costs
-from elip.training.checkpoints import check_goes_on, conditions
+from elip.training.checkpoints import check_goes_on, check_same_model, earlier_parts
 from elip.training.cli import main
 from elip.training.module import Experiment
 from elip.training.predictions import Predictions
@@ -233,24 +233,119 @@ def test_a_run_goes_on_under_its_own_configuration_only(
         assert (tmp_path / "run" / name).read_bytes() == content
     assert said in error
     assert "--model.weights in place of --ckpt_path" in error
+    assert "'ckpt_path.'" not in error
     longer = fit(tmp_path / "longer", data, checkpoint, "--trainer.max_epochs=9", steps=4)
     assert longer.training is not None
     assert longer.training.steps == 4
+
+
+def checkpoint_of(origin: Origin, path: Path) -> Path:
+    """Write a checkpoint without tensors that says how it was made."""
+    recorder = {"origin": origin_as_json(origin)}
+    torch.save({"callbacks": {"Recorder": recorder}, "global_step": 7, "state_dict": {}}, path)
+    return path
 
 
 def test_a_run_goes_on_with_as_many_processes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config: dict[str, Any] = {"trainer": {"max_steps": 3}}
-    state = {"callbacks": {"Recorder": {"conditions": conditions(config, 2)}}, "state_dict": {}}
-    torch.save(state, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="processes was 2, is 1"):
-        check_goes_on(tmp_path / "last.ckpt", config, 1)
-    check_goes_on(tmp_path / "last.ckpt", {"trainer": {"max_steps": 9}}, 2)
+    last = checkpoint_of(Origin(config, processes=2), tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="processes were 2, are 1"):
+        check_goes_on(last, Origin(config))
+    check_goes_on(last, Origin({"trainer": {"max_steps": 9}}, processes=2))
     assert not caplog.text
     torch.save({"state_dict": {}}, tmp_path / "older.ckpt")
-    check_goes_on(tmp_path / "older.ckpt", config, 1)
+    check_goes_on(tmp_path / "older.ckpt", Origin(config))
     assert "does not say its run's configuration" in caplog.text
+
+
+def test_a_run_goes_on_with_the_files_it_had_wherever_they_lie(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"model": {"image_weights": "a.pt"}, "data": {"tokenizer": "t"}}
+    moved: dict[str, Any] = {"model": {"image_weights": "/b/a.pt"}, "data": {"tokenizer": "u"}}
+    inputs = {"model.image_weights": "1", "tokenizer": "2", "data": "3", "code of Mine": "4"}
+    last = checkpoint_of(Origin(config, inputs), tmp_path / "last.ckpt")
+    check_goes_on(last, Origin(moved, inputs))
+    with pytest.raises(CheckpointError, match=r"image_weights was a.pt, is /b/a.pt; data.tokeniz"):
+        check_goes_on(last, Origin(moved))
+    changed = dict.fromkeys(inputs, "5")
+    with pytest.raises(CheckpointError) as error:
+        check_goes_on(last, Origin(moved, changed))
+    assert (
+        "configuration: the code of Mine has changed; the data has changed; the file of "
+        "model.image_weights has changed; the tokenizer has changed." in str(error.value)
+    )
+
+
+def test_a_lengthened_run_is_no_run_that_was_as_long_from_its_start(
+    tmp_path: Path, data: Path
+) -> None:
+    short = fit(tmp_path / "run", data, steps=2)
+    longer = fit(tmp_path / "run", data, "--ckpt_path=last", steps=4)
+    longest = fit(tmp_path / "run", data, "--ckpt_path=last", steps=6)
+    parts = (Earlier(2, {"trainer.max_steps": 2}), Earlier(4, {"trainer.max_steps": 4}))
+    assert (short.earlier, longer.earlier, longest.earlier) == ((), parts[:1], parts)
+    assert "Its first 2 steps were taken under trainer.max_steps 2." in longest.notes
+    straight = fit(tmp_path / "straight", data, steps=4)
+    here = {"trainer": {**straight.config["trainer"], "default_root_dir": None}}
+    there = {"trainer": {**longer.config["trainer"], "default_root_dir": None}}
+    assert here == there
+    assert straight.earlier == ()
+    assert straight.config_hash != longer.config_hash
+
+
+def test_a_run_that_goes_on_as_it_was_has_one_part(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"trainer": {"max_steps": 9, "max_epochs": None}}
+    last = checkpoint_of(Origin(config), tmp_path / "last.ckpt")
+    assert earlier_parts(last, config) == ()
+    longer = {"trainer": {"max_steps": 9, "max_epochs": 3}}
+    assert earlier_parts(last, longer) == (Earlier(7, {"trainer.max_epochs": None}),)
+
+
+HEADS = "model.meter.fusion_heads was 2, is 4; model.meter.pixels was clip, is imagenet"
+
+
+@pytest.mark.parametrize("given", ["--ckpt_path=", "--model.weights="])
+def test_weights_of_another_model_with_tensors_alike_are_refused(
+    given: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path / "run", data, steps=2)
+    changed = ["--model.meter.fusion_heads=4", "--model.meter.pixels=imagenet"]
+    asked = [f"{given}{tmp_path / 'run'}", *few(tmp_path / "run", data)]
+    with pytest.raises(SystemExit):
+        main(["test", "--config", ELIP_YAML, *asked, *changed])
+    assert HEADS in capsys.readouterr().err
+    main(["test", "--config", ELIP_YAML, *asked])
+    record = read_record(tmp_path / "run" / "test")
+    trained = read_record(tmp_path / "run")
+    assert record.origin is not None
+    assert record.origin.config == trained.config
+    assert record.origin.inputs == trained.inputs
+
+
+def test_what_shapes_do_not_tell_of_weights(tmp_path: Path) -> None:
+    def of(task: str = "VQA", answers: str = "1", **meter: Any) -> Origin:
+        inputs = {"tokenizer": "0", "answers": answers, "data": "any"}
+        return Origin({"model": {"task": {"class_path": task}, "meter": meter}}, inputs)
+
+    def refused(own: Origin, whole: bool = True) -> str:
+        with pytest.raises(CheckpointError) as error:
+            check_same_model(path, own, whole)
+        return str(error.value)
+
+    path = checkpoint_of(of(), tmp_path / "best.ckpt")
+    check_same_model(path, of(dropout=0.5, max_text_len=9, image_size=32), whole=True)
+    check_same_model(path, of(task="NLVR2"), whole=False)
+    assert "model.task was VQA, is NLVR2" in refused(of(task="NLVR2"))
+    assert "the answers changed" in refused(of(answers="2"), whole=False)
+    assert "text_heads was 2, is 4" in refused(of(text_heads=4))
+    assert "image_heads was 2, is 4" in refused(of(image_heads=4))
+    assert "image_encoder was vit, is other" in refused(of(image_encoder="other"))
+    named = checkpoint_of(of(preset="clip16_roberta"), tmp_path / "named.ckpt")
+    moved = of(preset="clip16_roberta", text_encoder="/models/roberta", text_heads=4)
+    check_same_model(named, moved, whole=True)
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    check_same_model(tmp_path / "foreign.ckpt", of(), whole=True)
 
 
 def test_scoring_without_weights_is_warned_of_and_recorded(

@@ -54,6 +54,12 @@ class Columns:
     answers: str | None = None
     keys: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        beside = (self.target, self.scores, self.answers, self.keys)
+        return (*self.images, self.texts, *(name for name in beside if name is not None))
+
 
 LAYOUT: Mapping[Kind, Columns] = {
     "caption": Columns(("image",), "caption", keys="image_id"),

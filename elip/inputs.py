@@ -1,0 +1,118 @@
+"""What a run reads beside its configuration: digests of files and code, and its weights' origin."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+
+from elip.checkpoints import CheckpointError, checkpoint_in
+from elip.record import Origin, origin_from_json
+from elip.weights.read import BROKEN
+
+if TYPE_CHECKING:
+    from elip.data.module import DataModule
+    from elip.tasks.base import Task
+    from reducers.contract import Reducer
+
+OURS = ("elip", "reducers")
+"""Packages whose code the record's commit stands for."""
+
+
+def run_inputs(
+    command: str,
+    config: Mapping[str, Any],
+    task: Task,
+    reducer: Reducer | None,
+    data: DataModule,
+) -> dict[str, str]:
+    """Return the digests of everything that a run reads, by what it is.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        config: The resolved configuration.
+        task: The task.
+        reducer: The reducer.
+        data: The data.
+    """
+    files = {option: file_digest(path) for option, path in input_files(command, config).items()}
+    kinds = [type(task), type(reducer), *map(type, data.catalog.sources)]
+    return {**files, **data.digests(command, task.needs), **code_digests(kinds)}
+
+
+def input_files(command: str, config: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files and folders that a run starts from, by option, those that there are.
+
+    Names on a hub are none; nor is the checkpoint that a training run goes on from, which is its
+    own.
+    """
+    model = config.get("model") or {}
+    named = {
+        "model.weights": model.get("weights"),
+        "ckpt_path": None if command == "fit" else config.get("ckpt_path"),
+    }
+    found: dict[str, Path] = {}
+    for option, given in named.items():
+        if given is not None:
+            try:
+                found[option] = checkpoint_in(given)
+            except (FileNotFoundError, CheckpointError):
+                continue
+    for option in ("image_weights", "text_weights"):
+        if model.get(option) is not None:
+            found[f"model.{option}"] = Path(os.path.expanduser(model[option]))
+    encoder = (model.get("meter") or {}).get("text_encoder")
+    if encoder is not None:
+        found["model.meter.text_encoder"] = Path(os.path.expanduser(encoder), "config.json")
+    return {option: path for option, path in found.items() if path.exists()}
+
+
+def file_digest(path: Path) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a file, or of the files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) or [path]:
+        digest.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def code_digests(kinds: Iterable[type]) -> dict[str, str]:
+    """Return the digests of the files of classes that are not of this project, by class name."""
+    found = {}
+    for kind in kinds:
+        if kind.__module__.partition(".")[0] in (*OURS, "builtins"):
+            continue
+        try:
+            path = inspect.getsourcefile(kind)
+        except (TypeError, OSError):  # typed in by hand
+            path = None
+        if path is not None and Path(path).is_file():
+            found[f"code of {kind.__name__}"] = file_digest(Path(path))
+    return found
+
+
+def read_origin(path: Path | str) -> Origin | None:
+    """Return how the weights in a file were made; None where it does not say.
+
+    Args:
+        path: A checkpoint, or weights that ``python -m elip.weights`` wrote.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get("origin")
+        else:  # mapped, so that its tensors are not read
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            text = loaded["callbacks"]["Recorder"]["origin"]
+        return None if text is None else origin_from_json(text)
+    except BROKEN:  # another program's; what is wrong with it, reading the weights will say
+        return None

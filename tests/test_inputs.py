@@ -1,0 +1,94 @@
+"""What a run reads beside its configuration is told by content, never by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from elip.inputs import code_digests, file_digest, input_files, read_origin
+from elip.record import Earlier, Origin, origin_as_json
+from reducers.random import Random
+
+
+def test_files_and_folders_count_by_what_they_hold(tmp_path: Path) -> None:
+    for name, content in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name / "below").mkdir(parents=True)
+        (tmp_path / name / "below" / "weights.bin").write_text(content)
+    a, b, c = (file_digest(tmp_path / name) for name in "abc")
+    assert a == b != c
+    files = [tmp_path / name / "below" / "weights.bin" for name in "abc"]
+    assert file_digest(files[0]) == file_digest(files[1]) != file_digest(files[2])
+    (tmp_path / "b" / "below" / "weights.bin").rename(tmp_path / "b" / "below" / "renamed.bin")
+    assert file_digest(tmp_path / "b") != a
+
+
+def test_what_a_run_starts_from_is_found_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    torch.save({"state_dict": {}}, best)
+    (tmp_path / "text").mkdir()
+    model = {
+        "weights": "~/run", "text_weights": "~/text", "image_weights": "vit_base_patch16_224",
+        "meter": {"text_encoder": "roberta-base"},
+    }  # fmt: skip
+    config = {"model": model, "ckpt_path": str(best)}
+    texts = {"model.weights": best, "model.text_weights": tmp_path / "text"}
+    assert input_files("fit", config) == texts
+    assert input_files("test", config) == {**texts, "ckpt_path": best}
+    assert input_files("test", {"model": {"weights": "nowhere"}}) == {}
+
+
+def test_code_of_others_counts_and_ours_has_its_commit(tmp_path: Path) -> None:
+    def digest(text: str) -> str:
+        path = tmp_path / "own_reducer.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location("own_reducer", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["own_reducer"] = module
+        spec.loader.exec_module(module)
+        found = code_digests([module.Mine, Random, type(None)])
+        assert list(found) == ["code of Mine"]
+        return found["code of Mine"]
+
+    try:
+        assert digest("class Mine: a = 1\n") == digest("class Mine: a = 1\n")
+        assert digest("class Mine: a = 1\n") != digest("class Mine: a = 2\n")
+    finally:
+        sys.modules.pop("own_reducer", None)
+
+
+def test_an_origin_travels_in_checkpoints_and_weights_files(tmp_path: Path) -> None:
+    config = {"trainer": {"max_time": float("inf")}, "data": {"root": "a"}}
+    before = Origin({"seed_everything": 1}, {"data": "d"})
+    origin = Origin(config, {"data": "e"}, (Earlier(3, {"x": None}),), 2, before)
+    text = origin_as_json(origin)
+    torch.save({"callbacks": {"Recorder": {"origin": text}}, "state_dict": {}}, tmp_path / "a.ckpt")
+    save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"origin": text})
+    for name in ("a.ckpt", "a.safetensors"):
+        assert read_origin(tmp_path / name) == origin
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x80\x02junk"])
+@pytest.mark.parametrize("name", ["weights.ckpt", "weights.safetensors", "missing"])
+def test_what_says_no_origin_has_none(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name.replace("missing", "other")).write_bytes(content)
+    assert read_origin(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("origin", ["{}", "[]", "not json", 3, {"config": {}}])
+def test_a_damaged_origin_is_none(origin: object, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"callbacks": {"Recorder": {"origin": origin}}, "state_dict": {}}, path)
+    assert read_origin(path) is None
+    torch.save({"callbacks": [], "state_dict": {}}, path)
+    assert read_origin(path) is None
