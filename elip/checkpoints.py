@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 """Folder of the checkpoints in a run directory."""
 
+BEST, LAST = "best", "last"
+"""The two that it keeps: of the best validation, and of the last step."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be written, read or used; the message says which one and why."""
@@ -41,7 +44,7 @@ def checkpoint_in(path: str | Path) -> Path:
     path = Path(os.path.expanduser(path))  # where there is no such user, as it is
     if not path.is_dir():
         return path
-    return first_whole([checkpoint_path(path, name) for name in ("best", "last")])
+    return first_whole([checkpoint_path(path, name) for name in (BEST, LAST)])
 
 
 def first_whole(choices: Sequence[Path]) -> Path:

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import (
     LightningCLI,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from elip.checkpoints import CheckpointError
@@ -37,7 +38,7 @@ from elip.training.checkpoints import (
     check_same_model,
     earlier_parts,
 )
-from elip.training.directory import refuse_another, resolve_checkpoint, run_directory
+from elip.training.directory import bring_best, refuse_another, resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
 from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
@@ -173,7 +174,7 @@ class ExperimentCLI(LightningCLI):
         asked = config.get("ckpt_path")
         if asked is not None:
             try:
-                config.ckpt_path = resolve_checkpoint(asked, root)
+                config.ckpt_path = resolve_checkpoint(asked, root, self.subcommand)
                 if self.subcommand == "fit":
                     refuse_another(config.ckpt_path, root)
             except (FileNotFoundError, CheckpointError) as error:
@@ -225,6 +226,7 @@ class ExperimentCLI(LightningCLI):
             trainer.accumulate_grad_batches = _accumulated(config, trainer.world_size)
             if config.get("ckpt_path"):  # before the run's own files are written anew
                 check_goes_on(config.ckpt_path, replace(own, processes=trainer.world_size))
+                rank_zero_only(bring_best)(config.ckpt_path, self.run_dir)
         return trainer
 
     def _own(self, config: Namespace) -> Origin:

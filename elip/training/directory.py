@@ -7,9 +7,19 @@ below it, so that testing a run never touches what training it left behind.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
-from elip.checkpoints import CheckpointError, checkpoint_in, checkpoint_path, first_whole
+from elip.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointError,
+    checkpoint_in,
+    checkpoint_path,
+    first_whole,
+    is_whole,
+)
+from elip.files import whole_file
 from elip.record import RECORD_NAME, RecordError, read_record
 
 
@@ -45,13 +55,27 @@ def refuse_another(checkpoint: str, root: Path) -> None:
     Raises:
         CheckpointError: Another run's results lie there.
     """
-    own = checkpoint_path(root, "last").parent
+    own = checkpoint_path(root, LAST).parent
     taken = (root / RECORD_NAME).exists() or own.is_dir()
     if taken and Path(checkpoint).resolve().parent != own.resolve():
         raise CheckpointError(
             f"{checkpoint} is of another run than the one in {root}, whose results would be lost. "
             "Set trainer.default_root_dir to the run's own directory, or to a new one."
         )
+
+
+def bring_best(checkpoint: str, root: Path) -> None:
+    """Copy the best checkpoint of a run that goes on in a new directory, if it has one there.
+
+    Args:
+        checkpoint: The checkpoint that it goes on from.
+        root: The directory.
+    """
+    there = Path(checkpoint).resolve().with_name(f"{BEST}.ckpt")
+    here = checkpoint_path(root, BEST)
+    if is_whole(there) and not here.exists():
+        with whole_file(here, durable=True) as temporary:
+            shutil.copyfile(there, temporary)
 
 
 def _is_requeued(run_dir: Path) -> bool:
@@ -64,7 +88,7 @@ def _is_requeued(run_dir: Path) -> bool:
         return False
 
 
-def resolve_checkpoint(asked: str | None, root: Path) -> str | None:
+def resolve_checkpoint(asked: str | None, root: Path, command: str) -> str | None:
     """Return the checkpoint file that is meant, after a look at whether it is whole.
 
     Where ``last`` is missing or half written, ``best`` takes its place, and a warning says so.
@@ -72,6 +96,7 @@ def resolve_checkpoint(asked: str | None, root: Path) -> str | None:
     Args:
         asked: ``last``, ``best``, what `checkpoint_in` takes, or None.
         root: ``trainer.default_root_dir``, the run directory of the training run.
+        command: ``fit`` goes on from a run directory's last checkpoint; the others score its best.
 
     Raises:
         FileNotFoundError: There is no such checkpoint; the message lists those that there are.
@@ -79,6 +104,8 @@ def resolve_checkpoint(asked: str | None, root: Path) -> str | None:
     """
     if asked is None:
         return None
-    if asked in ("last", "best"):
-        return str(first_whole([checkpoint_path(root, name) for name in (asked, "best")]))
+    if command == "fit" and Path(asked).expanduser().is_dir():
+        asked, root = LAST, Path(asked).expanduser()
+    if asked in (LAST, BEST):
+        return str(first_whole([checkpoint_path(root, name) for name in (asked, BEST)]))
     return str(first_whole([checkpoint_in(asked)]))

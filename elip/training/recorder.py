@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.distributed import DistError
 
+from elip.checkpoints import BEST, is_whole
 from elip.data.batch import Batch
 from elip.examples import write_examples
 from elip.provenance import (
@@ -111,11 +113,35 @@ class Recorder(Callback):
             "step_seconds": self._step_seconds,
         }
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the best checkpoint and the scores that go with it live on together, or neither.
+
+        Lightning forgets which was the best where the run's folder has moved.
+        """
+        callbacks = trainer.checkpoint_callbacks
+        keepers = [each for each in callbacks if isinstance(each, ModelCheckpoint)]
+        keeper = next((each for each in keepers if each.filename == BEST), None)
+        kept = checkpoint["callbacks"].get(keeper.state_key) if keeper else None
+        if keeper is None or kept is None or kept["best_model_score"] is None:
+            return
+        assert keeper.dirpath is not None
+        best, score = Path(keeper.dirpath, f"{BEST}.ckpt"), kept["best_model_score"]
+        if is_whole(best):
+            place = {"best_model_path": str(best), "kth_best_model_path": str(best)}
+            kept |= {"dirpath": keeper.dirpath, "best_k_models": {str(best): score}, **place}
+            return
+        log.warning("%s is not there; the best of the validations to come takes its place.", best)
+        kept |= keeper.state_dict()
+        own = checkpoint["callbacks"].get(self.state_key, {})
+        own |= {"best": float("-inf"), "evaluations": [], "outcomes": {}}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what an interrupted training run had seen."""
         if self.command != "fit":
             return
-        if self.ckpt_path is None:  # a cluster's requeued job, which goes on by itself
+        if self.ckpt_path is None and "origin" in state_dict:  # a job that its cluster requeued
             self.own = replace(self.own, earlier=origin_from_json(state_dict["origin"]).earlier)
         self._best = state_dict["best"]
         self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from elip.checkpoints import FOLDER, checkpoint_path
+from elip.checkpoints import BEST, FOLDER, LAST, checkpoint_path
 from elip.files import remove_remains, set_aside
 from elip.record import Origin
 from elip.training.predictions import Predictions
@@ -104,7 +104,7 @@ def build_callbacks(
         callbacks.append(AnswerRows())
     if command == "fit":
         logs = config["trainer"].get("logger") is not False
-        best, last = (checkpoint_path(run_dir, name) for name in ("best", "last"))
+        best, last = (checkpoint_path(run_dir, name) for name in (BEST, LAST))
         callbacks += [
             *([LearningRateMonitor(logging_interval="step")] if logs else []),
             ModelCheckpoint(

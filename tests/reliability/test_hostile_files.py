@@ -206,13 +206,13 @@ def test_a_half_written_checkpoint_is_passed_over_with_a_word(
     last = saved(tmp_path / "checkpoints" / "last.ckpt")
     last.write_bytes(last.read_bytes()[: last.stat().st_size * part // 8])
     with pytest.raises(CheckpointError, match=r"last\.ckpt is not a whole checkpoint"):
-        resolve_checkpoint("last", tmp_path)
+        resolve_checkpoint("last", tmp_path, "test")
     best = saved(tmp_path / "checkpoints" / "best.ckpt")
-    assert resolve_checkpoint("last", tmp_path) == str(best)
+    assert resolve_checkpoint("last", tmp_path, "test") == str(best)
     assert "last.ckpt is half written; best.ckpt takes its place" in caplog.text
     best.write_bytes(best.read_bytes()[:50])
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
-        resolve_checkpoint("best", tmp_path)
+        resolve_checkpoint("best", tmp_path, "test")
 
 
 def test_a_whole_checkpoint_is_taken_without_a_word(
@@ -220,8 +220,8 @@ def test_a_whole_checkpoint_is_taken_without_a_word(
 ) -> None:
     last = saved(tmp_path / "checkpoints" / "last.ckpt")
     saved(tmp_path / "checkpoints" / "best.ckpt")
-    assert resolve_checkpoint("last", tmp_path) == str(last)
-    assert resolve_checkpoint(None, tmp_path) is None
+    assert resolve_checkpoint("last", tmp_path, "test") == str(last)
+    assert resolve_checkpoint(None, tmp_path, "test") is None
     assert not caplog.text
 
 
@@ -229,9 +229,12 @@ def test_a_missing_last_checkpoint_gives_way_to_the_best_with_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     best = saved(tmp_path / "checkpoints" / "best.ckpt")
-    assert resolve_checkpoint("last", tmp_path) == str(best)
+    assert resolve_checkpoint("last", tmp_path, "test") == str(best)
     assert "last.ckpt is missing; best.ckpt takes its place" in caplog.text
-    assert resolve_checkpoint(str(tmp_path), Path("elsewhere")) == str(best)
+    assert resolve_checkpoint(str(tmp_path), Path("elsewhere"), "test") == str(best)
+    last = saved(tmp_path / "checkpoints" / "last.ckpt")
+    assert resolve_checkpoint(str(tmp_path), Path("elsewhere"), "test") == str(best)
+    assert resolve_checkpoint(str(tmp_path), Path("elsewhere"), "fit") == str(last)
 
 
 def test_of_a_run_the_best_whole_checkpoint_is_taken(

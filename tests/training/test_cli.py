@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,56 @@ def test_a_lengthened_run_is_no_run_that_was_as_long_from_its_start(
     assert here == there
     assert straight.earlier == ()
     assert straight.config_hash != longer.config_hash
+
+
+@pytest.fixture(scope="module")
+def downhill(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Return a run of 4 steps whose best validation was its first."""
+    root = tmp_path_factory.mktemp("downhill")
+    scores = iter((0.875, 0.5))
+
+    def falling(self: Experiment, stage: str, prefix: str) -> None:
+        if not self.trainer.sanity_checking:
+            scored, main_metric = self._evaluators[0].compute, self.task.main_metric
+            made = {main_metric: next(scores)}
+            self._evaluators[0].compute = lambda meter: scored(meter) | made  # type: ignore[method-assign]
+        finish(self, stage, prefix)
+
+    finish = Experiment._finish
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiment, "_finish", falling)
+        fit(root, data, steps=4)
+    return root
+
+
+@pytest.mark.parametrize("way", ["moved", "anew", "without best"])
+def test_best_checkpoint_and_scores_stay_together_where_a_run_moves(
+    way: str,
+    downhill: Path,
+    tmp_path: Path,
+    data: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if way == "moved":
+        shutil.copytree(downhill, tmp_path / "run")
+        checkpoint = "last"
+    else:
+        shutil.copytree(downhill, tmp_path / "old")
+        checkpoint = str(tmp_path / "old")
+        if way == "without best":
+            (tmp_path / "old" / "checkpoints" / "best.ckpt").unlink()
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    record = fit(tmp_path / "run", data, f"--ckpt_path={checkpoint}", steps=6)
+    main_metric = str(record.main_metric)
+    kept = torch.load(best, weights_only=True)
+    score = record.evaluations[0].metrics[main_metric]
+    if way == "without best":
+        assert kept["global_step"] == 6
+        assert kept["callbacks"]["Recorder"]["best"] == score != 0.875
+        assert "the best of the validations to come takes its place" in caplog.text
+    else:
+        assert kept["global_step"] == 2
+        assert kept["callbacks"]["Recorder"]["best"] == score == 0.875
 
 
 def test_a_run_that_goes_on_as_it_was_has_one_part(tmp_path: Path) -> None:
