@@ -25,6 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="compare all others with this method too; may be given several times",
     )  # fmt: skip
     parser.add_argument(
+        "--may-differ", action="append", default=[], metavar="OPTION",
+        help="compare runs that differ in this option (model.optimization.learning_rate), or in "
+        "the content of this input (data); may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
         "--literature", action="store_true", help="draw published results as hollow markers"
     )
     parser.add_argument(
@@ -33,7 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         path = write_report(
-            given.runs, given.out, given.title, tuple(given.against), given.literature, given.jobs
+            given.runs,
+            given.out,
+            given.title,
+            tuple(given.against),
+            given.literature,
+            given.jobs,
+            tuple(given.may_differ),
         )
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import pandas as pd
 
+from analysis.lineage import differences, identity, protocol
 from analysis.load import Runs
 from analysis.statistics import t_interval
 
@@ -56,8 +58,14 @@ class Study:
         return [str(name) for name in self.scores["setting"].unique()] if len(self.scores) else []
 
 
-def study(runs: Runs) -> Study:
-    """Join the seeds of every cell and find what is missing."""
+def study(runs: Runs, may_differ: Sequence[str] = ()) -> Study:
+    """Join the seeds of every cell and find what is missing.
+
+    Args:
+        runs: The runs.
+        may_differ: Options, or names of inputs, in which runs that are compared may differ; beside
+            method and keep ratio, everything else must agree.
+    """
     scores = _scores(runs)
     if scores.empty:
         empty = pd.DataFrame(
@@ -65,10 +73,13 @@ def study(runs: Runs) -> Study:
         )
         return Study(empty, empty, pd.DataFrame(columns=[*KEYS, "why"]), ())
     scores, repeated = _latest(scores)
-    scores, selecting = _tested(scores)
-    scores, mixed = _apart(scores)
+    scores, selecting = _tested(scores, runs)
+    scores, protocols = _by_protocol(scores, runs, may_differ)
+    scores, mixed = _apart(scores, runs)
     scores = _with_shares(_with_identity_off_the_shelf(scores))
-    notes = (*repeated, *selecting, *mixed, *_without_examples(scores))
+    notes = (
+        *repeated, *selecting, *protocols, *mixed, *_uneven(scores), *_without_examples(scores)
+    )  # fmt: skip
     return Study(scores, _cells(scores), _missing(scores, runs), notes)
 
 
@@ -84,8 +95,9 @@ def _scores(runs: Runs) -> pd.DataFrame:
                 continue
             rows.append(
                 {
-                    "setting": _setting(run, evaluation.dataset, evaluation.split),
+                    "setting": _setting(run, evaluation.dataset, evaluation.split, run["mode"]),
                     "work": f"{run['task']}, {run['datasets']}",
+                    "place": _setting(run, evaluation.dataset, evaluation.split),
                     "label": run["label"],
                     "keep": run["keep"],
                     "seed": run["seed"],
@@ -98,6 +110,8 @@ def _scores(runs: Runs) -> pd.DataFrame:
                     "setup": run["setup"],
                     "started": run["started"],
                     "run": number,
+                    "examples": evaluation.examples,
+                    "train_steps": run["train_steps"],
                     "outcomes": runs.outcomes[number].get(evaluation.split),
                     **{name: run[name] for name in COSTS},
                 }
@@ -105,9 +119,9 @@ def _scores(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _setting(run: pd.Series, dataset: str, split: str) -> str:
+def _setting(run: pd.Series, dataset: str, split: str, mode: str = "trained") -> str:
     place = split if split.startswith(dataset) else f"{dataset} {split}"
-    return f"{run['task']}, {place}" + (f", {run['mode']}" if run["mode"] != "trained" else "")
+    return f"{run['task']}, {place}" + (f", {mode}" if mode != "trained" else "")
 
 
 def _latest(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -120,15 +134,11 @@ def _latest(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return kept, (said,) if dropped else ()
 
 
-def _tested(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _tested(scores: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Leave out the validation that chose a training run's weights, where all runs were tested."""
     fitted = scores["subcommand"] == "fit"
-    trained = ~fitted & (scores["mode"] == "trained")
-    cells = list(zip(scores["work"], scores["label"], scores["keep"], scores["seed"], strict=True))
-    tested = {cell for cell, there in zip(cells, trained, strict=True) if there}
-    open_work = {
-        cell[0] for cell, fit in zip(cells, fitted, strict=True) if fit and cell not in tested
-    }
+    tested = {runs.parents.get(run) for run in scores.loc[~fitted, "run"]}
+    open_work = set(scores.loc[fitted & ~scores["run"].isin(tested), "work"])
     left_out = fitted & ~scores["work"].isin(open_work)
     said = (
         f"{int(left_out.sum())} validation scores by which training runs chose their weights are "
@@ -137,7 +147,36 @@ def _tested(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return scores[~left_out].reset_index(drop=True), (said,) if left_out.any() else ()
 
 
-def _apart(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _by_protocol(
+    scores: pd.DataFrame, runs: Runs, may_differ: Sequence[str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Make runs that differ in more than the method settings of their own."""
+    patches = scores.assign(patches=scores["run"].map(runs.table["patches"])).dropna(
+        subset="patches"
+    )
+    whole = patches.sort_values("patches").groupby("work")["run"].last()
+    largest = {str(work): runs.setups[run] for work, run in whole.items()}
+    smaller = scores["label"] == "Smaller image"
+    shared = [
+        protocol(runs.setups[run], may_differ, largest.get(work) if small else None)
+        for run, work, small in zip(scores["run"], scores["work"], smaller, strict=True)
+    ]
+    scores = scores.assign(protocol=[identity(each) for each in shared])
+    notes = []
+    for setting, rows in scores.groupby("setting"):
+        several = [shared[row] for row in rows.drop_duplicates("protocol").index]
+        if len(several) > 1:
+            notes.append(
+                f"{setting}: runs differ in {differences(several)}, beside seed, method and keep "
+                "ratio. They are compared apart, under the first digits (#) of what the runs of "
+                "each part share; --may-differ OPTION compares them all the same."
+            )
+    mixed = scores.groupby("setting")["protocol"].transform("nunique") > 1
+    marked = scores["setting"] + " #" + scores["protocol"].str[:4]
+    return scores.assign(setting=scores["setting"].where(~mixed, marked)), tuple(notes)
+
+
+def _apart(scores: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Keep runs of different configurations apart where they would fall into one cell."""
     own = scores["subcommand"] != "fit"
     beaten = scores.assign(own=own).groupby(KEYS)["own"].transform("max") & ~own
@@ -146,13 +185,25 @@ def _apart(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     mixed = setups > 1
     if not mixed.any():
         return scores, ()
-    names = sorted(scores.loc[mixed, "label"].unique())
+    notes = []
+    for (setting, label, keep), rows in scores[mixed].groupby(KEYS):
+        several = [runs.setups[run] for run in rows.drop_duplicates("setup")["run"]]
+        notes.append(
+            f"Runs of {label} at {keep:g} in {setting} differ in {differences(several)}; they are "
+            "kept apart by the first digits (#) of the identity of their configuration."
+        )
     labels = scores["label"].where(~mixed, scores["label"] + " #" + scores["setup"].str[:4])
-    note = (
-        f"Runs of {', '.join(names)} differ in more than seed, method and keep ratio; they are "
-        "kept apart by the first digits (#) of the identity of their configuration."
-    )
-    return scores.assign(label=labels), (note,)
+    return scores.assign(label=labels), tuple(notes)
+
+
+def _uneven(scores: pd.DataFrame) -> Iterator[str]:
+    """Say where the runs of a setting were scored or trained on more than others."""
+    for setting, rows in scores.groupby("setting"):
+        for column, said in (("examples", "scored on {} to {} examples"),
+                             ("train_steps", "trained for {} to {} steps")):  # fmt: skip
+            counts = rows[column].dropna().astype(int)
+            if counts.nunique() > 1:
+                yield f"{setting}: runs were {said.format(counts.min(), counts.max())}."
 
 
 def _without_examples(scores: pd.DataFrame) -> tuple[str, ...]:
@@ -164,11 +215,11 @@ def _without_examples(scores: pd.DataFrame) -> tuple[str, ...]:
 def _with_identity_off_the_shelf(scores: pd.DataFrame) -> pd.DataFrame:
     """Show no reduction beside methods that were put on the model which was trained without."""
     added = []
-    for setting in scores.loc[scores["mode"] == "off the shelf", "setting"].unique():
-        has = (scores["setting"] == setting) & (scores["label"] == "Identity")
-        trained = setting.removesuffix(", off the shelf")
-        other = scores[(scores["setting"] == trained) & (scores["label"] == "Identity")]
-        if not has.any() and len(other):
+    for setting, rows in scores[scores["mode"] == "off the shelf"].groupby("setting"):
+        first = rows.iloc[0]
+        same = (scores["place"] == first["place"]) & (scores["protocol"] == first["protocol"])
+        other = scores[same & (scores["mode"] == "trained") & (scores["label"] == "Identity")]
+        if "Identity" not in set(rows["label"]) and len(other):
             added.append(other.assign(setting=setting))
     return pd.concat([scores, *added], ignore_index=True) if added else scores
 

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.examples import Outcomes, Reader
+from analysis.lineage import Setup, find_parents, identity, setups, with_modes
 from analysis.pack import unpack
 from elip.examples import EXAMPLES_NAME
-from elip.provenance import VOLATILE, config_hash
 from elip.record import (
     COLUMNS,
     RECORD_NAME,
@@ -24,19 +24,6 @@ from elip.record import (
     parse_record,
     read_record,
 )
-
-# What differs between the seeds of one setting, or says where a run's files lie and where it ran.
-# The weights that it started from count by how they were made: see `_with_lineage`.
-_NO_PART_OF_A_SETTING = (
-    *VOLATILE, "trainer.accelerator", "trainer.strategy", "seed_everything", "data.seed",
-    "data.root", "ckpt_path", "weights_only", "model.weights", "optimizer", "lr_scheduler",
-)  # fmt: skip
-_PROCESSES = ("trainer.devices", "trainer.num_nodes")
-
-_FROM_TRAINING = (
-    "gflops_training_step", "gflops_identity_training_step",
-    "train_steps", "train_epochs", "train_s", "train_images_per_s",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,14 +45,16 @@ class Runs:
 
     Attributes:
         table: One row a run: the columns of `elip.record.COLUMNS`, the scores, and ``folder``,
-            ``setup`` (identity of the configuration without the seed, and of those that made the
-            weights that it started from), ``label`` (the method in
+            ``setup`` (identity of what makes the run but its seed; see `analysis.lineage`),
+            ``label`` (the method in
             tables and figures), ``keep`` (the keep ratio that it stands under: as asked, else as
             measured; 1 without reduction; the share of patches of a smaller image), ``mode``
             ("trained"; "off the shelf" where the reducer was put on a model that was trained
-            without it; "from NAME" where the run that made the weights is not among these), and
+            without it; "from NAME" where nothing says how the weights were made), and
             ``latency_share`` (inference time as a share of that without reduction).
         records: The records, in the order of the rows.
+        setups: What makes each run, in the order of the rows.
+        parents: For rows that began from weights, the row that made them, or else where from.
         outcomes: Scores of single examples by split, in the order of the rows.
         logs: ``val/main`` by step of training, in the order of the rows. Logs that were set aside
             when a run was continued count as well; the latest entry of a step stands.
@@ -74,6 +63,8 @@ class Runs:
 
     table: pd.DataFrame
     records: tuple[Record, ...]
+    setups: tuple[Setup, ...]
+    parents: dict[int, int | Path]
     outcomes: tuple[dict[str, Outcomes], ...]
     logs: tuple[dict[int, float], ...]
     broken: tuple[Broken, ...]
@@ -92,36 +83,42 @@ def load(folders: Iterable[Path | str]) -> Runs:
     for place in places:
         if not place.exists():
             raise FileNotFoundError(f"There is no folder {place}.")
-    records, outcomes, logs, rows = [], [], [], []
+    records, outcomes, logs, rows, found_in = [], [], [], [], []
     broken: list[Broken] = []
-    for folder, record, examples in _found(places, broken):
+    for place, folder, record, examples in _found(places, broken):
+        found_in.append(place)
         records.append(record)
         outcomes.append(examples)
         logs.append(_log(folder, broken) if record.subcommand == "fit" else {})
-        setup = config_hash(record.config, _no_part_of_the_setting(record))
-        rows.append({"folder": folder, "setup": setup, **record.row()})
+        rows.append({"folder": folder, **record.row()})
     if not records and not broken:
         raise FileNotFoundError(
             f"No {RECORD_NAME} below {', '.join(map(str, places))}. A run writes it when it ends."
         )
     if not records:
         names = ["folder", "setup", *COLUMNS, "label", "keep", "mode", "latency_share"]
-        return Runs(pd.DataFrame(columns=names), (), (), (), tuple(broken))
+        return Runs(pd.DataFrame(columns=names), (), (), {}, (), (), tuple(broken))
     table = _with_labels(pd.DataFrame(rows))
-    parents = _parents(table)
-    table = _with_latency(_with_mode(_with_lineage(table, parents), parents))
-    return Runs(table, tuple(records), tuple(outcomes), tuple(logs), tuple(broken))
+    parents = find_parents(table, records, found_in)
+    made = setups(records, parents)
+    table = with_modes(table.assign(setup=[identity(each) for each in made]), records, parents)
+    return Runs(
+        _with_latency(table), tuple(records), tuple(made), parents, tuple(outcomes), tuple(logs),
+        tuple(broken),
+    )  # fmt: skip
 
 
 def _found(
     places: list[Path], broken: list[Broken]
-) -> Iterator[tuple[str, Record, dict[str, Outcomes]]]:
-    """Yield folder, record and outcomes of every run; add what cannot be read to ``broken``."""
+) -> Iterator[tuple[Path, str, Record, dict[str, Outcomes]]]:
+    """Yield place, folder, record and outcomes of every run; add what is damaged to ``broken``."""
     reader = Reader()
-    for path in sorted({path for place in places for path in _paths(place)}):
+    by_path = {path: each for each in places for path in _paths(each)}
+    for path, place in sorted(by_path.items()):
         try:
             if path.name != RECORD_NAME:
-                yield from _unpacked(path, reader, broken)
+                for found in _unpacked(path, reader, broken):
+                    yield (place, *found)
                 continue
             record, examples = read_record(path), {}
         except RecordError as error:
@@ -131,7 +128,7 @@ def _found(
             examples = reader.read(path.parent)
         except RecordError as error:
             broken.append(Broken(str(path.with_name(EXAMPLES_NAME)), str(error)))
-        yield str(path.parent), record, examples
+        yield place, str(path.parent), record, examples
 
 
 def _unpacked(
@@ -153,15 +150,6 @@ def _paths(place: Path) -> Iterator[Path]:
         below[:] = sorted(name for name in below if name not in ("checkpoints", "tensorboard"))
         if RECORD_NAME in files:
             yield Path(folder, RECORD_NAME)
-
-
-def _no_part_of_the_setting(record: Record) -> tuple[str, ...]:
-    """Return the options that may differ within a setting.
-
-    The number of processes may, except where it multiplies the batch that training steps take.
-    """
-    multiplies = record.subcommand == "fit" and not record.config.get("effective_batch_size")
-    return _NO_PART_OF_A_SETTING if multiplies else (*_NO_PART_OF_A_SETTING, *_PROCESSES)
 
 
 def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -202,67 +190,6 @@ def _differing(options: list[dict[str, Any]]) -> list[str]:
 
 def _short(value: Any) -> str:
     return "none" if value is None else str(value)
-
-
-def _parents(table: pd.DataFrame) -> dict[int, int | Path]:
-    """Return for each run that started from weights the run that made them, or else where from."""
-    by_folder = {_tail(Path(folder).resolve()): row for row, folder in enumerate(table["folder"])}
-    found: dict[int, int | Path] = {}
-    for row, parent in enumerate(table["parent"]):
-        if isinstance(parent, str):
-            run = _run_of(Path(parent))
-            found[row] = by_folder.get(_tail(run.resolve()), run)
-    return found
-
-
-def _with_lineage(table: pd.DataFrame, parents: dict[int, int | Path]) -> pd.DataFrame:
-    """Make how the weights were made a part of the setup of the runs that started from them."""
-
-    def setup(row: int, seen: tuple[int, ...] = ()) -> str:
-        own, parent = str(table.at[row, "setup"]), parents.get(row)
-        if isinstance(parent, int) and parent not in (*seen, row):
-            return config_hash({"own": own, "parent": setup(parent, (*seen, row))})
-        # A file is its name; a run that is not among these says no more than that it was one.
-        if isinstance(parent, Path) and parent.suffix:
-            return config_hash({"own": own, "parent": parent.name})
-        return own
-
-    return table.assign(setup=[setup(row) for row in table.index])
-
-
-def _with_mode(table: pd.DataFrame, parents: dict[int, int | Path]) -> pd.DataFrame:
-    """Take the cost of training from the run that the weights came from, and name the mode."""
-    table = table.assign(mode="trained")
-    for row, source in parents.items():
-        if table.at[row, "subcommand"] == "fit":
-            continue
-        if isinstance(source, Path):
-            table.at[row, "mode"] = f"from {source.name}"
-            continue
-        before = table.iloc[source]
-        if before["label"] == table.at[row, "label"] and _same_ratio(before, table.iloc[row]):
-            table.loc[row, list(_FROM_TRAINING)] = before[list(_FROM_TRAINING)]
-        else:
-            table.at[row, "mode"] = "off the shelf"
-    return table
-
-
-def _same_ratio(one: pd.Series, two: pd.Series) -> bool:
-    """Whether two runs asked for one keep ratio; of exact counts, whether they come to one."""
-    if pd.notna(two["keep_ratio_asked"]):
-        return bool(one["keep_ratio_asked"] == two["keep_ratio_asked"])
-    measured = one["keep_ratio"], two["keep_ratio"]  # of adaptive methods, on different images
-    return any(map(pd.isna, measured)) or abs(measured[0] - measured[1]) < 0.02
-
-
-def _run_of(parent: Path) -> Path:
-    """Return the run folder that a checkpoint's path points into; other paths as they are."""
-    return parent.parent.parent if parent.parent.name == "checkpoints" else parent
-
-
-def _tail(folder: Path) -> tuple[str, ...]:
-    """Return what names a run, also after all runs were moved to another place together."""
-    return folder.parts[-2:]
 
 
 def _with_latency(table: pd.DataFrame) -> pd.DataFrame:

@@ -51,6 +51,7 @@ def write_report(
     against: tuple[str, ...] = (),
     literature: bool = False,
     jobs: int = 1,
+    may_differ: tuple[str, ...] = (),
 ) -> Path:
     """Read runs and write the report.
 
@@ -61,6 +62,7 @@ def write_report(
         against: Methods to compare all others with, beside no reduction and Random.
         literature: Whether published results are drawn and listed.
         jobs: Processes that draw.
+        may_differ: Options in which compared runs may differ; see `analysis.cells.study`.
 
     Returns:
         Path of the page.
@@ -71,7 +73,7 @@ def write_report(
     """
     folders, out = list(folders), Path(out)
     runs = load(folders)
-    subject = Subject(runs, study(runs), PUBLISHED if literature else ())
+    subject = Subject(runs, study(runs, may_differ), PUBLISHED if literature else ())
     _check_known(subject, against)
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)

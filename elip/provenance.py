@@ -30,6 +30,16 @@ VOLATILE = (
 """Options that say where and how a run reports, not what it computes. They are no part of its
 identity. Callbacks are, if there are any: they may stop a run, or change how it learns."""
 
+PLACE = (
+    "ckpt_path", "weights_only", "data.root", "data.num_workers", "trainer.accelerator",
+    "model.compile", "model.recompute",
+)  # fmt: skip
+"""Options that say where a run computes and from where it reads. A run may go on under others, and
+its repeats may have others; what is read there is told by its content (`elip.inputs`)."""
+
+# Lightning's names of one thing; None is its default.
+_SAME_PRECISION = {"32": None, "32-true": None, "16": "16-mixed", "bf16": "bf16-mixed"}
+
 _PACKAGES = (
     "elip", "torch", "torchvision", "timm", "transformers", "tokenizers", "lightning",
     "jsonargparse", "torchmetrics", "numpy", "pyarrow", "pillow", "fvcore",
@@ -63,7 +73,7 @@ def config_hash(config: Mapping[str, Any], leave_out: Iterable[str] = VOLATILE) 
         leave_out: Dotted paths that are no part of the identity. For instance
             ``(*VOLATILE, "seed_everything")`` gives one identity to all seeds of a setting.
     """
-    text = json.dumps(_without(config, leave_out), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(without(config, leave_out), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -77,12 +87,18 @@ def config_differences(
         other: Another.
         leave_out: Dotted paths that are not looked at.
     """
-    left, right = (dict(_leaves(_without(each, leave_out))) for each in (one, other))
+    left, right = (dict(_leaves(without(each, leave_out))) for each in (one, other))
     pairs = {name: (left.get(name), right.get(name)) for name in (*left, *right)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _without(config: Mapping[str, Any], leave_out: Iterable[str]) -> dict[str, Any]:
+def without(config: Mapping[str, Any], leave_out: Iterable[str]) -> dict[str, Any]:
+    """Return a configuration as plain values, without some options and with one name for a thing.
+
+    Args:
+        config: The configuration.
+        leave_out: Dotted paths.
+    """
     plain: dict[str, Any] = json.loads(json.dumps(config, default=str))
     for path in leave_out:
         *parents, last = path.split(".")
@@ -92,8 +108,12 @@ def _without(config: Mapping[str, Any], leave_out: Iterable[str]) -> dict[str, A
         if isinstance(node, dict):
             node.pop(last, None)
     trainer = plain.get("trainer")
-    if isinstance(trainer, dict) and not trainer.get("callbacks"):
-        trainer.pop("callbacks", None)
+    if isinstance(trainer, dict):
+        if not trainer.get("callbacks"):
+            trainer.pop("callbacks", None)
+        if "precision" in trainer:
+            given = trainer["precision"]
+            trainer["precision"] = _SAME_PRECISION.get(str(given), given)
     return plain
 
 

@@ -313,6 +313,7 @@ class Record:
             examples), ``tokenizer``, ``answers``, ``code`` of classes that are not of this
             project, and files by option (``ckpt_path``, ``model.weights``).
         origin: How the weights were made; None for random ones, or where their file does not say.
+        processes: How many processes it had.
         earlier: Options that changed when a training run was continued; part of its identity.
         error: Error message of a failed run.
         log_tail: Last lines of its log.
@@ -348,6 +349,7 @@ class Record:
     parent: str | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     origin: Origin | None = None
+    processes: int | None = None
     earlier: tuple[Earlier, ...] = ()
     error: str | None = None
     log_tail: tuple[str, ...] = ()

@@ -185,6 +185,15 @@ def test_callbacks_are_part_of_the_identity_if_there_are_any() -> None:
     assert len(same | {provenance.config_hash(config) for config in (early, late)}) == 3
 
 
+def test_a_precision_has_one_identity_by_all_its_names() -> None:
+    def of(*precisions: str | int | None) -> set[str]:
+        return {provenance.config_hash({"trainer": {"precision": each}}) for each in precisions}
+
+    assert len(of(None, 32, "32", "32-true")) == 1
+    assert len(of(16, "16-mixed")) == len(of("bf16", "bf16-mixed")) == 1
+    assert len(of(None, 16, "bf16")) == 3
+
+
 def test_where_configurations_differ() -> None:
     one = {"data": {"root": "a", "size": 3, "gone": None}, "trainer": {"callbacks": None}, "x": {}}
     other = {"data": {"root": "b", "size": 4}, "trainer": {}, "x": {"y": [1]}}

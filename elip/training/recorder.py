@@ -337,6 +337,7 @@ class Recorder(Callback):
             parent=module.weights if self.command == "fit" else self.ckpt_path or module.weights,
             inputs=self.own.inputs,
             origin=self.own.origin,
+            processes=self.own.processes,
             earlier=self.own.earlier,
             error=error,
             log_tail=tuple(self._log.lines),

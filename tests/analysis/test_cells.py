@@ -15,7 +15,7 @@ from analysis.compare import areas, comparisons, improvements, over_tasks
 from analysis.load import load
 from analysis.statistics import curve_area
 from elip.examples import write_examples
-from elip.record import Record, write_record
+from elip.record import Origin, Record, Training, write_record
 from tests.analysis.synthetic import failed, record, write_study
 
 
@@ -68,13 +68,124 @@ def test_a_repeated_run_counts_once_and_is_reported(tmp_path: Path) -> None:
     assert "1 scores of repeated runs" in found.notes[0]
 
 
+def changed(one: Record, **options: object) -> Record:
+    """The same run under other options, given with dots as ``trainer__max_steps``."""
+    config = dict(one.config)
+    for option, value in options.items():
+        *sections, name = option.split("__")
+        node = config
+        for section in sections:
+            node[section] = dict(node.get(section) or {})
+            node = node[section]
+        node[name] = value
+    return replace(one, config=config)
+
+
 def test_runs_of_other_configurations_are_never_averaged(tmp_path: Path) -> None:
     one, two = record(score=0.5), record(seed=1, score=0.7)
-    two = replace(two, config={**two.config, "batch_size": 8})
-    found = _study(tmp_path, one, two)
+    found = _study(tmp_path, one, changed(two, data__batch_size=8))
     assert sorted(found.cells["score"]) == [0.5, 0.7]
-    assert all(label.startswith("ELIP #") for label in found.cells["label"])
-    assert "kept apart" in found.notes[0]
+    assert all(name.startswith("VQA, shapes val #") for name in found.settings)
+    assert len(found.settings) == 2
+    assert "runs differ in data.batch_size (none, 8), beside" in found.notes[0]
+
+
+def test_what_one_method_differs_in_keeps_its_runs_apart(tmp_path: Path) -> None:
+    one, two = record(score=0.5), record(seed=1, score=0.7)
+    found = _study(tmp_path, one, changed(two, model__schedule__layers=[1, 2]), record("Identity"))
+    assert len(found.settings) == 1
+    ours = found.cells[found.cells["label"] != "Identity"]
+    assert sorted(ours["score"]) == [0.5, 0.7]
+    assert all(label.startswith("ELIP #") for label in ours["label"])
+    assert "model.schedule.layers" in found.notes[0]
+
+
+STEPS = "runs differ in trainer.max_steps (200, 100), beside seed, method and keep ratio"
+
+
+def test_methods_are_compared_within_one_protocol_only(tmp_path: Path) -> None:
+    records = []
+    for steps, gain in ((100, 0.0), (200, 0.2)):
+        for seed in range(3):
+            named = {"Identity": 0.6, "ToMe": 0.5} if steps == 200 else {"Identity": 0.6}
+            records += [
+                changed(record(name, 0.7, seed, score=score + gain + seed / 100),
+                        trainer__max_steps=steps)
+                for name, score in named.items()
+            ]  # fmt: skip
+    found = _study(tmp_path, *records)
+    assert len(found.settings) == 2
+    assert any(
+        STEPS in note or STEPS.replace("200, 100", "100, 200") in note for note in found.notes
+    )
+    shares = found.scores[found.scores["label"] == "ToMe"]["share"]
+    assert list(shares) == pytest.approx([(0.7 + s / 100) / (0.8 + s / 100) for s in range(3)])
+    (each,) = comparisons(found, ("Identity",))
+    assert each.difference == pytest.approx(-0.1)
+    together = study(load([tmp_path]), ("trainer.max_steps",))
+    assert together.settings == ["VQA, shapes val"]
+    assert len(set(together.cells["label"])) == 3  # no reduction, in two lengths, and ToMe
+
+
+@pytest.mark.parametrize("where", ["own", "of the weights"])
+def test_runs_on_other_data_are_compared_apart(tmp_path: Path, where: str) -> None:
+    records = []
+    for seed, digest in ((0, "aaaa"), (1, "bbbb")):
+        one = record("Identity", seed=seed)
+        if where == "own":
+            records.append(replace(one, inputs={"data": digest}))
+        else:
+            origin = Origin(one.config, {"data": digest})
+            records.append(replace(one, subcommand="test", origin=origin, parent="gone/best.ckpt"))
+    found = _study(tmp_path, *records)
+    assert list(found.cells["seeds"]) == [1, 1]
+    of = " of their weights" if where == "of the weights" else ""
+    assert f"differ in the content of data{of}, beside" in found.notes[0]
+    assert list(study(load([tmp_path]), ("data",)).cells["seeds"]) == [1, 1]
+
+
+def test_no_reduction_on_smaller_images_has_the_protocol_of_the_larger(tmp_path: Path) -> None:
+    def of(name: str, size: int | None, patches: int) -> Record:
+        one = changed(
+            record(name, patches=patches),
+            model__meter={"image_size": size}, data__image_size=size or 288,
+        )  # fmt: skip
+        return replace(one, subcommand="test", origin=Origin(one.config), parent="gone.ckpt")
+
+    found = _study(
+        tmp_path, of("Identity", None, 144), of("ToMe", None, 144), of("Identity", 96, 36)
+    )
+    assert found.settings == ["VQA, shapes val"]
+    assert set(found.cells["label"]) == {"Identity", "ToMe", "Smaller image"}
+    write_record(of("ToMe", 96, 36), tmp_path / "small")
+    assert len(study(load([tmp_path])).settings) == 2  # it is no method of larger images
+
+
+def test_where_runs_saw_other_numbers_it_is_said(tmp_path: Path) -> None:
+    one, two = record("Identity"), record("ToMe")
+    (split,) = two.evaluations
+    two = replace(
+        two, evaluations=(replace(split, examples=998),), training=Training(90, 1.0, 9.0, 9.0)
+    )
+    found = _study(tmp_path, one, two)
+    assert found.notes[:2] == (
+        "VQA, shapes val: runs were scored on 998 to 1000 examples.",
+        "VQA, shapes val: runs were trained for 90 to 100 steps.",
+    )
+
+
+def test_a_tested_run_does_not_hide_one_that_was_not(tmp_path: Path) -> None:
+    for number, rate in enumerate((0.1, 0.2)):
+        one = changed(record("ToMe"), model__optimization__learning_rate=rate)
+        write_record(one, tmp_path / str(number))
+    checkpoint = str(tmp_path / "0" / "checkpoints" / "best.ckpt")
+    (validation,) = one.evaluations
+    test = replace(one, subcommand="test", parent=checkpoint,
+                   evaluations=(replace(validation, split="test"),))  # fmt: skip
+    write_record(test, tmp_path / "0" / "test")
+    found = study(load([tmp_path]))
+    assert len([name for name in found.settings if " val" in name]) == 2
+    assert not any("all of these runs were tested" in note for note in found.notes)
 
 
 def test_no_reduction_is_shown_beside_methods_off_the_shelf(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from analysis.load import load, training_curves
 from analysis.pack import main as pack
 from elip.examples import EXAMPLES_NAME, write_examples
-from elip.record import COLUMNS, Speed, write_record
+from elip.record import COLUMNS, Earlier, Origin, Record, Speed, Training, write_record
 from tests.analysis.synthetic import failed, record, write_study
 
 
@@ -66,6 +67,84 @@ def test_weights_of_unknown_origin_are_named(tmp_path: Path) -> None:
     assert list(load([tmp_path]).table["mode"]) == ["from vqa.safetensors"]
 
 
+def test_weights_files_count_by_content_and_else_by_their_whole_path(tmp_path: Path) -> None:
+    def setups(**inputs: list[str]) -> int:
+        for number, folder in enumerate(("a", "b")):
+            given = {name: each[number] for name, each in inputs.items()}
+            weights = f"/{folder}/vqa.safetensors"
+            one = replace(record("ToMe", seed=number), subcommand="test", parent=weights)
+            write_record(replace(one, inputs=given), tmp_path / str(number))
+        return int(load([tmp_path]).table["setup"].nunique())
+
+    assert setups() == 2
+    assert setups(ckpt_path=["1", "2"]) == 2
+    assert setups(ckpt_path=["1", "1"]) == 1
+
+
+def test_a_record_says_itself_how_its_weights_were_made(tmp_path: Path) -> None:
+    def of(trained: str, length: int, seed: int) -> Record:
+        fit = record(trained, seed=seed)
+        origin = Origin({**fit.config, "trainer": {"max_steps": length}}, {"data": "a"})
+        inputs = {"ckpt_path": f"{trained} {length} {seed}", "data": "b"}
+        return replace(
+            record("ToMe", seed=seed), subcommand="test", origin=origin, inputs=inputs,
+            parent=f"gone/elip_0.7/{seed}",
+        )  # fmt: skip
+
+    cases = [("ToMe", 100), ("ToMe", 200), ("Identity", 100)]
+    for trained, length in cases:
+        for seed in (0, 1):
+            write_record(of(trained, length, seed), tmp_path / f"{trained}{length}{seed}")
+    table = load([tmp_path]).table
+    assert table["setup"].nunique() == len(cases)
+    assert table.groupby("setup").size().tolist() == [2, 2, 2]
+    shelf = table["folder"].str.contains("Identity")
+    assert set(table.loc[shelf, "mode"]) == {"off the shelf"}
+    assert set(table.loc[~shelf, "mode"]) == {"trained"}
+
+
+def test_runs_of_one_name_in_two_places_keep_their_own_parents(tmp_path: Path) -> None:
+    for place, steps in (("a", 100), ("b", 200)):
+        run = tmp_path / place / "runs" / "x"
+        fit = replace(record("ToMe"), training=Training(steps, 1.0, 1.0, 1.0))
+        write_record(fit, run)
+        bare = replace(fit, subcommand="test", training=None)
+        write_record(replace(bare, parent=str(run / "checkpoints" / "best.ckpt")), run / "here")
+        write_record(replace(bare, parent="/moved/runs/x/checkpoints/best.ckpt"), run / "moved")
+    both = load([tmp_path / "a", tmp_path / "b"]).table
+    for place, steps in (("/a/", 100), ("/b/", 200)):
+        mine = both[both["folder"].str.contains(place)]
+        assert set(mine["train_steps"]) == {steps}
+        assert set(mine["mode"]) == {"trained"}
+    # Two of that name and nothing that tells them apart.
+    whole = load([tmp_path]).table.set_index("folder")["mode"]
+    assert whole[str(tmp_path / "a" / "runs" / "x" / "moved")] == "from x"
+
+
+def test_a_run_that_made_other_weights_is_no_parent(tmp_path: Path) -> None:
+    fit = record("ToMe")
+    fit = replace(fit, config={**fit.config, "trainer": {"max_steps": 5}})
+    write_record(fit, tmp_path / "fit")
+    checkpoint = str(tmp_path / "fit" / "checkpoints" / "best.ckpt")
+    bare = replace(fit, subcommand="test", training=None, parent=checkpoint)
+    longer = {**fit.config, "trainer": {"max_steps": 9}}
+    other = {**fit.config, "trainer": {"gradient_clip_val": 1.0}}
+    for name, config in (("own", fit.config), ("longer", longer), ("other", other)):
+        write_record(replace(bare, origin=Origin(config)), tmp_path / name)
+    runs = load([tmp_path])
+    steps = runs.table.set_index("folder")["train_steps"]
+    assert steps[[str(tmp_path / name) for name in ("own", "longer")]].tolist() == [100, 100]
+    assert pd.isna(steps[str(tmp_path / "other")])
+
+
+def test_a_lengthened_run_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    one = record("ToMe")
+    part = Earlier(50, {"trainer.max_steps": 50})
+    write_record(one, tmp_path / "a")
+    write_record(replace(one, earlier=(part,)), tmp_path / "b")
+    assert load([tmp_path]).table["setup"].nunique() == 2
+
+
 def test_runs_that_were_moved_together_still_find_their_parents(tmp_path: Path) -> None:
     write_record(record("ToMe"), tmp_path / "grid" / "fit" / "one")
     parent = "/elsewhere/runs/grid/fit/one/checkpoints/best.ckpt"
@@ -89,6 +168,14 @@ def test_how_weights_were_made_tells_runs_apart_and_which_seed_does_not(tmp_path
         mine = table[table["subcommand"] == command]
         assert mine.groupby("steps")["setup"].nunique().tolist() == [1, 1]
         assert mine["setup"].nunique() == 2
+
+
+def test_processes_count_by_their_number_where_the_machine_decided_it(tmp_path: Path) -> None:
+    made = record("ToMe")
+    auto = {**made.config, "trainer": {"devices": "auto"}}
+    for processes in (1, 8):
+        write_record(replace(made, config=auto, processes=processes), tmp_path / str(processes))
+    assert load([tmp_path]).table["setup"].nunique() == 2
 
 
 @pytest.mark.parametrize(("effective", "settings"), [(None, 2), (64, 1)])
