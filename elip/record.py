@@ -497,6 +497,8 @@ def parse_record(text: bytes, path: Path | str) -> Record:
     Raises:
         RecordError: It is half written, of another version, or not a record.
     """
+    if text.startswith(b"PK"):  # zip
+        raise RecordError(f"{path} is no run record but an archive, such as a checkpoint is.")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -85,8 +85,8 @@ class Examples(Dataset[Example | None]):
         reading: How the tables are read.
 
     Raises:
-        DataError: If false images are asked for where an example has several images, or all
-            tables are empty.
+        DataError: If false images are asked for where an example has several images, all tables
+            are empty, or an image that stands for an example has no text.
     """
 
     def __init__(self, tables: Sequence[ArrowTable], needs: Needs, reading: Reading) -> None:
@@ -107,7 +107,11 @@ class Examples(Dataset[Example | None]):
 
     def _size(self, table: ArrowTable) -> int:
         size = table.num_items if self.needs.every_text else table.num_rows
-        return size if self.reading.limit is None else min(size, self.reading.limit)
+        size = size if self.reading.limit is None else min(size, self.reading.limit)
+        bare = None if self.needs.every_text else table.first_without_text(size)
+        if bare is not None:
+            raise DataError(f"{table.where(bare)}: there is no text for this image.")
+        return size
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -167,8 +171,6 @@ class Examples(Dataset[Example | None]):
             row, index = table.locate(position)
         else:
             row = position
-            if not table.items(row):
-                raise DataError(f"{table.where(row)}: there is no text for this image.")
             chance = source_of_chance(self.reading.seed, draw, "text")
             index = chance.randrange(len(table.items(row)))
         false_images, false_texts = self._false(draw, number, row)

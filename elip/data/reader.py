@@ -122,6 +122,11 @@ class ArrowTable:
         """Return the items of a row."""
         return range(int(self._offsets[row]), int(self._offsets[row + 1]))
 
+    def first_without_text(self, rows: int) -> int | None:
+        """Return the first of the rows at the beginning that has no text; None if all have one."""
+        bare = np.flatnonzero(np.diff(self._offsets[: rows + 1]) == 0)
+        return int(bare[0]) if len(bare) else None
+
     def images(self, row: int) -> list[memoryview]:
         """Return the encoded image files of a row, as views into the memory map."""
         batch, at = self._cell(row)

@@ -61,6 +61,18 @@ def test_one_example_per_image_with_a_drawn_text(table: ArrowTable) -> None:
     assert read(examples, Draw(3, 4)).text == read(examples, Draw(3, 4)).text
 
 
+def test_an_image_without_texts_is_found_before_it_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "bare.arrow"
+    texts = [["a"], ["b", "c"], [], ["d"]]
+    columns = {"image": [png(0)] * 4, "caption": texts, "image_id": list("0123")}
+    write(path, columns)
+    table, needs = ArrowTable([path], CAPTION), Needs("caption", every_text=False)
+    with pytest.raises(DataError, match=r"bare\.arrow, row 2: there is no text for this image"):
+        Examples([table], needs, TRAIN)
+    assert len(Examples([table], needs, dataclasses.replace(TRAIN, limit=2))) == 2
+    assert len(Examples([table], Needs("caption"), TRAIN)) == 4
+
+
 def test_joined_tables(table: ArrowTable, tmp_path: Path) -> None:
     other = ArrowTable([captions(tmp_path / "b.arrow", 50, 2)], CAPTION)
     examples = Examples([table, other], Needs("caption", false_images=2), EVAL)

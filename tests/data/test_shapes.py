@@ -314,7 +314,9 @@ def test_what_was_interrupted_is_made_as_it_was_meant(tmp_path: Path, monkeypatc
             write_shapes(tmp_path, options, progress=False)
     assert not list(tmp_path.glob("*.arrow"))
     assert not list(tmp_path.glob("*.part"))
+    (tmp_path / ".shapes_caption_train.arrow.7.part").touch()  # of a process that was killed
     assert write_shapes(tmp_path, progress=False) == options
+    assert not list(tmp_path.glob(".*.part"))
     assert len(list(rows(tmp_path, "caption"))) == 4
 
 

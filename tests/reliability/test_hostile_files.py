@@ -91,6 +91,7 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
         (b"", "damaged"),
         (b"{", "damaged"),
         (b"\xff\xfe\x00", "damaged"),
+        (b"PK\x03\x04 a checkpoint", "archive, such as a checkpoint"),
         (b"null", "no schema version"),
         (b"[]", "no schema version"),
         (b"3", "no schema version"),

@@ -20,6 +20,7 @@ from elip.data.shapes.draw import draw, png
 from elip.data.shapes.scene import Scene, random_scene
 from elip.data.sources.base import DataError
 from elip.data.words import save_tokenizer
+from elip.files import remove_remains
 
 SPLITS = ("train", "val", "test")
 KINDS = ("caption", "question", "pair", "entailment", "statement")
@@ -96,6 +97,7 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
         stated, is_whole = _stated(folder)
         if stated and is_whole and options in (None, stated):
             return stated
+        remove_remains(folder)
         options = options or stated or Options()
         arrow.write_json(folder / _MARKER, _card(options) | {"unfinished": True})
         columns = (
