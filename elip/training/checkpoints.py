@@ -89,20 +89,17 @@ def _load(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     return loaded
 
 
-def earlier_parts(path: str | Path, config: Mapping[str, Any]) -> tuple[Earlier, ...]:
+def earlier_parts(began: Origin, steps: int, own: Origin) -> tuple[Earlier, ...]:
     """Return what a run that goes on has done under another length, which set its learning rate.
 
     Args:
-        path: The checkpoint that it goes on from; its tensors are not read.
-        config: The resolved configuration that it goes on under.
+        began: What it was when it left its checkpoint.
+        steps: How many optimiser steps it had taken.
+        own: What it goes on with.
     """
-    began = read_origin(path)
-    if began is None:
-        return ()
-    then, now = (each.get("trainer") or {} for each in (began.config, config))
-    changed = {f"trainer.{name}": then.get(name) for name in _LENGTH if then.get(name) != now[name]}
-    steps = int(_load(path, mmap=True).get("global_step", 0))
-    return (*began.earlier, *([Earlier(steps, changed)] if changed and steps else []))
+    then, now = (each.config.get("trainer") or {} for each in (began, own))
+    was = {f"trainer.{name}": then.get(name) for name in _LENGTH if then.get(name) != now.get(name)}
+    return (*began.earlier, *([Earlier(steps, was)] if was and steps else []))
 
 
 def check_goes_on(path: str | Path, own: Origin) -> None:
@@ -120,7 +117,16 @@ def check_goes_on(path: str | Path, own: Origin) -> None:
     began = read_origin(path)
     if began is None:
         log.warning("%s does not say its run's configuration, which must be this one.", path)
-        return
+    else:
+        refuse_changed(began, own)
+
+
+def refuse_changed(began: Origin, own: Origin) -> None:
+    """Hold a run that goes on against what it began as.
+
+    Raises:
+        CheckpointError: More differs than the length of the run and where it runs.
+    """
     # Where a file lies does not matter if what it holds is known.
     known = began.inputs.keys() & own.inputs.keys()
     files = [_OPTIONS.get(name, name) for name in known]

@@ -36,7 +36,6 @@ from elip.training.checkpoints import (
     WholeCheckpoints,
     check_goes_on,
     check_same_model,
-    earlier_parts,
 )
 from elip.training.directory import bring_best, refuse_another, resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
@@ -206,7 +205,7 @@ class ExperimentCLI(LightningCLI):
                 loggers = [loggers[0], *(given if isinstance(given, list) else [given])]
             kwargs["logger"] = loggers
         _check_options(config, self.subcommand)
-        own = self._own(config)
+        own = self._own()
         try:
             trainer = self._trainer(config, kwargs, own)
         except (MisconfigurationException, TypeError) as error:
@@ -229,19 +228,15 @@ class ExperimentCLI(LightningCLI):
                 rank_zero_only(bring_best)(config.ckpt_path, self.run_dir)
         return trainer
 
-    def _own(self, config: Namespace) -> Origin:
+    def _own(self) -> Origin:
         """Return what the run is: configuration, inputs, how the weights it begins from were made.
 
         Raises:
             CheckpointError: They were made for another model.
         """
         command, plain = str(self.subcommand), self._plain_config()
-        model, goes_on = self.model, command == "fit" and bool(config.get("ckpt_path"))
-        own = Origin(
-            plain,
-            run_inputs(command, plain, model.task, model.meter.reducer, self.datamodule),
-            earlier_parts(config.ckpt_path, plain) if goes_on else (),
-        )
+        task, reducer = self.model.task, self.model.meter.reducer
+        own = Origin(plain, run_inputs(command, plain, task, reducer, self.datamodule))
         files = input_files(command, plain)
         for option in ("model.weights", "ckpt_path"):  # the latter goes over the former
             if option in files:

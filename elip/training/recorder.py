@@ -45,6 +45,7 @@ from elip.record import (
     write_record,
 )
 from elip.summary import print_summary
+from elip.training.checkpoints import earlier_parts, refuse_changed
 from elip.training.costs import with_costs
 from elip.training.module import Experiment
 from elip.training.watch import KeptTokens
@@ -118,12 +119,23 @@ class Recorder(Callback):
     ) -> None:
         """Let the best checkpoint and the scores that go with it live on together, or neither.
 
-        Lightning forgets which was the best where the run's folder has moved.
+        Lightning forgets which was the best where the run's folder has moved. A job that its
+        cluster requeued, which Lightning lets go on by itself, is held against its beginning here.
         """
+        if self.command != "fit":
+            return
+        states = checkpoint.get("callbacks") or {}
+        own = states.get(self.state_key, {})
+        if "origin" in own:
+            began = origin_from_json(own["origin"])
+            if self.ckpt_path is None:
+                refuse_changed(began, self.own)
+            parts = earlier_parts(began, checkpoint["global_step"], self.own)
+            self.own = replace(self.own, earlier=parts)
         callbacks = trainer.checkpoint_callbacks
         keepers = [each for each in callbacks if isinstance(each, ModelCheckpoint)]
         keeper = next((each for each in keepers if each.filename == BEST), None)
-        kept = checkpoint["callbacks"].get(keeper.state_key) if keeper else None
+        kept = states.get(keeper.state_key) if keeper else None
         if keeper is None or kept is None or kept["best_model_score"] is None:
             return
         assert keeper.dirpath is not None
@@ -134,15 +146,12 @@ class Recorder(Callback):
             return
         log.warning("%s is not there; the best of the validations to come takes its place.", best)
         kept |= keeper.state_dict()
-        own = checkpoint["callbacks"].get(self.state_key, {})
         own |= {"best": float("-inf"), "evaluations": [], "outcomes": {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what an interrupted training run had seen."""
         if self.command != "fit":
             return
-        if self.ckpt_path is None and "origin" in state_dict:  # a job that its cluster requeued
-            self.own = replace(self.own, earlier=origin_from_json(state_dict["origin"]).earlier)
         self._best = state_dict["best"]
         self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
         self.outcomes = {name: rows.numpy() for name, rows in state_dict["outcomes"].items()}

@@ -240,6 +240,28 @@ def test_a_run_goes_on_under_its_own_configuration_only(
     assert longer.training.steps == 4
 
 
+def test_a_job_that_its_cluster_requeued_is_held_against_its_beginning(
+    tmp_path: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit(tmp_path / "begun", data, steps=2)
+    for name in ("same", "other"):
+        (tmp_path / name).mkdir()
+        last = tmp_path / "begun" / "checkpoints" / "last.ckpt"
+        shutil.copy(last, tmp_path / name / "hpc_ckpt_1.ckpt")  # where Lightning looks on SLURM
+    for name, value in (("NTASKS", 1), ("PROCID", 0), ("LOCALID", 0), ("NODEID", 0), ("JOB_ID", 7)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    longer = fit(tmp_path / "same", data, steps=4)
+    assert longer.training is not None
+    assert longer.training.epochs == 0.8
+    assert longer.earlier == (Earlier(2, {"trainer.max_steps": 2}),)
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "other", data, "--model.schedule.keep_ratio=0.5", steps=4)
+    assert "keep_ratio was 0.7, is 0.5" in capsys.readouterr().err
+
+
 def checkpoint_of(origin: Origin, path: Path) -> Path:
     """Write a checkpoint without tensors that says how it was made."""
     recorder = {"origin": origin_as_json(origin)}
@@ -345,12 +367,12 @@ def test_best_checkpoint_and_scores_stay_together_where_a_run_moves(
         assert kept["callbacks"]["Recorder"]["best"] == score == 0.875
 
 
-def test_a_run_that_goes_on_as_it_was_has_one_part(tmp_path: Path) -> None:
-    config: dict[str, Any] = {"trainer": {"max_steps": 9, "max_epochs": None}}
-    last = checkpoint_of(Origin(config), tmp_path / "last.ckpt")
-    assert earlier_parts(last, config) == ()
-    longer = {"trainer": {"max_steps": 9, "max_epochs": 3}}
-    assert earlier_parts(last, longer) == (Earlier(7, {"trainer.max_epochs": None}),)
+def test_a_run_that_goes_on_as_it_was_has_one_part() -> None:
+    began = Origin({"trainer": {"max_steps": 9, "max_epochs": None}})
+    assert earlier_parts(began, 7, began) == ()
+    longer = Origin({"trainer": {"max_steps": 9, "max_epochs": 3}})
+    assert earlier_parts(began, 7, longer) == (Earlier(7, {"trainer.max_epochs": None}),)
+    assert earlier_parts(began, 0, longer) == ()
 
 
 HEADS = "model.meter.fusion_heads was 2, is 4; model.meter.pixels was clip, is imagenet"
