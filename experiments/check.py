@@ -9,23 +9,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elip.checkpoints import CheckpointError, checkpoint_in
 from elip.provenance import VOLATILE, config_hash
 from experiments.budgets import Budgets, find_class, read_schedule
 from experiments.grid import Draft, Grid, GridError, get, put
 from experiments.grid_file import read_grid
 
 if TYPE_CHECKING:
+    from experiments.present import Present
     from reducers.contract import Acts
 
 # Groups of options; the parser takes anything in their place.
@@ -45,7 +43,8 @@ class Checked:
         settings: Hash of the resolved configuration, without what leaves the result as it is.
         resolved: The resolved configuration.
         reduces: Whether the reducer ever acts; if not, its keep ratio means nothing.
-        files: Hash of each file that the run starts from, by option; None where it is missing.
+        files: Digest of each file or folder that the run starts from, by option; None where it is
+            missing.
         problem: What is wrong with it; None where all is well.
     """
 
@@ -68,10 +67,10 @@ def check(grid: Grid, budgets: Path | None = None) -> Iterator[Checked]:
     """
     # Imported late: the command line takes seconds to import, and a wrong grid file should not.
     from elip.cost.count import CostError
+    from experiments.present import Present
     from reducers import shelf
 
-    parser, solver = RunParser(), Budgets(budgets)
-    digests: dict[str, str | None] = {}
+    parser, solver, present = RunParser(), Budgets(budgets), Present()
     for draft in grid.drafts(list(shelf())):
         command = grid.stage(draft.stage).command
         try:
@@ -81,15 +80,13 @@ def check(grid: Grid, budgets: Path | None = None) -> Iterator[Checked]:
             if budget is not None and reduces:
                 put(draft.config, "model.schedule.counts", solver.counts(budget, resolved))
                 resolved = parser.parse(command, draft.config)
-            checked = _checked(draft, resolved, reduces, digests)
+            checked = _checked(draft, resolved, reduces, present)
         except (ValueError, OSError, CostError) as error:
             checked = Checked(draft.stage, draft.labels, draft.config, problem=str(error))
         yield checked
 
 
-def _checked(
-    draft: Draft, resolved: dict[str, Any], reduces: bool, digests: dict[str, str | None]
-) -> Checked:
+def _checked(draft: Draft, resolved: dict[str, Any], reduces: bool, present: Present) -> Checked:
     config = draft.config
     if not reduces:
         # One run stands for all keep ratios; it must not carry the one that came first.
@@ -97,42 +94,8 @@ def _checked(
     leave_out = VOLATILE if reduces else (*VOLATILE, *_UNREDUCED)
     return Checked(
         draft.stage, draft.labels, config, config_hash(resolved, leave_out), resolved, reduces,
-        _files(resolved, digests),
+        present.files(resolved),
     )  # fmt: skip
-
-
-def _files(resolved: dict[str, Any], digests: dict[str, str | None]) -> dict[str, str | None]:
-    model = resolved.get("model", {})
-    given = {
-        "model.weights": model.get("weights"),
-        "ckpt_path": resolved.get("ckpt_path"),
-        "model.image_weights": model.get("image_weights"),
-        "model.text_weights": model.get("text_weights"),
-    }
-    files: dict[str, str | None] = {}
-    for option, path in given.items():
-        # Image and text weights may be names on a hub: only those that are files are hashed.
-        is_file = path is not None and Path(os.path.expanduser(path)).is_file()
-        if path is None or ("_weights" in option and not is_file):
-            continue
-        if path not in digests:
-            digests[path] = _digest(path)
-        files[option] = digests[path]
-    return files
-
-
-def _digest(given: str) -> str | None:
-    try:
-        path = checkpoint_in(given)
-    except (FileNotFoundError, CheckpointError):
-        return None
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 class RunParser:

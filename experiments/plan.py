@@ -197,7 +197,7 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
     # A bar in a log file is a thousand lines.
     config["trainer"].setdefault("enable_progress_bar", False)
     lacks = tuple(
-        f"{option}: {_lack(str(get(each.resolved, option)))}"
+        f"{option}: {_lack(option, str(get(each.resolved, option)))}"
         for option, digest in each.files.items()
         if digest is None
     )
@@ -208,10 +208,14 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
     return cell
 
 
-def _lack(path: str) -> str:
-    """Return what keeps a run from starting from a path."""
+def _lack(option: str, named: str) -> str:
+    """Return what keeps a run from starting from what an option names."""
+    if option == "model.image_weights":
+        return f"{named!r} is neither a file nor a timm model"
+    if option not in ("model.weights", "ckpt_path"):
+        return f"no such file or folder {named}"
     try:
-        return f"no such file {checkpoint_in(path)}"
+        return f"no such file {checkpoint_in(named)}"
     except (FileNotFoundError, CheckpointError) as error:
         return str(error)
 

@@ -6,16 +6,17 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.check import check
-from experiments.grid import Grid
+from experiments.grid import Grid, GridError
 from experiments.grid_file import read_grid
 from experiments.launch import main as launch
-from experiments.plan import build_plan
+from experiments.plan import Cell, build_plan, refuse_missing
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("experiments/**/grids/*.yaml"))
@@ -106,6 +107,67 @@ def test_a_wrong_option_is_a_problem_of_its_run(tmp_path: Path, option: str, mes
     (checked,) = check(read_grid(tmp_path / "g.yaml", [option]))
     assert checked.problem is not None
     assert message in checked.problem
+
+
+def one_run(tmp_path: Path, *options: str) -> Cell:
+    """The run of a grid of one run, laid over by options."""
+    (tmp_path / "g.yaml").write_text(
+        f"base: {ROOT}/experiments/elip_0.7.yaml\naxes: {{seed: [0]}}\nstages: {{test: {{}}}}\n"
+    )
+    grid = read_grid(tmp_path / "g.yaml", options)
+    (cell,) = build_plan(grid, list(check(grid)), tmp_path)
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [
+        ("model.weights", "checkpoints/best.ckpt"),
+        ("ckpt_path", "checkpoints/best.ckpt"),
+        ("model.image_weights", ""),
+        ("model.text_weights", "model.safetensors"),
+        ("model.meter.text_encoder", "config.json"),
+    ],
+)
+def test_files_and_folders_count_by_what_they_hold(tmp_path: Path, option: str, file: str) -> None:
+    path = tmp_path / "given" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def identity(content: str) -> str:
+        with zipfile.ZipFile(path, "w") as archive:  # as a whole checkpoint is one
+            archive.writestr(zipfile.ZipInfo("content"), content)
+        cell = one_run(tmp_path, f"{option}={tmp_path / 'given'}")
+        assert cell.lacks == ()
+        return cell.id
+
+    assert identity("one") == identity("one") != identity("two")
+
+
+@pytest.mark.parametrize(
+    ("option", "named", "lack"),
+    [
+        ("model.weights", "nowhere", "no such file nowhere"),
+        ("ckpt_path", "nowhere/a.ckpt", "no such file nowhere/a.ckpt"),
+        ("model.image_weights", "vit_tini", "'vit_tini' is neither a file nor a timm model"),
+        ("model.image_weights", "vit_tiny_patch16_224.augreg_in21k", None),
+        ("model.text_weights", "./roberta", "no such file or folder ./roberta"),
+        ("model.text_weights", "~/roberta", "no such file or folder ~/roberta"),
+        ("model.text_weights", "all/roberta.safetensors", "no such file or folder all/roberta"),
+        ("model.text_weights", "FacebookAI/roberta-base", None),
+        ("data.tokenizer", "/nowhere", "no such file or folder /nowhere"),
+        ("data.tokenizer", "roberta-base", None),
+        ("data.tokenizer", str(ROOT), None),
+    ],
+)
+def test_what_is_not_there_is_told_before_a_start(
+    tmp_path: Path, option: str, named: str, lack: str | None
+) -> None:
+    cell = one_run(tmp_path, f"{option}={named}")
+    if lack is None:
+        refuse_missing([cell])
+    else:
+        with pytest.raises(GridError, match=re.escape(f"{option}: {lack}")):
+            refuse_missing([cell])
 
 
 def test_a_grid_may_set_callbacks(tmp_path: Path) -> None:
