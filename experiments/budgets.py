@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ def is_timed(budget: object) -> bool:
     return "latency" in str(budget)
 
 
-def find_class(named: dict[str, Any]) -> Any:
+def find_class(named: Mapping[str, Any]) -> Any:
     """Return the class that a resolved configuration names by its import path."""
     module, _, name = named["class_path"].rpartition(".")
     return getattr(importlib.import_module(module), name)

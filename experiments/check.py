@@ -45,6 +45,8 @@ class Checked:
         reduces: Whether the reducer ever acts; if not, its keep ratio means nothing.
         files: Digest of each file or folder that the run starts from, by option; None where it is
             missing.
+        inputs: Digests of the data and code that it would read, as far as they are here; no part
+            of its identity.
         problem: What is wrong with it; None where all is well.
     """
 
@@ -55,6 +57,7 @@ class Checked:
     resolved: dict[str, Any] = field(default_factory=dict)
     reduces: bool = True
     files: dict[str, str | None] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -80,13 +83,15 @@ def check(grid: Grid, budgets: Path | None = None) -> Iterator[Checked]:
             if budget is not None and reduces:
                 put(draft.config, "model.schedule.counts", solver.counts(budget, resolved))
                 resolved = parser.parse(command, draft.config)
-            checked = _checked(draft, resolved, reduces, present)
+            checked = _checked(draft, command, resolved, reduces, present)
         except (ValueError, OSError, CostError) as error:
             checked = Checked(draft.stage, draft.labels, draft.config, problem=str(error))
         yield checked
 
 
-def _checked(draft: Draft, resolved: dict[str, Any], reduces: bool, present: Present) -> Checked:
+def _checked(
+    draft: Draft, command: str, resolved: dict[str, Any], reduces: bool, present: Present
+) -> Checked:
     config = draft.config
     if not reduces:
         # One run stands for all keep ratios; it must not carry the one that came first.
@@ -94,7 +99,7 @@ def _checked(draft: Draft, resolved: dict[str, Any], reduces: bool, present: Pre
     leave_out = VOLATILE if reduces else (*VOLATILE, *_UNREDUCED)
     return Checked(
         draft.stage, draft.labels, config, config_hash(resolved, leave_out), resolved, reduces,
-        present.files(resolved),
+        present.files(resolved), present.inputs(command, resolved),
     )  # fmt: skip
 
 

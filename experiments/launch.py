@@ -16,6 +16,7 @@ from elip.arguments import output_folder, positive
 from experiments.attempt import acquire, holder, sign
 from experiments.board import Board, Estimates
 from experiments.budgets import BUDGETS_NAME, is_timed
+from experiments.changed import say_changed
 from experiments.check import Checked
 from experiments.grid import Grid, GridError
 from experiments.grid_file import read_grid
@@ -88,7 +89,10 @@ def _carry_out(
     slots = find_slots(options.jobs)
     estimates = Estimates(root)
     if options.dry_run:
-        show_plan(console, grid, Board(cells, options.retry_failed), estimates, slots.count)
+        board = Board(cells, options.retry_failed)
+        show_plan(console, grid, board, estimates, slots.count)
+        if told := say_changed(board.of("done")):
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
         return 0
     lock = acquire(root / ".lock")
     if lock is None:
@@ -100,6 +104,8 @@ def _carry_out(
     with lock:
         sign(lock, os.getpid())
         board = Board(cells, options.retry_failed)
+        if told := say_changed(board.of("done")):
+            raise GridError(told)
         console.print(f"{grid.name}: {len(cells)} runs, {len(board.found_done)} done before.")
         if options.launcher == "slurm":
             try:

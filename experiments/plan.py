@@ -34,6 +34,7 @@ class Cell:
         folder: Its run directory.
         parent: The run whose checkpoint it starts from; None for none.
         lacks: Files that it starts from and that are not there, each as a sentence.
+        inputs: Digests of the data and code that it would read now, as far as they are here.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Cell:
     folder: Path = field(repr=False)
     parent: Cell | None = field(repr=False, default=None)
     lacks: tuple[str, ...] = field(repr=False, default=())
+    inputs: dict[str, str] = field(repr=False, default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -201,7 +203,9 @@ def _cell(each: Checked, stage: Stage, parent: Cell | None, root: Path) -> Cell:
         for option, digest in each.files.items()
         if digest is None
     )
-    cell = Cell(identity, name, stage, labels, config, each.resolved, folder, parent, lacks)
+    cell = Cell(
+        identity, name, stage, labels, config, each.resolved, folder, parent, lacks, each.inputs
+    )
     if parent is not None:
         put(config, "model.weights" if stage.start == "weights" else "ckpt_path",
             str(cell.parent_checkpoint))  # fmt: skip

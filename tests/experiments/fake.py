@@ -3,7 +3,8 @@
 ``python fake.py check GRID`` answers as `experiments.check` does, ``python fake.py warm`` as
 `experiments.warm`, ``python fake.py launch ...`` is the launcher with these stand-ins (``cold``
 starts a process afresh for each run), and every other command is a run: it does 0.05 s of work a
-step, keeps a checkpoint, and leaves a record whose score is a function of its configuration.
+step, keeps a checkpoint, and leaves a record whose score is a function of its configuration. The
+option ``fake.inputs`` names a JSON file with the digests of what it reads, by its command.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 
 from elip.provenance import config_hash
-from elip.record import Code, Evaluation, Hardware, Record, Status, write_record
+from elip.record import Code, Evaluation, Hardware, Origin, Record, Status, write_record
 
 SHELF = ("ELIP", "Identity", "Random", "ToMe")
 STEP = 0.05
@@ -47,10 +48,16 @@ def check(path: str, sets: list[str]) -> int:
         same = resolved if reduces else {**resolved, "model": {**model, "schedule": {}}}
         answers.append(
             Checked(draft.stage, draft.labels, draft.config, config_hash(same), resolved, reduces,
-                    problem=problem)
+                    inputs=inputs(grid.stage(draft.stage).command, draft.config), problem=problem)
         )  # fmt: skip
     sys.stdout.write(json.dumps([asdict(each) for each in answers]))
     return 0
+
+
+def inputs(command: str, config: dict[str, Any]) -> dict[str, str]:
+    path = config.get("fake", {}).get("inputs")
+    found: dict[str, str] = json.loads(Path(path).read_text())[command] if path else {}
+    return found
 
 
 class Stopped(Exception):
@@ -138,6 +145,8 @@ def record(
             seed=config.get("seed_everything"),
             task="VQA", datasets=("shapes",), reducer=reducer, main_metric="accuracy", error=error,
             evaluations=scores if status == "completed" else (),
+            inputs=inputs(command, config),
+            origin=Origin({}, inputs("fit", config)) if command == "test" else None,
         ),
         folder,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,49 @@ def test_nothing_is_run_twice(tmp_path: Path) -> None:
     status, said = launch(write(tmp_path, changed))
     assert "8 runs, 4 done before" in said
     assert {key: value for key, value in attempts(grid).items() if "seed0" in key} == once
+
+
+def test_finished_runs_of_other_inputs_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    read = tmp_path / "inputs.json"
+    old = {"fit": {"data": "1", "code of Mine": "1"}, "test": {"data": "1", "tokenizer": "1"}}
+    read.write_text(json.dumps(old))
+    grid = write(tmp_path, {**SMALL, "set": {"fake.inputs": str(read)}})
+    assert launch(grid)[0] == 0
+    once = attempts(grid)
+    assert launch(grid)[0] == 0
+    read.write_text(json.dumps({"fit": {"code of Mine": "2"}, "test": {"data": "2"}}))
+    status, said = launch(grid, "--retry-failed")
+    assert status == 2
+    assert "4 of 4 finished runs were made from other inputs than there are now." in said
+    told = {line.partition(": ")[2] for line in said.splitlines() if "/runs/study/" in line}
+    assert told == {"code of Mine", "data, code of Mine of fit"}
+    assert "give the grid file another name, or --runs another folder" in said
+    assert attempts(grid) == once
+    status, dry = launch(grid, "--dry-run")
+    assert status == 0
+    assert "4 of 4 finished runs were made from other inputs than there are now." in dry
+    # A test says what the weights that it scored were made from, wherever these are now.
+    shutil.rmtree(tmp_path / "runs" / "study" / "fit")
+    status, said = launch(grid)
+    assert status == 2
+    assert "2 of 2 finished runs" in said
+    # Made anew elsewhere or in place of the old ones, or with the old inputs.
+    assert launch(grid, f"--runs={tmp_path}/others")[0] == 0
+    read.write_text(json.dumps(old))
+    status, said = launch(grid)
+    assert status == 0
+    assert "4 runs, 2 done before." in said
+
+
+def test_finished_runs_that_do_not_say_what_they_read_are_kept(tmp_path: Path) -> None:
+    read = tmp_path / "inputs.json"
+    read.write_text(json.dumps({"fit": {}, "test": {}}))
+    grid = write(tmp_path, {**SMALL, "set": {"fake.inputs": str(read)}})
+    assert launch(grid)[0] == 0
+    read.write_text(json.dumps({"fit": {"data": "1"}, "test": {"data": "1"}}))
+    status, said = launch(grid)
+    assert status == 0
+    assert "4 runs, 4 done before." in said
 
 
 @pytest.mark.parametrize(("seed", "how"), [(0, "launch"), (1, "launch"), (2, "cold")])
