@@ -64,10 +64,8 @@ def main(
                 "and means nothing on a cluster's nodes. Give a gflops budget, or launch locally."
             )
         checked = _check(options.grid, options.set, root, checker)
-        cells = select(build_plan(grid, checked, root), options.only)
-        if not options.dry_run:  # a plan can be costed before its weights are there
-            refuse_missing(cells)
-        return _carry_out(grid, cells, root, options, runner, warm, console)
+        plan = build_plan(grid, checked, root)
+        return _carry_out(grid, plan, root, options, runner, warm, console)
     except KeyboardInterrupt:  # before or after the runs, which are asked to save and stop
         console.print("Stopped. Start again to go on.")
         return 130
@@ -79,13 +77,14 @@ def main(
 
 def _carry_out(
     grid: Grid,
-    cells: list[Cell],
+    plan: list[Cell],
     root: Path,
     options: argparse.Namespace,
     runner: Sequence[str],
     warm: Sequence[str] | None,
     console: Console,
 ) -> int:
+    cells = select(plan, options.only)
     slots = find_slots(options.jobs)
     estimates = Estimates(root)
     if options.dry_run:
@@ -94,6 +93,7 @@ def _carry_out(
         if told := say_changed(board.of("done")):
             console.print(told, markup=False, highlight=False, soft_wrap=True)
         return 0
+    refuse_missing(cells)  # not of a dry run: a plan can be costed before its weights are there
     lock = acquire(root / ".lock")
     if lock is None:
         who = holder(root / ".lock")
@@ -117,7 +117,7 @@ def _carry_out(
             with Screen(console, estimates, slots.count) as screen:
                 launcher = LocalLauncher(board, grid.name, slots, runner, screen, warm)
                 finished = launcher.run()
-        show_end(console, board, root)
+        show_end(console, board, plan, root)
     if not finished:
         return 130
     return 0 if len(board.of("done")) == len(cells) else 1

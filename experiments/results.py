@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ CELL_COLUMNS: dict[str, str] = {
     "cell": "name of the run within its stage",
     "cell_id": "identity of the run: a hash of all that determines its result",
     "parent_id": "cell_id of the run that it started from",
+    "planned": "whether the grid's file, as it was launched last, has this run; missing where that "
+    "is not known",
     "folder": "run directory, relative to the folder that was gathered",
     "attempts": "how often the run was started, until it ended by itself",
     "wall_s": "time of all attempts, start-up included, seconds",
@@ -44,7 +46,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def gather(runs: Path) -> tuple[pa.Table, list[str]]:
+def gather(runs: Path, planned: Collection[str] | None = None) -> tuple[pa.Table, list[str]]:
     """Return one row a record below a folder, sorted by folder, and what could not be read.
 
     A record whose ``cell.json`` is damaged stands as that of a run of its own.
@@ -54,6 +56,7 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
 
     Args:
         runs: Folder that holds run directories at any depth.
+        planned: ``cell_id`` of every run of the grid; None where that is not known.
     """
     rows, bad = [], []
     for file in sorted(runs.rglob(RECORD_NAME)):
@@ -67,16 +70,16 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
             row |= _cell_columns(file.parent)
         except RecordError as error:
             bad.append(str(error))
+        if planned is not None and "cell_id" in row:
+            row["planned"] = row["cell_id"] in planned
         rows.append({**row, **record.row()})
     return _table(rows), bad
 
 
-def write_table(runs: Path, out: Path) -> tuple[pa.Table, list[str]]:
-    """Write what `gather` finds as Parquet, wholly or not at all, and return it."""
-    table, bad = gather(runs)
+def write_table(table: pa.Table, out: Path) -> None:
+    """Write a table as Parquet, wholly or not at all."""
     with whole_file(out) as temporary:
         pq.write_table(table, temporary)
-    return table, bad
 
 
 def _cell_columns(folder: Path) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def kind(name: str) -> pa.DataType:
     """Return the type of a column: words, truth, whole numbers, and else float64."""
     if name in _WORDS or name.startswith("axis/"):
         return pa.string()
-    if name == "dirty":
+    if name in ("dirty", "planned"):
         return pa.bool_()
     if name in _WHOLE or name.endswith("/examples"):
         return pa.int64()
@@ -145,7 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: no folder {options.runs}.")
         return 2
     try:
-        table, bad = write_table(options.runs, options.out)
+        table, bad = gather(options.runs)
+        if not table.num_rows and not bad:
+            console.print(f"error: No {RECORD_NAME} below {options.runs}; no table was written.")
+            return 2
+        write_table(table, options.out)
     except OSError as error:
         console.print(f"error: {error}")
         return 2

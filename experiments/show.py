@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -14,7 +15,7 @@ from experiments.attempt import error_of, log_of
 from experiments.board import Board, Estimates, Phase
 from experiments.grid import Grid
 from experiments.plan import Cell
-from experiments.results import TABLE_NAME, write_table
+from experiments.results import TABLE_NAME, gather, write_table
 
 _STYLES = {"failed": "red", "skipped": "yellow", "running": "cyan", "done": "green"}
 _SHOWN_RUNNING = 12
@@ -122,8 +123,15 @@ def show_plan(console: Console, grid: Grid, board: Board, estimates: Estimates, 
         console.print(f"Of {unknown} of them nothing is known: no run of their stage was timed.")
 
 
-def show_end(console: Console, board: Board, root: Path) -> None:
-    """Write the table, and print how it ended: counts, failures and logs, what was skipped."""
+def show_end(console: Console, board: Board, plan: Sequence[Cell], root: Path) -> None:
+    """Write the table, and print how it ended: counts, failures and logs, what was skipped.
+
+    Args:
+        console: Where to.
+        board: What was to be run, in its last state.
+        plan: All runs of the grid, those that were not to be run too.
+        root: Folder of the grid's runs.
+    """
     console.print(counts(board))
     for cell in board.of("failed"):
         console.print(Text(f"{cell.key} failed: {error_of(cell)}", style="red"), soft_wrap=True)
@@ -134,10 +142,17 @@ def show_end(console: Console, board: Board, root: Path) -> None:
         console.print(f"{cell.key} skipped: {cell.parent.key} {why}.", soft_wrap=True)
     if board.of("failed"):
         console.print("Run them again with --retry-failed.")
-    table, left_out = write_table(root, root / TABLE_NAME)
+    table, left_out = gather(root, {cell.id for cell in plan})
+    write_table(table, root / TABLE_NAME)
     for message in left_out:
         console.print(Text(f"left out: {message}", style="yellow"), soft_wrap=True)
     console.print(f"Table of {table.num_rows} runs: {root / TABLE_NAME}", soft_wrap=True)
+    if earlier := table["planned"].to_pylist().count(False):
+        console.print(
+            f"{earlier} of them are of an earlier plan, which the grid's file has no longer: "
+            "`planned` is false there.",
+            soft_wrap=True,
+        )
 
 
 def duration(seconds: float | None) -> str:

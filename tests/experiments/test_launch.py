@@ -157,6 +157,29 @@ def test_finished_runs_that_do_not_say_what_they_read_are_kept(tmp_path: Path) -
     assert "4 runs, 4 done before." in said
 
 
+def test_runs_of_an_earlier_plan_are_marked_in_the_table(tmp_path: Path) -> None:
+    grid = write(tmp_path, SMALL)
+    path = tmp_path / "runs" / "study" / "table.parquet"
+    _, said = launch(grid)
+    assert "earlier plan" not in said
+    assert pq.read_table(path)["planned"].to_pylist() == [True] * 4
+    # What a filter leaves out is planned all the same.
+    _, said = launch(grid, "--only", "fit/ELIP-*")
+    assert "earlier plan" not in said
+    assert pq.read_table(path)["planned"].to_pylist() == [True] * 4
+    _, said = launch(grid, "--set", "fake.steps=1", "--only", "fit/*")
+    assert "Table of 6 runs" in said
+    assert "4 of them are of an earlier plan" in said
+    rows = pq.read_table(path).select(["planned", "stage", "cell_id"]).to_pylist()
+    assert sorted((row["stage"], row["planned"]) for row in rows) == [
+        ("fit", False), ("fit", False), ("fit", True), ("fit", True), ("test", False),
+        ("test", False),
+    ]  # fmt: skip
+    # Of the folder alone nobody knows what is planned.
+    found, _ = gather(tmp_path / "runs")
+    assert found["planned"].to_pylist() == [None] * 6
+
+
 @pytest.mark.parametrize(("seed", "how"), [(0, "launch"), (1, "launch"), (2, "cold")])
 def test_launcher_killed_three_times_gives_the_same_table(
     tmp_path: Path, undisturbed: pa.Table, seed: int, how: str

@@ -120,3 +120,13 @@ def test_command_writes_the_file_and_says_what_it_leaves_out(
     assert main([str(tmp_path / "runs"), "--out", str(out)]) == 1
     assert str(broken) in capsys.readouterr().err.replace("\n", "")
     assert main([str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+
+
+def test_a_folder_without_runs_gives_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "t.parquet"
+    (tmp_path / "runs").mkdir()
+    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 2
+    assert f"error: No run.json below {tmp_path / 'runs'}" in capsys.readouterr().err
+    assert not out.exists()
