@@ -6,7 +6,6 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -69,15 +68,22 @@ class Estimates:
 
     Args:
         root: Folder of the grid's runs; runs of earlier versions of the grid count too.
+
+    Attributes:
+        damaged: How many runs were timed, but do not say which they are.
     """
 
     def __init__(self, root: Path) -> None:
         self._times: dict[tuple[str, str | None], list[float]] = defaultdict(list)
+        self.damaged = 0
         for file in sorted(root.glob(f"*/*/{IDENTITY_NAME}")):
             seconds = _recorded(file.parent)
             if seconds is not None:
-                with suppress(RecordError):  # the table of results names it
+                try:
                     run = read_identity(file.parent)
+                except RecordError:  # the table of results names it
+                    self.damaged += 1
+                else:
                     self._add(run.stage, run.labels.get("reducer"), seconds)
 
     def add(self, cell: Cell) -> None:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from experiments.attempt import error_of, log_of
+from experiments.attempt import IDENTITY_NAME, error_of, log_of
 from experiments.board import Board, Estimates, Phase
 from experiments.grid import Grid
 from experiments.plan import Cell
@@ -121,6 +121,11 @@ def show_plan(console: Console, grid: Grid, board: Board, estimates: Estimates, 
         console.print(f"Cannot start yet: {missing}", soft_wrap=True)
     if unknown:
         console.print(f"Of {unknown} of them nothing is known: no run of their stage was timed.")
+    if estimates.damaged:
+        console.print(
+            f"Passed over: the times of {estimates.damaged} runs whose {IDENTITY_NAME} is damaged.",
+            soft_wrap=True,
+        )
 
 
 def show_end(console: Console, board: Board, plan: Sequence[Cell], root: Path) -> None:

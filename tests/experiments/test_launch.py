@@ -350,6 +350,10 @@ def test_dry_run_starts_nothing_and_knows_times(tmp_path: Path) -> None:
     status, said = launch(grid, "--dry-run")
     assert "4 runs in study: 2 done, 2 to run." in said
     assert "nothing is known" not in said
+    assert "Passed over" not in said
+    next(tmp_path.glob("runs/*/fit/*/cell.json")).write_text("{")
+    _, said = launch(grid, "--dry-run")
+    assert "Passed over: the times of 1 runs whose cell.json is damaged." in said
 
 
 def test_a_typo_in_one_cell_stops_everything(tmp_path: Path) -> None:
