@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elip.provenance import VOLATILE, config_hash
+from elip.training.options import accumulated, check_options, known_processes
 from experiments.budgets import Budgets, find_class, read_schedule
 from experiments.grid import Draft, Grid, GridError, get, put
 from experiments.grid_file import read_grid
@@ -131,7 +132,8 @@ class RunParser:
         """Return the resolved configuration as plain values.
 
         Raises:
-            ValueError: The parser refuses it; the message is the parser's.
+            ValueError: The parser refuses it, or the run would refuse an option of its trainer;
+                the message is theirs.
         """
         if "config" in config:
             raise ValueError("config is no option of a run of a grid; name files under `base`.")
@@ -150,6 +152,10 @@ class RunParser:
             told = [line for line in lines if not line.strip().startswith("See: ")]
             raise ValueError("\n".join(told)) from error
         plain: dict[str, Any] = json.loads(json.dumps(parsed[command].as_dict(), default=str))
+        check_options(plain, command)
+        processes = known_processes(plain)
+        if command == "fit" and processes is not None:
+            accumulated(plain, processes)
         return plain
 
 

@@ -39,12 +39,11 @@ from elip.training.checkpoints import (
 )
 from elip.training.directory import bring_best, refuse_another, resolve_checkpoint, run_directory
 from elip.training.module import Experiment, LossError
+from elip.training.options import accumulated, check_options
 from elip.training.recorder import lost_process
 from elip.training.trainer import build_callbacks, build_loggers, quiet
 from reducers import shelf
 
-_ABOVE_0 = ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches")
-_SEARCHES = ("LearningRateFinder", "BatchSizeFinder")
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -204,8 +203,9 @@ class ExperimentCLI(LightningCLI):
             if given not in (None, True):  # in place of TensorBoard; the CSV log is every run's
                 loggers = [loggers[0], *(given if isinstance(given, list) else [given])]
             kwargs["logger"] = loggers
-        _check_options(config, self.subcommand)
-        own = self._own()
+        plain = self._plain_config()
+        check_options(plain, self.subcommand)
+        own = self._own(plain)
         try:
             trainer = self._trainer(config, kwargs, own)
         except (MisconfigurationException, TypeError) as error:
@@ -222,19 +222,19 @@ class ExperimentCLI(LightningCLI):
                 "trainer.max_epochs (trainer.max_time may end it earlier)."
             )
         if self.subcommand == "fit":
-            trainer.accumulate_grad_batches = _accumulated(config, trainer.world_size)
+            trainer.accumulate_grad_batches = accumulated(plain, trainer.world_size)
             if config.get("ckpt_path"):  # before the run's own files are written anew
                 check_goes_on(config.ckpt_path, replace(own, processes=trainer.world_size))
                 rank_zero_only(bring_best)(config.ckpt_path, self.run_dir)
         return trainer
 
-    def _own(self) -> Origin:
+    def _own(self, plain: dict[str, Any]) -> Origin:
         """Return what the run is: configuration, inputs, how the weights it begins from were made.
 
         Raises:
             CheckpointError: They were made for another model.
         """
-        command, plain = str(self.subcommand), self._plain_config()
+        command = str(self.subcommand)
         task, reducer = self.model.task, self.model.meter.reducer
         own = Origin(plain, run_inputs(command, plain, task, reducer, self.datamodule))
         files = input_files(command, plain)
@@ -258,74 +258,6 @@ class ExperimentCLI(LightningCLI):
         self._dump_config()
         plain: dict[str, Any] = self.config_dump
         return plain
-
-
-def _check_options(config: Namespace, command: str) -> None:
-    """Refuse options of the trainer that would give another result than they say.
-
-    Raises:
-        ValueError: The message says what to give instead.
-    """
-    trainer = config.trainer
-    for name in _ABOVE_0:
-        value = trainer[name]
-        if isinstance(value, int | float) and not value > 0:
-            raise ValueError(f"trainer.{name} is {value}; it must be above 0.")
-    clip = trainer.gradient_clip_val
-    if clip is not None and not clip >= 0:
-        raise ValueError(f"trainer.gradient_clip_val is {clip}; it must be above 0, or 0 for none.")
-    if trainer.use_distributed_sampler:
-        raise ValueError(
-            "trainer.use_distributed_sampler would score some examples twice; leave it out: "
-            "processes share out examples as it is."
-        )
-    if trainer.overfit_batches:
-        raise ValueError(
-            "trainer.overfit_batches would draw other examples in each epoch; to train on a few, "
-            "give data.train_limit, how many."
-        )
-    used = {"fit": "train", "validate": "val"}.get(command, command)
-    lengths = [f"limit_{used}_batches", *(("max_steps", "max_epochs") if command == "fit" else ())]
-    for name in lengths:
-        if trainer[name] in (0, 0.0):
-            raise ValueError(f"trainer.{name} is 0: {command} would have nothing to do.")
-    if re.search("spawn|fork|notebook", str(trainer.strategy)):
-        raise ValueError(f"trainer.strategy {trainer.strategy}: several processes run with ddp.")
-    searches = [kind for kind in _SEARCHES if kind in str(trainer.callbacks)]
-    if searches:
-        raise ValueError(
-            f"{searches[0]} would change the configuration that is recorded; give "
-            "model.optimization.learning_rate and data.batch_size."
-        )
-    for name in ("optimizer", "lr_scheduler"):
-        if config.get(name) is not None:
-            raise ValueError(
-                f"--{name} has no effect: METER is trained with AdamW and a polynomial decay. "
-                "Their options: model.optimization."
-            )
-
-
-def _accumulated(config: Namespace, processes: int) -> int:
-    """Return over how many batches gradients are accumulated.
-
-    Raises:
-        ValueError: Effective batch size, batch size and accumulation do not agree.
-    """
-    wanted, given = config.effective_batch_size, int(config.trainer.accumulate_grad_batches)
-    at_once = config.data.batch_size * processes
-    if wanted is None:
-        return given
-    if wanted < 1 or wanted % at_once:
-        raise ValueError(
-            f"effective_batch_size {wanted} is not a multiple of data.batch_size "
-            f"{config.data.batch_size} times {processes} processes."
-        )
-    if given not in (1, wanted // at_once):
-        raise ValueError(
-            f"effective_batch_size {wanted} takes {wanted // at_once} batches of {at_once} "
-            f"examples, and trainer.accumulate_grad_batches is {given}: leave one of them out."
-        )
-    return int(wanted) // int(at_once)
 
 
 def _file_problem(file: str) -> str | None:

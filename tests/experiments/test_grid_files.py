@@ -9,6 +9,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,9 @@ def test_no_reduction_has_one_identity_and_others_one_each(tmp_path: Path) -> No
         ("trainer=3", "trainer is 3; give its options"),
         ("data=null", "data is None; give its options"),
         ("model.schedule=3", "model.schedule is 3; give its options"),
+        ("trainer.overfit_batches=2", "give data.train_limit"),
+        ("trainer.max_steps=0", "trainer.max_steps is 0: fit would have nothing to do"),
+        ("trainer.callbacks=[LearningRateFinder]", "give model.optimization.learning_rate"),
         (f"model.weights={'x' * 300}", "File name too long"),
     ],
 )
@@ -107,6 +111,32 @@ def test_a_wrong_option_is_a_problem_of_its_run(tmp_path: Path, option: str, mes
     (checked,) = check(read_grid(tmp_path / "g.yaml", [option]))
     assert checked.problem is not None
     assert message in checked.problem
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"devices": 2}, "takes 2 batches of 64 examples, and trainer.accumulate_grad_batches"),
+        ({"devices": [0, 1, 2], "num_nodes": 2}, "data.batch_size 32 times 6 processes"),
+        ({"accelerator": "cpu"}, "takes 4 batches of 32 examples"),
+        ({}, None),  # as many as its machine has
+        ({"devices": -1}, None),
+    ],
+)
+def test_batches_that_do_not_add_up_are_a_problem_where_processes_are_known(
+    tmp_path: Path, trainer: dict[str, Any], message: str | None
+) -> None:
+    (tmp_path / "g.yaml").write_text(
+        f"base: {ROOT}/experiments/elip_0.7.yaml\naxes: {{seed: [0]}}\nstages: {{fit: {{}}}}\n"
+    )
+    options = {f"trainer.{name}": value for name, value in trainer.items()}
+    options |= {"effective_batch_size": 128, "trainer.accumulate_grad_batches": 3}
+    given = [f"{option}={json.dumps(value)}" for option, value in options.items()]
+    (checked,) = check(read_grid(tmp_path / "g.yaml", given))
+    if message is None:
+        assert checked.problem is None
+    else:
+        assert message in str(checked.problem)
 
 
 def one_run(tmp_path: Path, *options: str) -> Cell:
