@@ -37,6 +37,11 @@ PLACE = (
 """Options that say where a run computes and from where it reads. A run may go on under others, and
 its repeats may have others; what is read there is told by its content (`elip.inputs`)."""
 
+LENGTH = tuple(f"trainer.{name}" for name in (
+    "max_steps", "max_epochs", "max_time", "min_steps", "min_epochs",
+))  # fmt: skip
+"""Options that say how long a run trains; the first two also set its learning rate."""
+
 # Lightning's names of one thing; None is its default.
 _SAME_PRECISION = {"32": None, "32-true": None, "16": "16-mixed", "bf16": "bf16-mixed"}
 

@@ -271,6 +271,8 @@ class Origin:
         inputs: What that run read; see `Record`.
         earlier: Options that changed on its way.
         processes: How many it had; each takes its part of an epoch.
+        steps: How many optimiser steps the weights have seen; None where that is not known.
+        kept: Which of the run's checkpoints they are, ``best`` or ``last``; None for others.
         origin: How the weights were made that it began from; None where that is not known.
     """
 
@@ -278,6 +280,8 @@ class Origin:
     inputs: dict[str, str] = field(default_factory=dict)
     earlier: tuple[Earlier, ...] = ()
     processes: int = 1
+    steps: int | None = None
+    kept: str | None = None
     origin: Origin | None = None
 
 

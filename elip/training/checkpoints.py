@@ -16,7 +16,7 @@ from elip.checkpoints import CheckpointError
 from elip.files import whole_file
 from elip.inputs import read_origin
 from elip.model.config import MeterConfig, Sizes
-from elip.provenance import PLACE, VOLATILE, config_differences
+from elip.provenance import LENGTH, PLACE, VOLATILE, config_differences
 from elip.record import Earlier, Origin
 from elip.weights.read import BROKEN
 
@@ -24,9 +24,8 @@ log = logging.getLogger(__name__)
 
 # What a run may change on the way: where it runs, and how long.
 _MAY_DIFFER = (
-    *VOLATILE, *PLACE, "trainer.max_steps", "trainer.max_epochs", "trainer.max_time",
-    "trainer.min_steps", "trainer.min_epochs", "trainer.limit_test_batches",
-    "trainer.limit_predict_batches", "trainer.devices", "trainer.num_nodes",
+    *VOLATILE, *PLACE, *LENGTH, "trainer.limit_test_batches", "trainer.limit_predict_batches",
+    "trainer.devices", "trainer.num_nodes",
 )  # fmt: skip
 _OPTIONS = {"tokenizer": "data.tokenizer"}  # of inputs that are not named as their option
 _LENGTH = ("max_steps", "max_epochs")
