@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import cast
 
 import numpy as np
 import pandas as pd
 
-from analysis.lineage import differences, identity, protocol
+from analysis.lineage import check_names, differences, identity, protocol
 from analysis.load import Runs
 from analysis.statistics import t_interval
 
@@ -22,6 +23,8 @@ KEYS = ["setting", "label", "keep"]
 
 WITHOUT_RATIO = ("Identity", "Smaller image")
 """Labels that no keep ratio belongs to."""
+
+_WITHOUT = ("off the shelf", "pretrained without reduction")
 
 COSTS = {
     "keep_ratio": "measured keep ratio",
@@ -38,9 +41,10 @@ class Study:
     """What a set of runs says.
 
     Attributes:
-        scores: One row a run and split: `KEYS`, ``seed``, ``score`` (the main metric), ``metric``,
-            ``chance``, ``share`` (of the same seed's score without reduction, or of the mean one
-            where that seed lacks), costs, ``outcomes`` (scores of single examples, or None).
+        scores: One row a run and split: `KEYS`, ``seed`` (text: what repeats differ in),
+            ``score`` (the main metric), ``metric``, ``chance``, ``share`` (of the same seed's score
+            without reduction, or of the mean one where that seed lacks), costs, ``outcomes``
+            (scores of single examples, or None).
         cells: One row a cell: `KEYS`, ``family``, ``score`` with ``low``, ``high`` and ``seeds``,
             ``share`` with ``share_low`` and ``share_high``, and the columns of `COSTS`.
         missing: One row a cell that other methods of the setting have: `KEYS` and ``why``.
@@ -64,8 +68,12 @@ def study(runs: Runs, may_differ: Sequence[str] = ()) -> Study:
     Args:
         runs: The runs.
         may_differ: Options, or names of inputs, in which runs that are compared may differ; beside
-            method and keep ratio, everything else must agree.
+            method and keep ratio, everything else must agree. See `analysis.lineage.protocol`.
+
+    Raises:
+        ValueError: No run has such an option or input.
     """
+    check_names(may_differ, [each.setup for each in runs.lineages])
     scores = _scores(runs)
     if scores.empty:
         empty = pd.DataFrame(
@@ -76,7 +84,7 @@ def study(runs: Runs, may_differ: Sequence[str] = ()) -> Study:
     scores, selecting = _tested(scores, runs)
     scores, protocols = _by_protocol(scores, runs, may_differ)
     scores, mixed = _apart(scores, runs)
-    scores = _with_shares(_with_identity_off_the_shelf(scores))
+    scores = _with_shares(_with_identity(_with_seeds(scores)))
     notes = (
         *repeated, *selecting, *protocols, *mixed, *_uneven(scores), *_without_examples(scores)
     )  # fmt: skip
@@ -100,7 +108,7 @@ def _scores(runs: Runs) -> pd.DataFrame:
                     "place": _setting(run, evaluation.dataset, evaluation.split),
                     "label": run["label"],
                     "keep": run["keep"],
-                    "seed": run["seed"],
+                    "seeds": runs.lineages[number].seeds,
                     "score": score,
                     "metric": record.main_metric,
                     "chance": evaluation.chance.get(record.main_metric),
@@ -127,8 +135,10 @@ def _setting(run: pd.Series, dataset: str, split: str, mode: str = "trained") ->
 def _latest(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Keep one run a seed and setup: scored by its own command before by fit, then the latest."""
     order = scores.assign(own=scores["subcommand"] != "fit").sort_values(["own", "started"])
-    kept = order.drop_duplicates([*KEYS, "setup", "seed"], keep="last")
-    dropped = len(scores) - len(kept)
+    names = [*KEYS, "setup", "seeds"]
+    kept = order.drop_duplicates(names, keep="last")
+    # A fit's own score beside the same one by validate is no repeated run.
+    dropped = len(order) - len(order.drop_duplicates([*names, "own"]))
     said = f"{dropped} scores of repeated runs are left out; the latest stands."
     kept = kept.sort_values("run").drop(columns="own").reset_index(drop=True)
     return kept, (said,) if dropped else ()
@@ -155,10 +165,10 @@ def _by_protocol(
         subset="patches"
     )
     whole = patches.sort_values("patches").groupby("work")["run"].last()
-    largest = {str(work): runs.setups[run] for work, run in whole.items()}
+    largest = {str(work): runs.lineages[run].setup for work, run in whole.items()}
     smaller = scores["label"] == "Smaller image"
     shared = [
-        protocol(runs.setups[run], may_differ, largest.get(work) if small else None)
+        protocol(runs.lineages[run].setup, may_differ, largest.get(work) if small else None)
         for run, work, small in zip(scores["run"], scores["work"], smaller, strict=True)
     ]
     scores = scores.assign(protocol=[identity(each) for each in shared])
@@ -178,16 +188,13 @@ def _by_protocol(
 
 def _apart(scores: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Keep runs of different configurations apart where they would fall into one cell."""
-    own = scores["subcommand"] != "fit"
-    beaten = scores.assign(own=own).groupby(KEYS)["own"].transform("max") & ~own
-    scores = scores[~beaten].reset_index(drop=True)
     setups = scores.groupby(KEYS)["setup"].transform("nunique")
     mixed = setups > 1
     if not mixed.any():
         return scores, ()
     notes = []
     for (setting, label, keep), rows in scores[mixed].groupby(KEYS):
-        several = [runs.setups[run] for run in rows.drop_duplicates("setup")["run"]]
+        several = [runs.lineages[run].setup for run in rows.drop_duplicates("setup")["run"]]
         notes.append(
             f"Runs of {label} at {keep:g} in {setting} differ in {differences(several)}; they are "
             "kept apart by the first digits (#) of the identity of their configuration."
@@ -212,15 +219,43 @@ def _without_examples(scores: pd.DataFrame) -> tuple[str, ...]:
     return (f"{lacking} of {len(scores)} {said}",) if lacking else ()
 
 
-def _with_identity_off_the_shelf(scores: pd.DataFrame) -> pd.DataFrame:
-    """Show no reduction beside methods that were put on the model which was trained without."""
+def _with_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+    """Name in each setting what the runs of a cell are repeats by: ``seed``, as text.
+
+    The seed of training, where each has its own; else the first other seed that tells them apart
+    (of scoring, where one model is scored several times; of what training began from); else all.
+    """
+    named: dict[int, str | None] = {}
+    for _, rows in scores.groupby("setting"):
+        seeds = list(rows["seeds"])
+        alone = [each for each in zip_longest(*seeds) if _tells_apart(rows, each)]
+        if alone:
+            texts: list[str | None] = [str(seed) for seed in alone[0]]
+        elif any(seed is not None for each in seeds for seed in each):
+            texts = ["/".join(map(str, each)) for each in seeds]
+        else:
+            texts = [None] * len(seeds)
+        named |= dict(zip(rows.index, texts, strict=True))
+    return scores.assign(seed=pd.Series(named, dtype=object))
+
+
+def _tells_apart(rows: pd.DataFrame, seeds: tuple[int | None, ...]) -> bool:
+    """Whether every run has a seed, and no two of one cell have the same."""
+    cells = list(zip(rows["label"], rows["keep"], seeds, strict=True))
+    return None not in seeds and len(set(cells)) == len(cells)
+
+
+def _with_identity(scores: pd.DataFrame) -> pd.DataFrame:
+    """Show no reduction beside methods that were put on weights which were made without."""
     added = []
-    for setting, rows in scores[scores["mode"] == "off the shelf"].groupby("setting"):
+    for setting, rows in scores.groupby("setting"):
         first = rows.iloc[0]
+        mode = first["mode"]
+        if "Identity" in set(rows["label"]) or not mode.endswith(_WITHOUT):
+            continue
         same = (scores["place"] == first["place"]) & (scores["protocol"] == first["protocol"])
         other = scores[same & (scores["mode"] == "trained") & (scores["label"] == "Identity")]
-        if "Identity" not in set(rows["label"]) and len(other):
-            added.append(other.assign(setting=setting))
+        added.append(other.assign(setting=setting))
     return pd.concat([scores, *added], ignore_index=True) if added else scores
 
 
@@ -282,12 +317,12 @@ def _missing(scores: pd.DataFrame, runs: Runs) -> pd.DataFrame:
             for keep in sorted(keep for keep, count in used.items() if count > 1):
                 if (label, keep) not in there:
                     rows.append((setting, label, keep, ended.get((task, label, keep), "not run")))
-        seeds = set(group["seed"].dropna().astype(int))
+        seeds = set(group["seed"].dropna())
         for at, cell in group.groupby(["label", "keep"]):
             label, keep = cast("tuple[str, float]", at)
-            absent = sorted(seeds - set(cell["seed"].dropna().astype(int)))
+            absent = sorted(seeds - set(cell["seed"]), key=lambda seed: (len(seed), seed))
             if absent:
-                names = ", ".join(map(str, absent))
+                names = ", ".join(absent)
                 rows.append((setting, label, keep, f"without seed {names}"))
     return pd.DataFrame(rows, columns=[*KEYS, "why"])
 

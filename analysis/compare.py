@@ -30,7 +30,7 @@ from analysis.statistics import (
 Unit = Literal["seeds", "examples"]
 """What a comparison is paired by: training runs, or test examples of the models at hand."""
 
-Cell = dict[int, tuple[float, Outcomes | None]]
+Cell = dict[str, tuple[float, Outcomes | None]]
 """The scores of a cell by seed, in whole and by example."""
 
 Cells = dict[tuple[str, str], dict[float, Cell]]
@@ -49,7 +49,7 @@ class _Gap:
 
     values: Array
     differing: int
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[str, ...] = ()
 
 
 def comparisons(
@@ -71,7 +71,7 @@ def comparisons(
     seeded = found.scores.dropna(subset="seed")
     for setting, label, keep, seed, score, outcomes in seeded[columns].to_numpy():
         cell = cells.setdefault((setting, label), {}).setdefault(keep, {})
-        cell[int(seed)] = (score, outcomes)
+        cell[seed] = (score, outcomes)
     labels = sorted({label for _, label in cells})
     pairings: list[Pairing] = []
     for other in against:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.examples import Outcomes, Reader
-from analysis.lineage import Setup, find_parents, identity, setups, with_modes
+from analysis.lineage import Lineage, find_parents, lineages, with_modes
 from analysis.pack import unpack
 from elip.examples import EXAMPLES_NAME
 from elip.record import (
@@ -45,15 +45,13 @@ class Runs:
 
     Attributes:
         table: One row a run: the columns of `elip.record.COLUMNS`, the scores, and ``folder``,
-            ``setup`` (identity of what makes the run but its seed; see `analysis.lineage`),
-            ``label`` (the method in
-            tables and figures), ``keep`` (the keep ratio that it stands under: as asked, else as
-            measured; 1 without reduction; the share of patches of a smaller image), ``mode``
-            ("trained"; "off the shelf" where the reducer was put on a model that was trained
-            without it; "from NAME" where nothing says how the weights were made), and
-            ``latency_share`` (inference time as a share of that without reduction).
+            ``label`` (the method in tables and figures), ``keep`` (the keep ratio that it stands
+            under: as asked, else as measured; 1 without reduction; the share of patches of a
+            smaller image), ``setup`` (identity of what its scores belong to) and ``mode`` (how the
+            model was trained; see `analysis.lineage` for both), and ``latency_share`` (inference
+            time as a share of that without reduction).
         records: The records, in the order of the rows.
-        setups: What makes each run, in the order of the rows.
+        lineages: How each run came about, in the order of the rows.
         parents: For rows that began from weights, the row that made them, or else where from.
         outcomes: Scores of single examples by split, in the order of the rows.
         logs: ``val/main`` by step of training, in the order of the rows. Logs that were set aside
@@ -63,7 +61,7 @@ class Runs:
 
     table: pd.DataFrame
     records: tuple[Record, ...]
-    setups: tuple[Setup, ...]
+    lineages: tuple[Lineage, ...]
     parents: dict[int, int | Path]
     outcomes: tuple[dict[str, Outcomes], ...]
     logs: tuple[dict[int, float], ...]
@@ -100,10 +98,10 @@ def load(folders: Iterable[Path | str]) -> Runs:
         return Runs(pd.DataFrame(columns=names), (), (), {}, (), (), tuple(broken))
     table = _with_labels(pd.DataFrame(rows))
     parents = find_parents(table, records, found_in)
-    made = setups(records, parents)
-    table = with_modes(table.assign(setup=[identity(each) for each in made]), records, parents)
+    came = lineages(records, parents)
+    table = _with_latency(with_modes(table, records, came, parents))
     return Runs(
-        _with_latency(table), tuple(records), tuple(made), parents, tuple(outcomes), tuple(logs),
+        table, tuple(records), tuple(came), parents, tuple(outcomes), tuple(logs),
         tuple(broken),
     )  # fmt: skip
 
@@ -160,13 +158,32 @@ def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
         named = labelled(str(reducer), list(options.values()))
         for text, label in zip(options, named, strict=True):
             labels.loc[rows.index[rows["reducer_options"] == text]] = label
-    largest = table.groupby(["task", "datasets"])["patches"].transform("max")
     identity = table["reducer"] == "Identity"
-    smaller = identity & (table["patches"] < largest)
+    smaller = identity & _is_smaller(table)
     keep = table["keep_ratio_asked"].astype(float).fillna(table["keep_ratio"].astype(float))
+    largest = table["patches"].where(_is_scored(table))
+    largest = largest.groupby([table["task"], table["datasets"]]).transform("max")
     keep = keep.mask(identity, 1.0).mask(smaller, table["patches"] / largest)
     labels[smaller] = "Smaller image"
     return table.assign(label=labels, keep=keep.fillna(1.0).round(3))
+
+
+def _is_scored(table: pd.DataFrame) -> pd.Series:
+    return (table["status"] == "completed") & (table["subcommand"] != "predict")
+
+
+def _is_smaller(table: pd.DataFrame) -> pd.Series:
+    """Whether a run's images are smaller than others' of its work, and no method has that size."""
+    scored = table[_is_scored(table)]
+    work = ["task", "datasets"]
+    largest = scored.groupby(work)["patches"].max()
+    reduced = scored[scored["reducer"] != "Identity"]
+    sizes = set(reduced[[*work, "patches"]].itertuples(index=False, name=None))
+    rows = table[[*work, "patches"]].itertuples(index=False, name=None)
+    return pd.Series(
+        [row not in sizes and row[2] < largest.get(row[:2], row[2]) for row in rows],
+        index=table.index,
+    )
 
 
 def labelled(reducer: str, options: list[dict[str, Any]]) -> list[str]:
@@ -213,13 +230,18 @@ def training_curves(runs: Runs) -> pd.DataFrame:
 
 
 def _log(folder: str, broken: list[Broken]) -> dict[int, float]:
-    """Read the logs of a training run; add those that cannot be read to ``broken``."""
+    """Read the logs of a training run; add those that cannot be read to ``broken``.
+
+    Each holds up to the step at which the next one begins: what it has behind that was done over.
+    """
     scores: dict[int, float] = {}
     for path in sorted(Path(folder).glob("metrics*.csv"), key=_age):
         try:
-            scores |= _read_log(path)
+            begins, found = _read_log(path)
         except (OSError, ValueError, csv.Error) as error:
             broken.append(Broken(str(path), f"{path} is no log of scores ({error})."))
+            continue
+        scores = {step: score for step, score in scores.items() if step < begins} | found
     return scores
 
 
@@ -229,7 +251,9 @@ def _age(path: Path) -> float:
     return int(number) if number.isdigit() else float("inf")
 
 
-def _read_log(path: Path) -> dict[int, float]:
+def _read_log(path: Path) -> tuple[float, dict[int, float]]:
+    """Return the first step of a log, and the scores by step."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [(row.get("step"), row.get("val/main")) for row in csv.DictReader(file)]
-    return {int(step): float(score) for step, score in rows if step and score}
+    begins = min((int(step) for step, _ in rows if step), default=float("inf"))
+    return begins, {int(step): float(score) for step, score in rows if step and score}

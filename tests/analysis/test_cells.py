@@ -87,7 +87,7 @@ def test_runs_of_other_configurations_are_never_averaged(tmp_path: Path) -> None
     assert sorted(found.cells["score"]) == [0.5, 0.7]
     assert all(name.startswith("VQA, shapes val #") for name in found.settings)
     assert len(found.settings) == 2
-    assert "runs differ in data.batch_size (none, 8), beside" in found.notes[0]
+    assert "runs differ in data.batch_size in training (none, 8), beside" in found.notes[0]
 
 
 def test_what_one_method_differs_in_keeps_its_runs_apart(tmp_path: Path) -> None:
@@ -100,7 +100,9 @@ def test_what_one_method_differs_in_keeps_its_runs_apart(tmp_path: Path) -> None
     assert "model.schedule.layers" in found.notes[0]
 
 
-STEPS = "runs differ in trainer.max_steps (200, 100), beside seed, method and keep ratio"
+STEPS = (
+    "runs differ in trainer.max_steps in training (200, 100), beside seed, method and keep ratio"
+)
 
 
 def test_methods_are_compared_within_one_protocol_only(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_runs_on_other_data_are_compared_apart(tmp_path: Path, where: str) -> No
             records.append(replace(one, subcommand="test", origin=origin, parent="gone/best.ckpt"))
     found = _study(tmp_path, *records)
     assert list(found.cells["seeds"]) == [1, 1]
-    of = " of their weights" if where == "of the weights" else ""
+    of = " in training" if where == "of the weights" else ""
     assert f"differ in the content of data{of}, beside" in found.notes[0]
     assert list(study(load([tmp_path]), ("data",)).cells["seeds"]) == [1, 1]
 
@@ -159,6 +161,174 @@ def test_no_reduction_on_smaller_images_has_the_protocol_of_the_larger(tmp_path:
     assert set(found.cells["label"]) == {"Identity", "ToMe", "Smaller image"}
     write_record(of("ToMe", 96, 36), tmp_path / "small")
     assert len(study(load([tmp_path])).settings) == 2  # it is no method of larger images
+
+
+def scored(
+    name: str = "ToMe",
+    trained: str | None = None,
+    seeds: tuple[int, ...] = (0, 0),
+    pretrained: str | None = None,
+    score: float = 0.5,
+    kept: str = "best",
+) -> Record:
+    """A test: of a method on weights that another trained, from weights that a third trained.
+
+    ``seeds`` are those of the test, of training, and of pretraining.
+    """
+    own, made = record(name, seed=seeds[0]), record(trained or name, seed=seeds[1])
+    before = None
+    if len(seeds) > 2:
+        config = changed(record(pretrained or trained or name, seed=seeds[2]), data__size=3).config
+        before = Origin(config, kept="best")
+    origin = Origin(changed(made, trainer__max_steps=9).config, kept=kept, origin=before)
+    return replace(own, subcommand="test", origin=origin, parent="gone/best.ckpt",
+                   evaluations=record(name, score=score).evaluations, training=None)  # fmt: skip
+
+
+def test_repeats_are_those_of_training_however_they_were_tested(tmp_path: Path) -> None:
+    runs = [scored(name, seeds=(0, seed), score=0.5 + 0.1 * seed + 0.2 * (name == "Identity"))
+            for name in ("Identity", "ToMe") for seed in range(3)]  # fmt: skip
+    found = _study(tmp_path, *runs)
+    assert list(found.cells["seeds"]) == [3, 3]
+    assert found.notes[:-1] == ()  # the last one is of examples, which these records lack
+    shares = found.scores[found.scores["label"] == "ToMe"].set_index("seed")["share"]
+    assert dict(shares) == pytest.approx({"0": 5 / 7, "1": 6 / 8, "2": 7 / 9})
+
+
+def test_models_of_other_seeds_are_no_pair(tmp_path: Path) -> None:
+    found = _study(tmp_path, scored("Identity", seeds=(0, 0)), scored("ToMe", seeds=(0, 1)))
+    assert comparisons(found, ("Identity",)) == []
+    assert {row.label: row.why for row in found.missing.itertuples()} == {
+        "Identity": "without seed 1",
+        "ToMe": "without seed 0",
+    }
+
+
+def test_one_model_scored_under_several_seeds_has_those_as_repeats(tmp_path: Path) -> None:
+    runs = [scored("Random", "Identity", (seed, 7), score=0.3 + seed / 10) for seed in range(3)]
+    found = _study(tmp_path, *runs)
+    assert list(found.scores["seed"]) == ["0", "1", "2"]
+    assert found.settings == ["VQA, shapes val, off the shelf"]
+
+
+def test_training_twice_from_two_pretrainings_is_no_repeated_run(tmp_path: Path) -> None:
+    runs = [scored("ToMe", seeds=(0, 0, before), score=0.4 + before / 5) for before in (0, 1)]
+    found = _study(tmp_path, *runs)
+    assert list(found.cells["seeds"]) == [2]
+    assert found.notes[:-1] == ()
+    assert list(found.scores["seed"]) == ["0", "1"]
+    more = _study(tmp_path, *runs, scored("ToMe", seeds=(0, 1, 0)))
+    assert list(more.scores["seed"]) == ["0/0", "0/1", "1/0"]
+
+
+def test_best_and_last_are_not_averaged(tmp_path: Path) -> None:
+    best, last = scored(seeds=(0, 0)), scored(seeds=(0, 1), kept="last")
+    found = _study(tmp_path, best, last)
+    assert list(found.cells["seeds"]) == [1, 1]
+    assert "differ in kept in training (best, last)" in found.notes[0]
+    both = study(load([tmp_path]), ("kept",))
+    assert len(both.settings) == 1
+
+
+def test_off_the_shelf_is_what_was_trained_without_reduction_only(tmp_path: Path) -> None:
+    found = _study(
+        tmp_path,
+        scored("Identity", "ToMe", score=0.2),
+        scored("ToMe", "Identity", score=0.4),
+        scored("Random", "ToMe", score=0.1),
+        scored("Identity", "Identity", score=0.8),
+    )
+    by_setting = {name: set(rows["label"]) for name, rows in found.cells.groupby("setting")}
+    assert by_setting == {
+        "VQA, shapes val": {"Identity"},
+        "VQA, shapes val, off the shelf": {"Identity", "ToMe"},
+        "VQA, shapes val, trained with ToMe 0.7": {"Identity", "Random"},
+    }
+    shares = found.scores.set_index(["setting", "label"])["share"]
+    assert shares["VQA, shapes val, off the shelf", "ToMe"] == pytest.approx(0.5)
+    assert shares["VQA, shapes val, trained with ToMe 0.7", "Random"] == pytest.approx(0.5)
+
+
+def test_how_weights_were_pretrained_names_the_setting(tmp_path: Path) -> None:
+    found = _study(
+        tmp_path,
+        scored("ToMe", seeds=(0, 0, 0)),
+        scored("Random", seeds=(0, 0, 0), pretrained="Identity", score=0.4),
+        scored("EViT", seeds=(0, 0, 0), pretrained="ToMe"),
+        scored("Identity", seeds=(0, 0, 0), score=0.8),
+    )
+    by_setting = {name: set(rows["label"]) for name, rows in found.cells.groupby("setting")}
+    assert by_setting == {
+        "VQA, shapes val": {"Identity", "ToMe"},
+        "VQA, shapes val, trained, pretrained without reduction": {"Identity", "Random"},
+        "VQA, shapes val, trained, pretrained with ToMe 0.7": {"EViT"},
+    }
+    shares = found.scores[found.scores["label"] == "Random"]["share"]
+    assert list(shares) == pytest.approx([0.5])
+
+
+def test_no_reduction_has_one_name(tmp_path: Path) -> None:
+    by_class = scored("Identity")
+    assert by_class.origin is not None
+    named, schedule = {"class_path": "reducers.identity.Identity"}, {"keep_ratio": 0.5}
+    none = changed(by_class, model__reducer=None, model__schedule=schedule)
+    made = changed(replace(record(), config=by_class.origin.config), model__reducer=named)
+    none = replace(none, origin=replace(by_class.origin, config=made.config))
+    for number, one in enumerate((by_class, none)):
+        write_record(one, tmp_path / str(number))
+    one, two = load([tmp_path]).lineages
+    assert one == two
+    assert one.mode == "trained"
+
+
+def test_options_of_training_do_not_split_what_is_scored(tmp_path: Path) -> None:
+    runs = [
+        changed(scored(name), data__batch_size=size, trainer__max_steps=size,
+                model__optimization={"learning_rate": size})
+        for name, size in (("Identity", 4), ("ToMe", 8))
+    ]  # fmt: skip
+    assert _study(tmp_path, *runs).settings == ["VQA, shapes val"]
+
+
+def test_a_validation_by_its_own_command_stands_for_its_fit(tmp_path: Path) -> None:
+    fits = [replace(record(name), inputs={"train_data": "t", "val_data": "v"}, processes=1)
+            for name in ("Identity", "ToMe")]  # fmt: skip
+    own = replace(fits[1], subcommand="validate", inputs={"val_data": "v"}, parent="x/best.ckpt",
+                  origin=Origin(fits[1].config, fits[1].inputs, kept="best"))  # fmt: skip
+    found = _study(tmp_path, *fits, replace(own, evaluations=record("ToMe", score=0.1).evaluations))
+    assert found.settings == ["VQA, shapes val"]
+    assert found.notes[:-1] == ()
+    assert found.cells.set_index("label")["score"]["ToMe"] == 0.1
+
+
+def test_code_of_a_method_is_part_of_the_method(tmp_path: Path) -> None:
+    mine = changed(record("Mine"), model__reducer={"class_path": "my.Mine", "init_args": {}})
+    found = _study(tmp_path, record("Identity"), replace(mine, inputs={"code of Mine": "1"}))
+    assert found.settings == ["VQA, shapes val"]
+    other = replace(mine, seed=1, inputs={"code of Mine": "2"})
+    apart = _study(tmp_path, record("Identity"), replace(mine, inputs={"code of Mine": "1"}), other)
+    assert len(apart.settings) == 1
+    assert "the content of code of Mine" in apart.notes[0]
+
+
+def test_inputs_and_options_that_may_differ_are_told_apart_and_known(tmp_path: Path) -> None:
+    one, two = record("Identity"), record("ToMe")
+    write_record(replace(one, inputs={"data": "1"}), tmp_path / "0")
+    more = {"data": "2"}
+    write_record(changed(replace(two, inputs=more), data__eval_transform="other"), tmp_path / "1")
+    runs = load([tmp_path])
+    assert len(study(runs, ("data",)).settings) == 2  # the option differs still
+    assert len(study(runs, ("data", "data.eval_transform")).settings) == 1
+    with pytest.raises(ValueError, match=r"'daat' that may differ. Near it: data"):
+        study(runs, ("daat",))
+
+
+def test_records_from_before_and_after_can_be_compared(tmp_path: Path) -> None:
+    new = replace(record("ToMe"), processes=1, inputs={"data": "1", "tokenizer": "2"})
+    found = _study(tmp_path, record("Identity"), new)
+    assert len(found.settings) == 2
+    assert "the content of data (not recorded in some)" in found.notes[0]
+    assert len(study(load([tmp_path]), ("inputs", "processes")).settings) == 1
 
 
 def test_where_runs_saw_other_numbers_it_is_said(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -131,10 +130,13 @@ def test_a_run_that_made_other_weights_is_no_parent(tmp_path: Path) -> None:
     other = {**fit.config, "trainer": {"gradient_clip_val": 1.0}}
     for name, config in (("own", fit.config), ("longer", longer), ("other", other)):
         write_record(replace(bare, origin=Origin(config)), tmp_path / name)
-    runs = load([tmp_path])
-    steps = runs.table.set_index("folder")["train_steps"]
-    assert steps[[str(tmp_path / name) for name in ("own", "longer")]].tolist() == [100, 100]
-    assert pd.isna(steps[str(tmp_path / "other")])
+    table, parents = (runs := load([tmp_path])).table, runs.parents
+    rows = {Path(folder).name: row for row, folder in enumerate(table["folder"])}
+    assert parents[rows["own"]] == parents[rows["longer"]] == rows["fit"]
+    assert parents[rows["other"]] == tmp_path / "fit"
+    # What it took to train the weights is not known any more once the run was lengthened.
+    assert table["train_steps"][rows["own"]] == 100
+    assert table["train_steps"][[rows["longer"], rows["other"]]].isna().all()
 
 
 def test_a_lengthened_run_is_a_setting_of_its_own(tmp_path: Path) -> None:
@@ -254,6 +256,18 @@ def test_methods_are_named_with_the_options_they_differ_in(tmp_path: Path) -> No
     assert labels == ["ELIP (probe_depth=none)", "ELIP (probe_depth=1)", "ToMe"]
 
 
+def test_only_scored_runs_make_an_image_a_smaller_one(tmp_path: Path) -> None:
+    write_record(record("Identity"), tmp_path / "a")
+    write_record(record("ToMe"), tmp_path / "b")
+    write_record(failed(record("ToMe", patches=400)), tmp_path / "failed")
+    write_record(replace(record("Identity", patches=400), subcommand="predict"), tmp_path / "p")
+    labels = load([tmp_path]).table.set_index("folder")["label"]
+    assert labels[str(tmp_path / "a")] == "Identity"
+    # Two whole studies, each at its size.
+    write_record(record("Identity", patches=400), tmp_path / "large")
+    assert labels[str(tmp_path / "a")] == "Identity"
+
+
 def test_a_smaller_image_is_a_method_of_its_own(tmp_path: Path) -> None:
     write_record(record("Identity"), tmp_path / "a")
     write_record(record("Identity", patches=36), tmp_path / "b")
@@ -269,13 +283,21 @@ def test_a_scored_run_takes_the_cost_of_training_from_its_parent(tmp_path: Path)
     bare = replace(fit, subcommand="test", training=None, parent=checkpoint)
     test = replace(bare, gflops=replace(fit.gflops, training_step=None))
     write_record(test, tmp_path / "test")
-    write_record(replace(test, reducer="EViT"), tmp_path / "other")
+    other = record("EViT").config
+    write_record(replace(test, reducer="EViT", config=other), tmp_path / "other")
     table = load([tmp_path]).table.set_index("folder")
     own, other = table.loc[str(tmp_path / "test")], table.loc[str(tmp_path / "other")]
     assert own["gflops_training_step"] == fit.gflops.training_step
     assert own["mode"] == "trained"
     assert other.isna()["gflops_training_step"]
-    assert other["mode"] == "off the shelf"
+    assert other["mode"] == "trained with ToMe 0.7"
+
+
+def test_a_log_holds_up_to_where_the_next_one_begins(tmp_path: Path) -> None:
+    write_record(record(), tmp_path)
+    (tmp_path / "metrics-1.csv").write_text("step,val/main\n9,0.1\n19,0.2\n29,0.9\n39,0.9\n")
+    (tmp_path / "metrics.csv").write_text("step,val/main\n20,\n24,0.3\n")
+    assert list(training_curves(load([tmp_path]))["step"]) == [9, 19, 24]
 
 
 def test_curves_join_logs_that_were_set_aside(tmp_path: Path) -> None:
