@@ -43,6 +43,7 @@ _FROM_TRAINING = (
     "gflops_training_step", "gflops_identity_training_step",
     "train_steps", "train_epochs", "train_s", "train_images_per_s",
 )  # fmt: skip
+_OF_WEIGHTS = {"earlier": "how training was lengthened", "kept": "which checkpoint was scored"}
 _SHOWN = 4
 
 Setup = dict[str, Any]
@@ -61,8 +62,8 @@ class Lineage:
             weights.
         mode: How the model was trained: "trained" for by this very method; "off the shelf",
             without reduction, the method put on it afterwards; "trained with X"; "from NAME" where
-            nothing says how; "untrained". A comma and more follow where the weights that this
-            training began from were made by another method.
+            nothing says how; "untrained". "pretrained without reduction" or "pretrained with X"
+            where the weights that this training began from were made by another method.
     """
 
     setup: Setup
@@ -145,7 +146,7 @@ def _lineage(row: int, records: Sequence[Record], parents: Mapping[int, int | Pa
     setup = _scoring(record, weights)
     seeds = [_seed(making.config) for making in makings] or [record.seed]
     mode = _mode(record, makings, parents.get(row))
-    if record.subcommand != "fit" and makings and mode.partition(",")[0] != "trained":
+    if record.subcommand != "fit" and makings and not is_trained(mode):
         seeds.insert(1, record.seed)  # on one and the same model, it is what repeats differ in
     return Lineage(setup, tuple(seeds), mode)
 
@@ -262,12 +263,16 @@ def _mode(record: Record, makings: Sequence[_Making], parent: int | Path | None)
     else:
         mode = f"trained with {_named(makings[0].config)}"
     others = [making.config for making in makings[1:] if method_of(making.config) != first]
-    if others and all(method_of(config) is None for config in others):
-        return f"{mode}, pretrained without reduction"
-    if others:
-        with_which = next(config for config in others if method_of(config) is not None)
-        return f"{mode}, pretrained with {_named(with_which)}"
-    return mode
+    if not others:
+        return mode
+    which = next((config for config in others if method_of(config) is not None), None)
+    before = f"pretrained {'without reduction' if which is None else f'with {_named(which)}'}"
+    return before if mode == "trained" else f"{mode}, {before}"
+
+
+def is_trained(mode: str) -> bool:
+    """Whether a mode says that the method was there in training."""
+    return mode == "trained" or mode.startswith("pretrained")
 
 
 def _named(config: Mapping[str, Any]) -> str:
@@ -390,6 +395,8 @@ def _said(name: str, values: list[Any]) -> str:
     if name.startswith("inputs."):
         unknown = " (not recorded in some)" if None in values else ""
         return f"the content of {name.removeprefix('inputs.')}{where}{unknown}"
+    if name in _OF_WEIGHTS:
+        name, where = _OF_WEIGHTS[name], ""
     name = name.removeprefix("config.")
     if not all(isinstance(each, str | int | float | None) for each in values):
         return name + where
@@ -416,7 +423,7 @@ def with_modes(
     )
     for row, parent in parents.items():
         own = records[row]
-        scored = own.subcommand != "fit" and found[row].mode.partition(",")[0] == "trained"
+        scored = own.subcommand != "fit" and is_trained(found[row].mode)
         if scored and isinstance(parent, int) and _is_as_it_was(records[parent], own.origin):
             table.loc[row, list(_FROM_TRAINING)] = table.iloc[parent][list(_FROM_TRAINING)]
     return table

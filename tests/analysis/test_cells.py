@@ -225,7 +225,7 @@ def test_best_and_last_are_not_averaged(tmp_path: Path) -> None:
     best, last = scored(seeds=(0, 0)), scored(seeds=(0, 1), kept="last")
     found = _study(tmp_path, best, last)
     assert list(found.cells["seeds"]) == [1, 1]
-    assert "differ in kept in training (best, last)" in found.notes[0]
+    assert "differ in which checkpoint was scored (best, last)" in found.notes[0]
     both = study(load([tmp_path]), ("kept",))
     assert len(both.settings) == 1
 
@@ -260,8 +260,8 @@ def test_how_weights_were_pretrained_names_the_setting(tmp_path: Path) -> None:
     by_setting = {name: set(rows["label"]) for name, rows in found.cells.groupby("setting")}
     assert by_setting == {
         "VQA, shapes val": {"Identity", "ToMe"},
-        "VQA, shapes val, trained, pretrained without reduction": {"Identity", "Random"},
-        "VQA, shapes val, trained, pretrained with ToMe 0.7": {"EViT"},
+        "VQA, shapes val, pretrained without reduction": {"Identity", "Random"},
+        "VQA, shapes val, pretrained with ToMe 0.7": {"EViT"},
     }
     shares = found.scores[found.scores["label"] == "Random"]["share"]
     assert list(shares) == pytest.approx([0.5])
