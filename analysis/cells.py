@@ -84,9 +84,11 @@ def study(runs: Runs, may_differ: Sequence[str] = ()) -> Study:
     scores, selecting = _tested(scores, runs)
     scores, protocols = _by_protocol(scores, runs, may_differ)
     scores, mixed = _apart(scores, runs)
-    scores = _with_shares(_with_identity(_with_seeds(scores)))
+    scores, bare = _with_identity(_with_seeds(scores))
+    scores = _with_shares(scores)
     notes = (
-        *repeated, *selecting, *protocols, *mixed, *_uneven(scores), *_without_examples(scores)
+        *repeated, *selecting, *protocols, *mixed, *bare, *_uneven(scores),
+        *_without_examples(scores),
     )  # fmt: skip
     return Study(scores, _cells(scores), _missing(scores, runs), notes)
 
@@ -171,7 +173,10 @@ def _by_protocol(
         protocol(runs.lineages[run].setup, may_differ, largest.get(work) if small else None)
         for run, work, small in zip(scores["run"], scores["work"], smaller, strict=True)
     ]
-    scores = scores.assign(protocol=[identity(each) for each in shared])
+    scores = scores.assign(
+        shared=pd.Series(shared, index=scores.index, dtype=object),
+        protocol=[identity(each) for each in shared],
+    )
     notes = []
     for setting, rows in scores.groupby("setting"):
         several = [shared[row] for row in rows.drop_duplicates("protocol").index]
@@ -245,18 +250,25 @@ def _tells_apart(rows: pd.DataFrame, seeds: tuple[int | None, ...]) -> bool:
     return None not in seeds and len(set(cells)) == len(cells)
 
 
-def _with_identity(scores: pd.DataFrame) -> pd.DataFrame:
+def _with_identity(scores: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Show no reduction beside methods that were put on weights which were made without."""
-    added = []
+    added, notes = [], []
+    trained = scores[(scores["mode"] == "trained") & (scores["label"] == "Identity")]
     for setting, rows in scores.groupby("setting"):
         first = rows.iloc[0]
-        mode = first["mode"]
-        if "Identity" in set(rows["label"]) or not mode.endswith(_WITHOUT):
+        there = trained[trained["place"] == first["place"]]
+        if "Identity" in set(rows["label"]) or there.empty:
             continue
-        same = (scores["place"] == first["place"]) & (scores["protocol"] == first["protocol"])
-        other = scores[same & (scores["mode"] == "trained") & (scores["label"] == "Identity")]
-        added.append(other.assign(setting=setting))
-    return pd.concat([scores, *added], ignore_index=True) if added else scores
+        same = there[there["protocol"] == first["protocol"]]
+        if first["mode"].endswith(_WITHOUT) and len(same):
+            added.append(same.assign(setting=setting))
+        elif same.empty:
+            differ = differences([there.iloc[0]["shared"], first["shared"]])
+            notes.append(
+                f"{setting}: without shares, since no run without reduction is like these; the "
+                f"first one differs in {differ}."
+            )
+    return pd.concat([scores, *added], ignore_index=True), tuple(notes)
 
 
 def _with_shares(scores: pd.DataFrame) -> pd.DataFrame:

@@ -249,6 +249,19 @@ def test_off_the_shelf_is_what_was_trained_without_reduction_only(tmp_path: Path
     assert shares["VQA, shapes val, trained with ToMe 0.7", "Random"] == pytest.approx(0.5)
 
 
+def test_where_no_reduction_is_not_alike_it_is_said_why(tmp_path: Path) -> None:
+    shelf = scored("ToMe", "Identity")
+    assert shelf.origin is not None
+    other = changed(replace(record(), config=shelf.origin.config), trainer__max_steps=20).config
+    found = _study(
+        tmp_path, scored("Identity"), replace(shelf, origin=replace(shelf.origin, config=other))
+    )
+    assert found.notes[0] == (
+        "VQA, shapes val, off the shelf: without shares, since no run without reduction is like "
+        "these; the first one differs in trainer.max_steps in training (9, 20)."
+    )
+
+
 def test_how_weights_were_pretrained_names_the_setting(tmp_path: Path) -> None:
     found = _study(
         tmp_path,
