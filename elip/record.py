@@ -313,9 +313,9 @@ class Record:
         peak_gpu_memory_bytes: Highest GPU memory that torch held in tensors.
         training: What training took.
         parent: Where the weights came from: a checkpoint, a run, or None for random ones.
-        inputs: Digests of what the run read, as far as it lies on this machine: ``data`` (the
-            examples), ``tokenizer``, ``answers``, ``code`` of classes that are not of this
-            project, and files by option (``ckpt_path``, ``model.weights``).
+        inputs: Digests of what the run read, as far as it lies on this machine: examples
+            (``train_data``, ``val_data``, ``test_data``), ``tokenizer``, ``answers``, ``code`` of
+            classes that are not of this project, and files by option (``model.weights``).
         origin: How the weights were made; None for random ones, or where their file does not say.
         processes: How many processes it had.
         earlier: Options that changed when a training run was continued; part of its identity.

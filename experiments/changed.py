@@ -40,7 +40,7 @@ def say_changed(cells: Iterable[Cell]) -> str | None:
 
 
 def changed(cell: Cell) -> list[str]:
-    """Return what a finished run read that is another now: ``data``, ``code of Mine``.
+    """Return what a finished run read that is another now: ``test_data``, ``code of Mine``.
 
     The runs that it goes back to count too, as its own record tells of them: their folders may be
     gone or made anew. What one of both sides does not know is passed over.

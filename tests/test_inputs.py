@@ -70,7 +70,7 @@ def test_code_of_others_counts_and_ours_has_its_commit(tmp_path: Path) -> None:
 def test_an_origin_travels_in_checkpoints_and_weights_files(tmp_path: Path) -> None:
     config = {"trainer": {"max_time": float("inf")}, "data": {"root": "a"}}
     before = Origin({"seed_everything": 1}, {"data": "d"})
-    origin = Origin(config, {"data": "e"}, (Earlier(3, {"x": None}),), 2, before)
+    origin = Origin(config, {"data": "e"}, (Earlier(3, {"x": None}),), 2, origin=before)
     text = origin_as_json(origin)
     torch.save({"callbacks": {"Recorder": {"origin": text}}, "state_dict": {}}, tmp_path / "a.ckpt")
     save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"origin": text})

@@ -173,7 +173,10 @@ class DataModule(LightningDataModule):
             self.eval_examples(stage or "validate", name)
 
     def digests(self, stage: str, needs: Needs) -> dict[str, str]:
-        """Return digests of what a stage reads: ``data``, ``tokenizer``, and ``answers`` if listed.
+        """Return digests of what a stage reads.
+
+        They are ``train_data``, ``val_data`` and ``test_data``, each where the stage reads it, the
+        ``tokenizer``, and of questions the ``answers`` if they are listed.
 
         Args:
             stage: "fit", "validate", "test" or "predict".
@@ -181,17 +184,14 @@ class DataModule(LightningDataModule):
         """
         self.prepare_data()
         phases: list[Phase] = ["train", "val"] if stage == "fit" else [_PHASES[stage]]
-        data = {
-            f"{phase} {name}": table.digest()
-            for phase in phases
-            for name, table in self.catalog.tables(needs.kind, phase).items()
-        }
-        answers = self.catalog.listed_answers()
-        return {
-            "data": _digest(json.dumps(data)),
-            "tokenizer": _digest(self.tokenizer.backend_tokenizer.to_str()),
-            **({"answers": _digest(json.dumps(answers))} if answers else {}),
-        }
+        digests = {"tokenizer": _digest(self.tokenizer.backend_tokenizer.to_str())}
+        for phase in phases:
+            tables = self.catalog.tables(needs.kind, phase).items()
+            if tables:
+                data = {name: table.digest() for name, table in tables}
+                digests[f"{phase}_data"] = _digest(json.dumps(data))
+        answers = self.catalog.listed_answers() if needs.kind == "question" else ()
+        return {**digests, **({"answers": _digest(json.dumps(answers))} if answers else {})}
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the training examples of all datasets."""

@@ -206,7 +206,9 @@ def _changed(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _content(name: str) -> str:
     """Return in words what an input is (see `elip.inputs`)."""
-    return f"the file of {name}" if "." in name or name == "ckpt_path" else f"the {name}"
+    if "." in name or name == "ckpt_path":
+        return f"the file of {name}"
+    return f"the {name.replace('_', ' ')}"
 
 
 def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -52,6 +52,23 @@ def test_what_a_model_must_know_before_it_is_built(root: Path) -> None:
         data.train_dataloader()
 
 
+def test_what_each_stage_reads_has_digests_by_phase(root: Path) -> None:
+    (root / "answers.json").write_text('["yes", "no", "maybe"]')
+    needs = Needs("caption")
+    fit, validate, test, predict = (
+        module(root).digests(stage, needs) for stage in ("fit", "validate", "test", "predict")
+    )
+    assert set(fit) == {"tokenizer", "train_data", "val_data"}
+    assert validate == {name: fit[name] for name in ("tokenizer", "val_data")}
+    assert set(test) == {"tokenizer", "test_data"}
+    assert test == predict
+    questions = module(root).digests("fit", Needs("question"))
+    assert set(questions) == {"tokenizer", "train_data", "answers"}  # none to validate on
+    captions(root / "tiny_val.arrow", 21, 3)
+    changed = module(root).digests("fit", needs)
+    assert {name for name in fit if fit[name] != changed[name]} == {"val_data"}
+
+
 def test_named_splits(root: Path) -> None:
     data = module(root)
     assert data.eval_names("validate") == ["val"]

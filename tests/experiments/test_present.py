@@ -41,11 +41,13 @@ def test_data_counts_as_in_the_record_of_a_run(tmp_path: Path) -> None:
     draw(tmp_path)
     data, needs = DataModule(root=str(tmp_path / "data")), Pretraining().needs
     fit, test = runs(tmp_path)
-    assert set(fit.inputs) == {"data", "tokenizer", "answers"}
+    assert set(fit.inputs) == {"train_data", "val_data", "tokenizer"}
+    assert set(test.inputs) == {"test_data", "tokenizer"}
     assert (fit.inputs, test.inputs) == (data.digests("fit", needs), data.digests("test", needs))
     draw(tmp_path, seed=1)
     other, _ = runs(tmp_path)
-    assert {name for name in fit.inputs if fit.inputs[name] != other.inputs[name]} == {"data"}
+    changed = {name for name in fit.inputs if fit.inputs[name] != other.inputs[name]}
+    assert changed == {"train_data", "val_data"}
     assert (fit.settings, fit.files) == (other.settings, other.files)
 
 
@@ -60,7 +62,8 @@ def test_data_is_looked_at_once_for_all_runs_that_read_it(
     )
     checked = runs(tmp_path, axes="seed: [0, 1, 2], data.batch_size: [2, 4]")
     assert len(checked) == 12
-    assert len({each.inputs["data"] for each in checked}) == 2
+    read = [name for each in checked for name in each.inputs]
+    assert (read.count("train_data"), read.count("test_data")) == (6, 6)
     assert len(looked) == 2  # in a fit, and in a test
     assert len(set(looked)) == 1
 
@@ -69,7 +72,7 @@ def test_damaged_data_is_for_the_run_to_tell(tmp_path: Path) -> None:
     (draw(tmp_path) / "shapes_caption_test.arrow").write_bytes(b"cut short")
     fit, test = runs(tmp_path)
     assert (fit.problem, test.problem) == (None, None)
-    assert "data" in fit.inputs
+    assert "train_data" in fit.inputs
     assert test.inputs == {}
 
 

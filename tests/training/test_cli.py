@@ -286,7 +286,7 @@ def test_a_run_goes_on_with_as_many_processes(
 def test_a_run_goes_on_with_the_files_it_had_wherever_they_lie(tmp_path: Path) -> None:
     config: dict[str, Any] = {"model": {"image_weights": "a.pt"}, "data": {"tokenizer": "t"}}
     moved: dict[str, Any] = {"model": {"image_weights": "/b/a.pt"}, "data": {"tokenizer": "u"}}
-    inputs = {"model.image_weights": "1", "tokenizer": "2", "data": "3", "code of Mine": "4"}
+    inputs = {"model.image_weights": "1", "tokenizer": "2", "val_data": "3", "code of Mine": "4"}
     last = checkpoint_of(Origin(config, inputs), tmp_path / "last.ckpt")
     check_goes_on(last, Origin(moved, inputs))
     with pytest.raises(CheckpointError, match=r"image_weights was a.pt, is /b/a.pt; data.tokeniz"):
@@ -295,8 +295,8 @@ def test_a_run_goes_on_with_the_files_it_had_wherever_they_lie(tmp_path: Path) -
     with pytest.raises(CheckpointError) as error:
         check_goes_on(last, Origin(moved, changed))
     assert (
-        "configuration: the code of Mine has changed; the data has changed; the file of "
-        "model.image_weights has changed; the tokenizer has changed." in str(error.value)
+        "configuration: the code of Mine has changed; the file of model.image_weights has "
+        "changed; the tokenizer has changed; the val data has changed." in str(error.value)
     )
 
 
