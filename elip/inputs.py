@@ -6,13 +6,14 @@ import hashlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 
-from elip.checkpoints import CheckpointError, checkpoint_in
+from elip.checkpoints import BEST, FOLDER, LAST, CheckpointError, checkpoint_in
 from elip.record import Origin, origin_from_json
 from elip.weights.read import BROKEN
 
@@ -110,9 +111,15 @@ def read_origin(path: Path | str) -> Origin | None:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get("origin")
-        else:  # mapped, so that its tensors are not read
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            text = loaded["callbacks"]["Recorder"]["origin"]
-        return None if text is None else origin_from_json(text)
+            return None if text is None else origin_from_json(text)
+        # Mapped, so that its tensors are not read.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        origin = origin_from_json(loaded["callbacks"]["Recorder"]["origin"])
+        return replace(origin, steps=loaded.get("global_step"), kept=_kept(path.absolute()))
     except BROKEN:  # another program's; what is wrong with it, reading the weights will say
         return None
+
+
+def _kept(path: Path) -> str | None:
+    """Return which of a run's checkpoints a file is; None for one that lies elsewhere."""
+    return path.stem if path.parent.name == FOLDER and path.stem in (BEST, LAST) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,17 @@ def test_an_origin_travels_in_checkpoints_and_weights_files(tmp_path: Path) -> N
     config = {"trainer": {"max_time": float("inf")}, "data": {"root": "a"}}
     before = Origin({"seed_everything": 1}, {"data": "d"})
     origin = Origin(config, {"data": "e"}, (Earlier(3, {"x": None}),), 2, origin=before)
-    text = origin_as_json(origin)
-    torch.save({"callbacks": {"Recorder": {"origin": text}}, "state_dict": {}}, tmp_path / "a.ckpt")
-    save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"origin": text})
-    for name in ("a.ckpt", "a.safetensors"):
-        assert read_origin(tmp_path / name) == origin
+    recorder = {"origin": origin_as_json(origin)}
+    content = {"callbacks": {"Recorder": recorder}, "global_step": 7, "state_dict": {}}
+    (tmp_path / "checkpoints").mkdir()
+    for name, kept in (("a", None), ("best", None), ("checkpoints/a", None),
+                       ("checkpoints/best", "best"), ("checkpoints/last", "last")):  # fmt: skip
+        torch.save(content, tmp_path / f"{name}.ckpt")
+        found = read_origin(tmp_path / f"{name}.ckpt")
+        assert found == replace(origin, steps=7, kept=kept)
+    handed_on = {"origin": origin_as_json(found)}
+    save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata=handed_on)
+    assert read_origin(tmp_path / "a.safetensors") == found
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x80\x02junk"])

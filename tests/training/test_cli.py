@@ -394,6 +394,7 @@ def test_weights_of_another_model_with_tensors_alike_are_refused(
     assert record.origin is not None
     assert record.origin.config == trained.config
     assert record.origin.inputs == trained.inputs
+    assert (record.origin.steps, record.origin.kept) == (2, "best")
 
 
 def test_what_shapes_do_not_tell_of_weights(tmp_path: Path) -> None:
