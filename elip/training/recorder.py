@@ -23,6 +23,7 @@ from torch.distributed import DistError
 from elip.checkpoints import BEST, is_whole
 from elip.data.batch import Batch
 from elip.examples import write_examples
+from elip.inputs import read_origin
 from elip.provenance import (
     VOLATILE,
     code_version,
@@ -77,6 +78,8 @@ class Recorder(Callback):
         self.evaluations: tuple[Evaluation, ...] = ()
         self.outcomes: dict[str, Any] = {}
         self._best = float("-inf")
+        self._best_step: int | None = None
+        self._stale: Path | None = None
         self._counts: dict[str, int] = {}
         self._skipped: dict[str, int] = {}
         self._kept: KeptTokens | None = None
@@ -106,6 +109,7 @@ class Recorder(Callback):
         return {
             "origin": origin_as_json(self.own),
             "best": self._best,
+            "best_step": self._best_step,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "outcomes": {name: torch.from_numpy(rows) for name, rows in self.outcomes.items()},
             "tokens": self._tokens and asdict(self._tokens),
@@ -119,8 +123,9 @@ class Recorder(Callback):
     ) -> None:
         """Let the best checkpoint and the scores that go with it live on together, or neither.
 
-        Lightning forgets which was the best where the run's folder has moved. A job that its
-        cluster requeued, which Lightning lets go on by itself, is held against its beginning here.
+        A run that is killed behind a validation leaves a best checkpoint that its last one does not
+        know of, and Lightning forgets which was the best where the run's folder has moved. A job
+        that its cluster requeued, which goes on by itself, is held against its beginning here.
         """
         if self.command != "fit":
             return
@@ -140,25 +145,36 @@ class Recorder(Callback):
             return
         assert keeper.dirpath is not None
         best, score = Path(keeper.dirpath, f"{BEST}.ckpt"), kept["best_model_score"]
-        if is_whole(best):
+        if _is_of_step(best, own.get("best_step")):
             place = {"best_model_path": str(best), "kth_best_model_path": str(best)}
             kept |= {"dirpath": keeper.dirpath, "best_k_models": {str(best): score}, **place}
             return
-        log.warning("%s is not there; the best of the validations to come takes its place.", best)
+        log.warning(
+            "%s is not there, or of steps that were lost; the best of the validations to come "
+            "takes its place.",
+            best,
+        )
+        self._stale = best
         kept |= keeper.state_dict()
-        own |= {"best": float("-inf"), "evaluations": [], "outcomes": {}}
+        own |= {"best": float("-inf"), "best_step": None, "evaluations": [], "outcomes": {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what an interrupted training run had seen."""
         if self.command != "fit":
             return
         self._best = state_dict["best"]
+        self._best_step = state_dict.get("best_step")
         self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
         self.outcomes = {name: rows.numpy() for name, rows in state_dict["outcomes"].items()}
         self._tokens = state_dict["tokens"] and Tokens(**state_dict["tokens"])
         self._train_start -= state_dict["seconds"]
         self._images = state_dict["images"]
         self._step_seconds = state_dict["step_seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove a best checkpoint that is of lost steps, now that all processes have seen it."""
+        if self._stale is not None and trainer.is_global_zero:
+            self._stale.unlink(missing_ok=True)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -202,7 +218,7 @@ class Recorder(Callback):
             main = -math.inf if math.isnan(main) else main
             # As the checkpoint does it: of equal scores the first one stays.
             if self.command != "fit" or main > self._best or not self.evaluations:
-                self._best = main
+                self._best, self._best_step = main, trainer.global_step
                 self._keep(trainer, pl_module)
         self._counts = {}
         self._kept.clear()
@@ -386,6 +402,14 @@ def lost_process(error: BaseException) -> str | None:
     text = str(error).splitlines()[0] if str(error) else ""
     lost = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     return f"{LOST_PROCESS}; see what it printed last ({text})" if lost else None
+
+
+def _is_of_step(best: Path, step: int | None) -> bool:
+    """Whether the best checkpoint is whole, and of that step where it is known."""
+    if step is None or not is_whole(best):
+        return is_whole(best)
+    origin = read_origin(best)
+    return origin is not None and origin.steps == step
 
 
 def _epochs(trainer: Trainer) -> float:

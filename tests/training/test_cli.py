@@ -317,22 +317,26 @@ def test_a_lengthened_run_is_no_run_that_was_as_long_from_its_start(
     assert straight.config_hash != longer.config_hash
 
 
-@pytest.fixture(scope="module")
-def downhill(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """Return a run of 4 steps whose best validation was its first."""
-    root = tmp_path_factory.mktemp("downhill")
-    scores = iter((0.875, 0.5))
+def validations_score(patch: pytest.MonkeyPatch, *values: float) -> None:
+    """Give the validations to come these scores."""
+    scores, finish = iter(values), Experiment._finish
 
-    def falling(self: Experiment, stage: str, prefix: str) -> None:
+    def scored_so(self: Experiment, stage: str, prefix: str) -> None:
         if not self.trainer.sanity_checking:
             scored, main_metric = self._evaluators[0].compute, self.task.main_metric
             made = {main_metric: next(scores)}
             self._evaluators[0].compute = lambda meter: scored(meter) | made  # type: ignore[method-assign]
         finish(self, stage, prefix)
 
-    finish = Experiment._finish
+    patch.setattr(Experiment, "_finish", scored_so)
+
+
+@pytest.fixture(scope="module")
+def downhill(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Return a run of 4 steps whose best validation was its first."""
+    root = tmp_path_factory.mktemp("downhill")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Experiment, "_finish", falling)
+        validations_score(patch, 0.875, 0.5)
         fit(root, data, steps=4)
     return root
 
@@ -365,6 +369,26 @@ def test_best_checkpoint_and_scores_stay_together_where_a_run_moves(
     else:
         assert kept["global_step"] == 2
         assert kept["callbacks"]["Recorder"]["best"] == score == 0.875
+
+
+def test_a_best_checkpoint_of_lost_steps_is_dropped(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    validations_score(monkeypatch, 0.5, 0.875, 0.25, 0.25)
+    fit(tmp_path / "run", data, steps=2)
+    shutil.copy(folder / "last.ckpt", tmp_path)
+    fit(tmp_path / "run", data, "--ckpt_path=last", steps=4)
+    best = folder / "best.ckpt"
+    assert torch.load(best, weights_only=True)["global_step"] == 4
+    shutil.copy(tmp_path / "last.ckpt", folder)  # as if it had been killed before the next one
+    assert fit(tmp_path / "run", data, "--ckpt_path=last", steps=3).evaluations == ()
+    assert not best.exists()
+    record = fit(tmp_path / "run", data, "--ckpt_path=last", steps=6)
+    assert "or of steps that were lost; the best of the validations to come" in caplog.text
+    assert record.evaluations[0].metrics[str(record.main_metric)] == 0.25
+    kept = torch.load(best, weights_only=True)
+    assert (kept["global_step"], kept["callbacks"]["Recorder"]["best"]) == (4, 0.25)
 
 
 def test_a_run_that_goes_on_as_it_was_has_one_part() -> None:
