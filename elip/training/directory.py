@@ -55,9 +55,10 @@ def refuse_another(checkpoint: str, root: Path) -> None:
     Raises:
         CheckpointError: Another run's results lie there.
     """
-    own = checkpoint_path(root, LAST).parent
-    taken = (root / RECORD_NAME).exists() or own.is_dir()
-    if taken and Path(checkpoint).resolve().parent != own.resolve():
+    last = checkpoint_path(root, LAST)
+    # A best checkpoint alone is no sign: it is brought along before anything else is there.
+    taken = (root / RECORD_NAME).exists() or last.exists()
+    if taken and not _is_in(checkpoint, last.parent):
         raise CheckpointError(
             f"{checkpoint} is of another run than the one in {root}, whose results would be lost. "
             "Set trainer.default_root_dir to the run's own directory, or to a new one."
@@ -73,9 +74,13 @@ def bring_best(checkpoint: str, root: Path) -> None:
     """
     there = Path(checkpoint).resolve().with_name(f"{BEST}.ckpt")
     here = checkpoint_path(root, BEST)
-    if is_whole(there) and not here.exists():
+    if is_whole(there) and not _is_in(checkpoint, here.parent):
         with whole_file(here, durable=True) as temporary:
             shutil.copyfile(there, temporary)
+
+
+def _is_in(checkpoint: str, folder: Path) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
 
 
 def _is_requeued(run_dir: Path) -> bool:

@@ -220,6 +220,7 @@ def test_a_run_goes_on_under_its_own_configuration_only(
     options: list[str], said: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "taken" / "checkpoints" / "last.ckpt").touch()
     fit(tmp_path / "run", data, steps=2)
     checkpoint = f"--ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
     with pytest.raises(SystemExit):  # in the place of another run
@@ -341,7 +342,7 @@ def downhill(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("way", ["moved", "anew", "without best"])
+@pytest.mark.parametrize("way", ["moved", "anew", "anew after a kill", "without best"])
 def test_best_checkpoint_and_scores_stay_together_where_a_run_moves(
     way: str,
     downhill: Path,
@@ -357,6 +358,10 @@ def test_best_checkpoint_and_scores_stay_together_where_a_run_moves(
         checkpoint = str(tmp_path / "old")
         if way == "without best":
             (tmp_path / "old" / "checkpoints" / "best.ckpt").unlink()
+        elif way == "anew after a kill":  # behind a validation, before its first last checkpoint
+            (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+            last = downhill / "checkpoints" / "last.ckpt"
+            shutil.copy(last, tmp_path / "run" / "checkpoints" / "best.ckpt")
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     record = fit(tmp_path / "run", data, f"--ckpt_path={checkpoint}", steps=6)
     main_metric = str(record.main_metric)
