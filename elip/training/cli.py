@@ -41,7 +41,7 @@ from elip.training.directory import bring_best, refuse_another, resolve_checkpoi
 from elip.training.module import Experiment, LossError
 from elip.training.options import accumulated, check_options
 from elip.training.recorder import lost_process
-from elip.training.trainer import build_callbacks, build_loggers, quiet
+from elip.training.trainer import abandon_logs, build_callbacks, build_loggers, quiet
 from reducers import shelf
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -226,6 +226,8 @@ class ExperimentCLI(LightningCLI):
             if config.get("ckpt_path"):  # before the run's own files are written anew
                 check_goes_on(config.ckpt_path, replace(own, processes=trainer.world_size))
                 rank_zero_only(bring_best)(config.ckpt_path, self.run_dir)
+            else:
+                abandon_logs(self.run_dir)
         return trainer
 
     def _own(self, plain: dict[str, Any]) -> Origin:

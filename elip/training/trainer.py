@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Checkpoint,
@@ -34,6 +35,9 @@ from elip.training.watch import ContractGuard
 log = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.csv"
+
+_EVENTS = "tensorboard"
+_ABANDONED = "abandoned"
 
 CHECKPOINT_INTERVAL = timedelta(minutes=2)
 """Time between two checkpoints that a killed run goes on from."""
@@ -75,8 +79,24 @@ def build_loggers(run_dir: Path, command: str) -> list[Logger]:
         rank_zero_only(remove_remains)(folder)
     loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
     if command == "fit":
-        loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
+        loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version=_EVENTS))
     return loggers
+
+
+@rank_zero_only
+def abandon_logs(run_dir: Path) -> None:
+    """Put away what a killed run has logged, where one begins anew in its place.
+
+    A log that is only set aside counts as this run's, which goes on. So does a job that its cluster
+    requeued, from the checkpoint that Lightning saved for it.
+    """
+    requeued = SLURMEnvironment.detect() and any(run_dir.glob("hpc_ckpt_*.ckpt"))
+    logs = [*run_dir.glob("metrics*.csv"), *run_dir.glob(_EVENTS)]
+    if logs and not requeued:
+        set_aside(run_dir / _ABANDONED)
+        (run_dir / _ABANDONED).mkdir()
+        for log in logs:
+            log.rename(run_dir / _ABANDONED / log.name)
 
 
 def build_callbacks(

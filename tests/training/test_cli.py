@@ -250,6 +250,7 @@ def test_a_job_that_its_cluster_requeued_is_held_against_its_beginning(
     fit(tmp_path / "begun", data, steps=2)
     for name in ("same", "other"):
         (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "begun" / "metrics.csv", tmp_path / name)
         last = tmp_path / "begun" / "checkpoints" / "last.ckpt"
         shutil.copy(last, tmp_path / name / "hpc_ckpt_1.ckpt")  # where Lightning looks on SLURM
     for name, value in (("NTASKS", 1), ("PROCID", 0), ("LOCALID", 0), ("NODEID", 0), ("JOB_ID", 7)):
@@ -258,6 +259,7 @@ def test_a_job_that_its_cluster_requeued_is_held_against_its_beginning(
     assert longer.training is not None
     assert longer.training.epochs == 0.8
     assert longer.earlier == (Earlier(2, {"trainer.max_steps": 2}),)
+    assert {0, 1} < set(logged(tmp_path / "same", "train/loss"))
     with pytest.raises(SystemExit):
         fit(tmp_path / "other", data, "--model.schedule.keep_ratio=0.5", steps=4)
     assert "keep_ratio was 0.7, is 0.5" in capsys.readouterr().err
@@ -534,6 +536,23 @@ def logged(folder: Path, column: str) -> dict[int, float]:
             if row.get(column):
                 found[int(row["step"])] = float(row[column])
     return found
+
+
+def test_a_run_that_begins_anew_does_not_take_over_the_logs_of_a_killed_one(
+    tmp_path: Path, data: Path
+) -> None:
+    run = tmp_path / "run"
+    for steps in (4, 3, 2):  # each killed, in a shell of its own
+        fit(run, data, steps=steps)
+        assert set(logged(run, "train/loss")) == set(range(steps))
+        if steps == 4:
+            (run / "metrics-1.csv").write_bytes((run / "metrics.csv").read_bytes())
+        (run / "run.json").unlink()
+    assert set(logged(run / "abandoned-1", "train/loss")) == {0, 1, 2, 3}
+    assert set(logged(run / "abandoned", "train/loss")) == {0, 1, 2}
+    assert (run / "abandoned" / "tensorboard").is_dir()
+    fit(run, data, "--trainer.logger=false", steps=1)
+    assert logged(run, "train/loss") == {}
 
 
 def test_a_logger_of_the_users_stands_beside_the_csv_log(tmp_path: Path, data: Path) -> None:
