@@ -33,6 +33,7 @@ from elip.provenance import (
     peak_memory_bytes,
 )
 from elip.record import (
+    Earlier,
     Evaluation,
     Origin,
     Record,
@@ -80,6 +81,8 @@ class Recorder(Callback):
         self._best = float("-inf")
         self._best_step: int | None = None
         self._stale: Path | None = None
+        self._planned: int | None = None
+        self._earlier: tuple[Earlier, ...] = ()
         self._counts: dict[str, int] = {}
         self._skipped: dict[str, int] = {}
         self._kept: KeptTokens | None = None
@@ -110,6 +113,7 @@ class Recorder(Callback):
             "origin": origin_as_json(self.own),
             "best": self._best,
             "best_step": self._best_step,
+            "planned": self._planned,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "outcomes": {name: torch.from_numpy(rows) for name, rows in self.outcomes.items()},
             "tokens": self._tokens and asdict(self._tokens),
@@ -135,6 +139,7 @@ class Recorder(Callback):
             began = origin_from_json(own["origin"])
             if self.ckpt_path is None:
                 refuse_changed(began, self.own)
+            self._earlier = began.earlier
             parts = earlier_parts(began, checkpoint["global_step"], self.own)
             self.own = replace(self.own, earlier=parts)
         callbacks = trainer.checkpoint_callbacks
@@ -164,6 +169,7 @@ class Recorder(Callback):
             return
         self._best = state_dict["best"]
         self._best_step = state_dict.get("best_step")
+        self._planned = state_dict.get("planned")
         self.evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
         self.outcomes = {name: rows.numpy() for name, rows in state_dict["outcomes"].items()}
         self._tokens = state_dict["tokens"] and Tokens(**state_dict["tokens"])
@@ -172,8 +178,12 @@ class Recorder(Callback):
         self._step_seconds = state_dict["step_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove a best checkpoint that is of lost steps, now that all processes have seen it."""
-        if self._stale is not None and trainer.is_global_zero:
+        """Settle what a run that goes on has changed of its length, and of its best checkpoint."""
+        planned = int(trainer.estimated_stepping_batches)
+        if planned == self._planned:  # by other options
+            self.own = replace(self.own, earlier=self._earlier)
+        self._planned = planned
+        if self._stale is not None and trainer.is_global_zero:  # all have seen it
             self._stale.unlink(missing_ok=True)
 
     def on_train_batch_start(

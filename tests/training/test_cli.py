@@ -334,6 +334,18 @@ def validations_score(patch: pytest.MonkeyPatch, *values: float) -> None:
     patch.setattr(Experiment, "_finish", scored_so)
 
 
+def test_a_run_of_the_same_length_by_other_options_has_one_part(tmp_path: Path, data: Path) -> None:
+    best = f"--ckpt_path={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}"
+    fit(tmp_path / "run", data, steps=3)
+    as_long = fit(tmp_path / "run", data, best, "--trainer.max_epochs=7", steps=3)
+    shorter = fit(tmp_path / "shorter", data, best, "--trainer.max_epochs=1", steps=9)
+    (part,) = shorter.earlier
+    assert as_long.earlier == ()
+    assert part == Earlier(2, {"trainer.max_steps": 3, "trainer.max_epochs": 1000})
+    kept = torch.load(tmp_path / "shorter" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["callbacks"]["Recorder"]["planned"] == 5
+
+
 @pytest.fixture(scope="module")
 def downhill(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """Return a run of 4 steps whose best validation was its first."""
