@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from elip.data.module import DataModule
     from elip.tasks.base import Task
     from reducers.contract import Reducer
+
+TEXT_CONFIG = "model.meter.text_encoder"
+"""Option of the configuration of a text encoder, which decides what its tensors mean."""
+
+_CONFIG_NAME = "config.json"
+# What transformers notes in a configuration of how it was written, which is nothing of the model.
+_NOTED = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
 
 OURS = ("elip", "reducers")
 """Packages whose code the record's commit stands for."""
@@ -70,19 +78,35 @@ def input_files(command: str, config: Mapping[str, Any]) -> dict[str, Path]:
             found[f"model.{option}"] = Path(os.path.expanduser(model[option]))
     encoder = (model.get("meter") or {}).get("text_encoder")
     if encoder is not None:
-        found["model.meter.text_encoder"] = Path(os.path.expanduser(encoder), "config.json")
+        found[TEXT_CONFIG] = Path(os.path.expanduser(encoder), _CONFIG_NAME)
     return {option: path for option, path in found.items() if path.exists()}
 
 
 def file_digest(path: Path) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of a file, or of the files in a folder."""
+    """Return 16 hexadecimal digits of the SHA-256 of a file, or of the files in a folder.
+
+    A text encoder's configuration counts by what it says of the model.
+    """
     digest = hashlib.sha256()
+    if path.name == _CONFIG_NAME and (config := _model_config(path)):
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
     for file in sorted(each for each in path.rglob("*") if each.is_file()) or [path]:
         digest.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
         with file.open("rb") as content:
             while block := content.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _model_config(path: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    return {name: value for name, value in config.items() if name not in _NOTED}
 
 
 def code_digests(kinds: Iterable[type]) -> dict[str, str]:

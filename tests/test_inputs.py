@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,21 @@ def test_files_and_folders_count_by_what_they_hold(tmp_path: Path) -> None:
     assert file_digest(files[0]) == file_digest(files[1]) != file_digest(files[2])
     (tmp_path / "b" / "below" / "weights.bin").rename(tmp_path / "b" / "below" / "renamed.bin")
     assert file_digest(tmp_path / "b") != a
+
+
+def test_a_text_encoder_counts_by_what_its_configuration_says_of_it(tmp_path: Path) -> None:
+    def digest(text: str) -> str:
+        (tmp_path / "config.json").write_text(text)
+        return file_digest(tmp_path / "config.json")
+
+    config = {"model_type": "roberta", "num_attention_heads": 2, "hidden_act": "gelu"}
+    noted = {"transformers_version": "5.3", "_name_or_path": "/a", "architectures": ["A"],
+             "torch_dtype": "float32", "dtype": "float32"}  # fmt: skip
+    plain = digest(json.dumps(config))
+    assert digest(json.dumps({**noted, **dict(reversed(config.items()))}, indent=2)) == plain
+    others = [digest(json.dumps({**config, name: 4})) for name in (*config, "layer_norm_eps")]
+    others += [digest(text) for text in ("", "{", "[]", "null", "[" * 100_000)]
+    assert len({plain, *others}) == len(others) + 1
 
 
 def test_what_a_run_starts_from_is_found_where_it_lies(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elip.checkpoints import CheckpointError
 from elip.files import whole_file
-from elip.inputs import read_origin
+from elip.inputs import TEXT_CONFIG, read_origin
 from elip.model.config import MeterConfig, Sizes
 from elip.provenance import LENGTH, PLACE, VOLATILE, config_differences
 from elip.record import Earlier, Origin
@@ -30,6 +30,7 @@ _MAY_DIFFER = (
 _OPTIONS = {"tokenizer": "data.tokenizer"}  # of inputs that are not named as their option
 _LENGTH = ("max_steps", "max_epochs")
 _SHOWN = 5
+_DEPTHS = ("image_blocks", "text_layers", "fusion_layers")
 # Encoders that are built from sizes of the configuration; and those that a name fully tells.
 _OF_SIZES = {"vit", "roberta", "bert"}
 _NAMED_TEXT = {"roberta", "bert", "roberta-base", "roberta-large", "bert-base-uncased"}
@@ -144,16 +145,17 @@ def refuse_changed(began: Origin, own: Origin) -> None:
         )
 
 
-def check_same_model(path: str | Path, own: Origin, whole: bool) -> None:
+def check_same_model(path: str | Path, own: Origin, whole: bool, scored: bool = False) -> None:
     """Hold the weights that a run begins from against what their tensors do not tell.
 
-    Numbers of heads, the normalisation of pixels, the tokenizer and the order of answers leave no
-    trace in shapes.
+    Numbers of heads, the normalisation of pixels, the configuration of the text encoder, the
+    tokenizer and the order of answers leave no trace in shapes.
 
     Args:
         path: The checkpoint or weights file; one that does not say how it was made is let pass.
         own: The run's configuration and inputs.
         whole: Whether it is taken as it is, task and all (``--ckpt_path``).
+        scored: Whether it is scored without training, so that no layer may be left out.
 
     Raises:
         CheckpointError: They were trained as another model; the message says in what.
@@ -164,14 +166,12 @@ def check_same_model(path: str | Path, own: Origin, whole: bool) -> None:
     was, now = (MeterConfig(**(each.config["model"].get("meter") or {})) for each in (made, own))
     said = [
         f"model.meter.{name} was {one}, is {two}"
-        for name, one, two in _told_apart(was.resolve(), now.resolve())
-    ]
-    said += [
-        f"{_content(name)} changed"
-        for name in _changed(made.inputs, own.inputs)
-        if name in ("tokenizer", "answers")
+        for name, one, two in _told_apart(was.resolve(), now.resolve(), scored)
     ]
     tasks = [_class_of(each.config["model"].get("task")) for each in (made, own)]
+    held = ("tokenizer", TEXT_CONFIG, *(["answers"] if tasks[0] == tasks[1] else []))
+    changed = _changed(made.inputs, own.inputs)
+    said += [f"{_content(name)} changed" for name in changed if name in held]
     if whole and tasks[0] != tasks[1]:
         said.append(f"model.task was {tasks[0]}, is {tasks[1]}")
     if said:
@@ -181,12 +181,20 @@ def check_same_model(path: str | Path, own: Origin, whole: bool) -> None:
         )
 
 
-def _told_apart(was: Sizes, now: Sizes) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the sizes that differ and that no tensor's shape tells."""
-    own = {"image_heads": "image_encoder", "text_heads": "text_encoder"}
+def _told_apart(was: Sizes, now: Sizes, scored: bool) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the sizes that differ and that no tensor's shape tells.
+
+    Depths are among them where weights are scored; training may go on from some of their layers.
+    """
+    own = {"image_heads": "image_encoder", "text_heads": "text_encoder",
+           "text_layers": "text_encoder"}  # fmt: skip
     for name in ("image_encoder", "image_heads", "text_encoder", "text_heads", "fusion_heads",
-                 "pixels"):  # fmt: skip
+                 "pixels", *(_DEPTHS if scored else ())):  # fmt: skip
         one, two = getattr(was, name), getattr(now, name)
+        if name == "image_encoder":  # the weights that timm has of one architecture stand behind it
+            one, two = (each.partition(".")[0] for each in (one, two))
+        if name == "image_blocks" and None in (one, two):  # how many, only the encoder knows
+            continue
         named = own.get(name)  # an encoder by name, or from a folder, brings its own heads
         if named and getattr(now, named) not in _OF_SIZES:
             continue

@@ -242,7 +242,8 @@ class ExperimentCLI(LightningCLI):
         files = input_files(command, plain)
         for option in ("model.weights", "ckpt_path"):  # the latter goes over the former
             if option in files:
-                check_same_model(files[option], own, whole=option == "ckpt_path")
+                whole, scored = option == "ckpt_path", command != "fit"
+                check_same_model(files[option], own, whole, scored)
                 own = replace(own, origin=read_origin(files[option]))
         return own
 

@@ -431,6 +431,11 @@ def test_weights_of_another_model_with_tensors_alike_are_refused(
     with pytest.raises(SystemExit):
         main(["test", "--config", ELIP_YAML, *asked, *changed])
     assert HEADS in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["test", "--config", ELIP_YAML, *asked, "--model.meter.fusion_layers=1"])
+    assert (
+        "though its tensors fit: model.meter.fusion_layers was 2, is 1" in capsys.readouterr().err
+    )
     main(["test", "--config", ELIP_YAML, *asked])
     record = read_record(tmp_path / "run" / "test")
     trained = read_record(tmp_path / "run")
@@ -441,26 +446,35 @@ def test_weights_of_another_model_with_tensors_alike_are_refused(
 
 
 def test_what_shapes_do_not_tell_of_weights(tmp_path: Path) -> None:
-    def of(task: str = "VQA", answers: str = "1", **meter: Any) -> Origin:
-        inputs = {"tokenizer": "0", "answers": answers, "data": "any"}
+    def of(task: str = "VQA", answers: str = "1", text: str = "2", **meter: Any) -> Origin:
+        inputs = {"tokenizer": "0", "answers": answers, "val_data": "any"}
+        inputs["model.meter.text_encoder"] = text
         return Origin({"model": {"task": {"class_path": task}, "meter": meter}}, inputs)
 
-    def refused(own: Origin, whole: bool = True) -> str:
+    def refused(own: Origin, whole: bool = True, scored: bool = False) -> str:
         with pytest.raises(CheckpointError) as error:
-            check_same_model(path, own, whole)
+            check_same_model(path, own, whole, scored)
         return str(error.value)
 
     path = checkpoint_of(of(), tmp_path / "best.ckpt")
     check_same_model(path, of(dropout=0.5, max_text_len=9, image_size=32), whole=True)
-    check_same_model(path, of(task="NLVR2"), whole=False)
+    check_same_model(path, of(task="NLVR2", answers="2"), whole=False)
+    for depth in ("image_blocks", "text_layers", "fusion_layers"):
+        check_same_model(path, of(**{depth: 3}), whole=False)
+        assert f"model.meter.{depth} was" in refused(of(**{depth: 3}), whole=False, scored=True)
     assert "model.task was VQA, is NLVR2" in refused(of(task="NLVR2"))
     assert "the answers changed" in refused(of(answers="2"), whole=False)
+    assert "the file of model.meter.text_encoder changed" in refused(of(text="3"), whole=False)
     assert "text_heads was 2, is 4" in refused(of(text_heads=4))
     assert "image_heads was 2, is 4" in refused(of(image_heads=4))
     assert "image_encoder was vit, is other" in refused(of(image_encoder="other"))
     named = checkpoint_of(of(preset="clip16_roberta"), tmp_path / "named.ckpt")
-    moved = of(preset="clip16_roberta", text_encoder="/models/roberta", text_heads=4)
-    check_same_model(named, moved, whole=True)
+    moved = of(preset="clip16_roberta", text_encoder="/models/roberta", text_heads=4, text_layers=3)
+    check_same_model(named, moved, whole=True, scored=True)
+    untagged = of(preset="clip16_roberta", image_encoder="vit_base_patch16_clip_quickgelu_224")
+    check_same_model(named, untagged, whole=True, scored=True)
+    with pytest.raises(CheckpointError, match=r"was vit_base_patch16_clip_quickgelu_224, is vit_b"):
+        check_same_model(named, of(preset="clip16_roberta", image_encoder="vit_base.a"), whole=True)
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     check_same_model(tmp_path / "foreign.ckpt", of(), whole=True)
 
