@@ -72,6 +72,7 @@ class Experiment(LightningModule):
         self.optimization = optimization
         self.weights = weights
         self.missing: tuple[str, ...] = ()
+        self.left_out: tuple[str, ...] = ()
         self.meter = Meter(meter.resolve(), reducer, schedule, vocab_size)
         self.task = task
         task.build(self.meter, num_answers)
@@ -97,6 +98,7 @@ class Experiment(LightningModule):
         if weights is not None:
             report = load_weights(self, weights)
             self.missing = report.missing
+            self.left_out = tuple(name for name in report.unused if name.startswith("meter."))
             log.info("%s", report)
 
     def configure_optimizers(self) -> Any:

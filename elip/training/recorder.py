@@ -337,9 +337,13 @@ class Recorder(Callback):
         notes = [f"{name}: {count} skipped" for name, count in skipped.items()]
         if self._is_untrained(module):
             notes.append(_UNTRAINED)
-        elif self.command != "fit" and self.ckpt_path is None and module.missing:
-            count, first = len(module.missing), module.missing[0]
-            notes.append(f"Untrained, not in the weights: {count} tensors, {first} first.")
+        elif self.command != "fit" and self.ckpt_path is None:
+            for said, names in (
+                ("Untrained, not in the weights", module.missing),
+                ("Left out of the weights", module.left_out),
+            ):
+                if names:
+                    notes.append(f"{said}: {len(names)} tensors, {names[0]} first.")
         for part in self.own.earlier:
             was = ", ".join(f"{name} {value}" for name, value in part.options.items())
             notes.append(f"Its first {part.steps} steps were taken under {was}.")

@@ -13,7 +13,7 @@ from torch import Tensor
 # METER's names (Dou et al., 2022; 671 keys in the released pre-training state) and ours.
 _METER: tuple[tuple[str, str], ...] = (
     (r"vit_model\.visual\.(.+)", r"visual.\1"),
-    (r"text_transformer\.(.+)", r"meter.text.transformer.\1"),
+    (r"text_transformer\.(?!pooler\.|embeddings\.position_ids$)(.+)", r"meter.text.transformer.\1"),
     (r"cross_modal_(text|image)_transform\.(.+)", r"meter.\1_projection.\2"),
     (r"cross_modal_(text|image)_pooler\.(.+)", r"meter.\1_pooler.\2"),
     (r"token_type_embeddings\.weight", r"meter.token_types.weight"),

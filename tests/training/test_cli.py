@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -492,6 +493,12 @@ def test_scoring_without_weights_is_warned_of_and_recorded(
     main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data), weights, "--model.task=VQA"])
     (note,) = read_record(tmp_path / "run" / "test-3").notes
     assert "Untrained, not in the weights: 6 tensors, task.classifier.0." in note
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({"state_dict": state["state_dict"]}, tmp_path / "foreign.ckpt")
+    foreign = [f"--model.weights={tmp_path / 'foreign.ckpt'}", "--model.meter.fusion_layers=1"]
+    main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data), *foreign])
+    (note,) = read_record(tmp_path / "run" / "test-4").notes
+    assert re.fullmatch(r"Left out of the weights: \d+ tensors, meter\.fusion\.\S+ first\.", note)
 
 
 def test_there_must_be_something_to_score(
