@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +31,8 @@ _CONFIG_NAME = "config.json"
 # What transformers notes in a configuration of how it was written, which is nothing of the model.
 _NOTED = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
 
-OURS = ("elip", "reducers")
-"""Packages whose code the record's commit stands for."""
+# The record's commit stands for the code of the first two, its versions for that of the others.
+_KNOWN = {"elip", "reducers", "torch", "lightning", *sys.stdlib_module_names}
 
 
 def run_inputs(
@@ -110,18 +111,29 @@ def _model_config(path: Path) -> dict[str, Any] | None:
 
 
 def code_digests(kinds: Iterable[type]) -> dict[str, str]:
-    """Return the digests of the files of classes that are not of this project, by class name."""
-    found = {}
+    """Return the digests of classes that are not of this project, by class name.
+
+    The files that they and the classes they are made from stand in are digested.
+    """
+    found: dict[str, str] = {}
     for kind in kinds:
-        if kind.__module__.partition(".")[0] in (*OURS, "builtins"):
-            continue
-        try:
-            path = inspect.getsourcefile(kind)
-        except (TypeError, OSError):  # typed in by hand
-            path = None
-        if path is not None and Path(path).is_file():
-            found[f"code of {kind.__name__}"] = file_digest(Path(path))
+        files = dict.fromkeys(file for base in kind.__mro__ if (file := _source(base)))
+        digests = [file_digest(file) for file in files]
+        if len(digests) > 1:
+            digests = [hashlib.sha256("".join(digests).encode()).hexdigest()[:16]]
+        found |= {f"code of {kind.__name__}": digest for digest in digests}
     return found
+
+
+def _source(kind: type) -> Path | None:
+    """Return the file of a class; None for one that the record tells of otherwise, or without."""
+    if kind.__module__.partition(".")[0] in _KNOWN:
+        return None
+    try:
+        path = inspect.getsourcefile(kind)
+    except (TypeError, OSError):  # typed in by hand
+        path = None
+    return Path(path) if path is not None and Path(path).is_file() else None
 
 
 def read_origin(path: Path | str) -> Origin | None:

@@ -84,6 +84,25 @@ def test_code_of_others_counts_and_ours_has_its_commit(tmp_path: Path) -> None:
         sys.modules.pop("own_reducer", None)
 
 
+def test_code_counts_with_the_classes_that_it_is_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    base = tmp_path / "own_base.py"
+    base.write_text("from reducers.random import Random\n\nclass Base(Random): a = 1\n")
+    (tmp_path / "own_child.py").write_text("from own_base import Base\n\nclass Mine(Base): b = 1\n")
+    try:
+        mine = importlib.import_module("own_child").Mine
+        before = code_digests([mine])
+        base.write_text(base.read_text().replace("a = 1", "a = 2"))
+        after = code_digests([mine])
+    finally:
+        for name in ("own_base", "own_child"):
+            sys.modules.pop(name, None)
+    assert list(before) == list(after) == ["code of Mine"]
+    assert before != after
+
+
 def test_an_origin_travels_in_checkpoints_and_weights_files(tmp_path: Path) -> None:
     config = {"trainer": {"max_time": float("inf")}, "data": {"root": "a"}}
     before = Origin({"seed_everything": 1}, {"data": "d"})

@@ -133,7 +133,7 @@ def refuse_changed(began: Origin, own: Origin) -> None:
     may = (*_MAY_DIFFER, *(option for option in files if "." in option))
     differ = config_differences(began.config, own.config, may)
     said = [f"{name} was {was}, is {now}" for name, (was, now) in differ.items()]
-    said += [f"{_content(name)} has changed" for name in _changed(began.inputs, own.inputs)]
+    said += [f"{_content(name)} has changed" for name in changed(began.inputs, own.inputs)]
     if began.processes != own.processes:
         said.append(f"processes were {began.processes}, are {own.processes}")
     if said:
@@ -170,8 +170,8 @@ def check_same_model(path: str | Path, own: Origin, whole: bool, scored: bool = 
     ]
     tasks = [_class_of(each.config["model"].get("task")) for each in (made, own)]
     held = ("tokenizer", TEXT_CONFIG, *(["answers"] if tasks[0] == tasks[1] else []))
-    changed = _changed(made.inputs, own.inputs)
-    said += [f"{_content(name)} changed" for name in changed if name in held]
+    differ = changed(made.inputs, own.inputs)
+    said += [f"{_content(name)} changed" for name in differ if name in held]
     if whole and tasks[0] != tasks[1]:
         said.append(f"model.task was {tasks[0]}, is {tasks[1]}")
     if said:
@@ -208,7 +208,8 @@ def _class_of(given: Any) -> Any:
     return given.get("class_path") if isinstance(given, dict) else given
 
 
-def _changed(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def changed(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the inputs that both know, and that are not the same."""
     return sorted(name for name in was.keys() & now.keys() if was[name] != now[name])
 
 

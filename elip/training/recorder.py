@@ -47,7 +47,7 @@ from elip.record import (
     write_record,
 )
 from elip.summary import print_summary
-from elip.training.checkpoints import earlier_parts, refuse_changed
+from elip.training.checkpoints import changed, earlier_parts, refuse_changed
 from elip.training.costs import with_costs
 from elip.training.module import Experiment
 from elip.training.watch import KeptTokens
@@ -344,6 +344,10 @@ class Recorder(Callback):
             ):
                 if names:
                     notes.append(f"{said}: {len(names)} tensors, {names[0]} first.")
+        if self.command != "fit" and self.own.origin is not None:
+            for name in changed(self.own.origin.inputs, self.own.inputs):
+                if name.startswith("code of"):
+                    notes.append(f"The {name} has changed since the weights were trained.")
         for part in self.own.earlier:
             was = ", ".join(f"{name} {value}" for name, value in part.options.items())
             notes.append(f"Its first {part.steps} steps were taken under {was}.")

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -499,6 +500,26 @@ def test_scoring_without_weights_is_warned_of_and_recorded(
     main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data), *foreign])
     (note,) = read_record(tmp_path / "run" / "test-4").notes
     assert re.fullmatch(r"Left out of the weights: \d+ tensors, meter\.fusion\.\S+ first\.", note)
+
+
+def test_scoring_under_code_that_has_changed_is_recorded(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "method_of_mine.py"
+    code.write_text("from reducers.random import Random\n\nclass Mine(Random):\n    'Mine.'\n")
+    mine = "--model.reducer=method_of_mine.Mine"
+    asked = ["test", "--config", ELIP_YAML, *few(tmp_path / "run", data), "--ckpt_path=last", mine]
+    try:
+        fit(tmp_path / "run", data, mine, steps=1)
+        main(asked)
+        code.write_text(code.read_text() + "    # edited\n")
+        main(asked)
+    finally:
+        sys.modules.pop("method_of_mine", None)
+    once, again = (read_record(tmp_path / "run" / name).notes for name in ("test", "test-2"))
+    assert once == ()
+    assert again == ("The code of Mine has changed since the weights were trained.",)
 
 
 def test_there_must_be_something_to_score(
