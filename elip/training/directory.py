@@ -12,6 +12,7 @@ from pathlib import Path
 
 from elip.checkpoints import (
     BEST,
+    FOLDER,
     LAST,
     CheckpointError,
     checkpoint_in,
@@ -77,6 +78,26 @@ def bring_best(checkpoint: str, root: Path) -> None:
     if is_whole(there) and not _is_in(checkpoint, here.parent):
         with whole_file(here, durable=True) as temporary:
             shutil.copyfile(there, temporary)
+
+
+def not_ended(checkpoint: Path) -> str | None:
+    """Return how the run stands that keeps a checkpoint, where that is not at its end.
+
+    None too for a checkpoint that lies elsewhere, or beside a record that cannot be read.
+
+    Args:
+        checkpoint: The checkpoint.
+    """
+    folder = checkpoint.absolute().parent
+    if folder.name != FOLDER:
+        return None
+    if not (folder.parent / RECORD_NAME).exists():
+        return "no record"
+    try:
+        status = read_record(folder.parent).status
+    except RecordError:
+        return None
+    return None if status == "completed" else status
 
 
 def _is_in(checkpoint: str, folder: Path) -> bool:

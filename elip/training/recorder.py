@@ -23,7 +23,7 @@ from torch.distributed import DistError
 from elip.checkpoints import BEST, is_whole
 from elip.data.batch import Batch
 from elip.examples import write_examples
-from elip.inputs import read_origin
+from elip.inputs import input_files, read_origin
 from elip.provenance import (
     VOLATILE,
     code_version,
@@ -49,6 +49,7 @@ from elip.record import (
 from elip.summary import print_summary
 from elip.training.checkpoints import changed, earlier_parts, refuse_changed
 from elip.training.costs import with_costs
+from elip.training.directory import not_ended
 from elip.training.module import Experiment
 from elip.training.watch import KeptTokens
 
@@ -81,6 +82,7 @@ class Recorder(Callback):
         self._best = float("-inf")
         self._best_step: int | None = None
         self._stale: Path | None = None
+        self._made_by: str | None = None
         self._planned: int | None = None
         self._earlier: tuple[Earlier, ...] = ()
         self._counts: dict[str, int] = {}
@@ -100,6 +102,10 @@ class Recorder(Callback):
         self.own = replace(self.own, processes=trainer.world_size)
         if self._is_untrained(pl_module):
             log.warning("%s Give --ckpt_path or --model.weights.", _UNTRAINED)
+        if self.command != "fit":
+            files = input_files(self.command, self.config)
+            weights = files.get("ckpt_path") or files.get("model.weights")
+            self._made_by = not_ended(weights) if weights else None
         self._kept = KeptTokens(pl_module.meter.reducer, pl_module.meter.plan)
         logging.getLogger("elip").addHandler(self._log)
         self._train_start = time.perf_counter()
@@ -344,6 +350,8 @@ class Recorder(Callback):
             ):
                 if names:
                     notes.append(f"{said}: {len(names)} tensors, {names[0]} first.")
+        if self._made_by is not None:
+            notes.append(f"The run that made the weights had not ended ({self._made_by}).")
         if self.command != "fit" and self.own.origin is not None:
             for name in changed(self.own.origin.inputs, self.own.inputs):
                 if name.startswith("code of"):

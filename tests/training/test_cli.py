@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from elip.data.dataset import Examples
 from elip.data.module import DataModule
 from elip.data.sources.base import DataError
 from elip.examples import read_examples
-from elip.record import Earlier, Origin, Record, origin_as_json, read_record
+from elip.record import Earlier, Origin, Record, origin_as_json, read_record, write_record
 from elip.training import costs
 from elip.training.checkpoints import check_goes_on, check_same_model, earlier_parts
 from elip.training.cli import main
+from elip.training.directory import not_ended
 from elip.training.module import Experiment
 from elip.training.predictions import Predictions
 from elip.training.rows import ROWS_NAME
@@ -520,6 +522,26 @@ def test_scoring_under_code_that_has_changed_is_recorded(
     once, again = (read_record(tmp_path / "run" / name).notes for name in ("test", "test-2"))
     assert once == ()
     assert again == ("The code of Mine has changed since the weights were trained.",)
+
+
+def test_weights_of_a_run_that_has_not_ended_are_told_of(tmp_path: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    asked = ["test", "--config", ELIP_YAML, *few(run, data)]
+    record = fit(run, data, steps=1)
+    write_record(replace(record, status="interrupted"), run)
+    main([*asked, "--ckpt_path=last"])
+    (run / "run.json").unlink()
+    main([*asked, f"--model.weights={run}"])
+    last = run / "checkpoints" / "last.ckpt"
+    shutil.copy(last, tmp_path)
+    main([*asked, f"--ckpt_path={tmp_path / 'last.ckpt'}"])
+    said = "The run that made the weights had not ended ({})."
+    notes = [read_record(run / name).notes for name in ("test", "test-2", "test-3")]
+    assert notes == [(said.format("interrupted"),), (said.format("no record"),), ()]
+    write_record(replace(record, status="failed"), run)
+    assert not_ended(last) == "failed"
+    (run / "run.json").write_text("{}")
+    assert not_ended(last) is None
 
 
 def test_there_must_be_something_to_score(
