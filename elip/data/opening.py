@@ -60,7 +60,7 @@ def check_batch(batch: pa.RecordBatch, columns: Columns, path: Path, start: int)
     for name in wanted:
         column = batch.column(name)
         forms = allowed.get(name)
-        if forms and _form(column.type) not in forms:
+        if forms and form(column.type) not in forms:
             raise DataError(
                 f"{path}: column {name} has type {column.type}; it must be {' or '.join(forms)}."
             )
@@ -137,13 +137,13 @@ def _allowed(columns: Columns, truth: bool) -> dict[str, tuple[str, ...]]:
     return {name: allowed for name, allowed in forms.items() if name is not None}
 
 
-def _form(kind: pa.DataType) -> str:
+def form(kind: pa.DataType) -> str:
     """Return a type without its width and the names of its parts."""
     if is_list(kind):
-        return f"list<{_form(kind.value_type)}>"
-    for form, tests in _FORMS.items():
+        return f"list<{form(kind.value_type)}>"
+    for name, tests in _FORMS.items():
         if any(test(kind) for test in tests):
-            return form
+            return name
     return str(kind)
 
 

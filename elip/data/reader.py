@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from elip.data.digests import ValueDigest
 from elip.data.opening import check_batch, has_truth, is_list, open_batches
 from elip.data.sources.base import Columns, DataError
 
@@ -184,18 +185,14 @@ class ArrowTable:
         """Return 64 hexadecimal digits that stand for what is read from the files.
 
         Texts, truth and names count in whole; of the images their lengths, and all bytes of some,
-        evenly spaced: so that gigabytes take no longer than a look.
+        evenly spaced: so that gigabytes take no longer than a look. Rows that are cut into other
+        files or record batches are the same.
         """
-        digest = hashlib.sha256()
+        values = ValueDigest()
         for batch in self._batches:
             for name in self.columns.names:
-                column = batch.column(name)
-                # Of a binary column the buffers are: what is null, where each begins, all bytes.
-                bulk = column.buffers()[:2] if name in self.columns.images else column.buffers()
-                digest.update(f"{name} {column.type} {len(column)}\n".encode())
-                for buffer in bulk:
-                    if buffer is not None:
-                        digest.update(buffer)
+                values.add(name, batch.column(name), lengths_only=name in self.columns.images)
+        digest = hashlib.sha256(values.hexdigest().encode())
         for row in np.linspace(0, self.num_rows - 1, min(_SAMPLED, self.num_rows)):
             for image in self.images(int(row)):
                 digest.update(image)

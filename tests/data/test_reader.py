@@ -7,11 +7,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from elip.data.digests import ValueDigest
 from elip.data.reader import ArrowTable, SoftAnswers
 from elip.data.sources.base import LAYOUT, Columns, DataError, MissingFilesError
 from tests.data.tiny import Tiny, captions, png, write, write_tiny
 
 CAPTION = LAYOUT["caption"]
+DIFFERENT: list[list[Any]] = [
+    ["ab", "c"], ["a", "bc"], ["abc"], ["abc", None], ["abc", ""], [None, "abc"], [b"ab", b"c"],
+    [["ab", "c"]], [["ab"], ["c"]], [["ab"], ["c"], []], [["ab"], None, ["c"]], [["ab", None, "c"]],
+    [[["ab"], ["c"]]], [[["ab", "c"]]], [[["ab"]], [["c"]]], [[], []], [[[]], []], [[None], []],
+    [1, 0], [1, None], [None, 1], [1.0, 0.0], [True, False], [["1"], ["0"]], [None, None],
+]  # fmt: skip
 
 
 def test_items_run_through_files_rows_and_texts(tmp_path: Path) -> None:
@@ -198,6 +205,54 @@ def test_a_digest_stands_for_what_is_read(tmp_path: Path) -> None:
         digest("fewer.arrow", **{name: values[:-1] for name, values in base.items()}),
     ]
     assert len({same, *others}) == 6
+
+
+def test_a_digest_does_not_tell_how_rows_are_cut(tmp_path: Path) -> None:
+    rows = 7
+    table = pa.table({
+        "image": [png(row) for row in range(rows)],
+        "questions": [[f"is {row} ?"] * (row % 3) for row in range(rows)],
+        "answers": [[[f"{row}", ""]] * (row % 3) for row in range(rows)],
+        "answer_labels": [[[row, 0]] * (row % 3) for row in range(rows)],
+        "answer_scores": [[[0.5, 1.0]] * (row % 3) for row in range(rows)],
+        "question_id": [[row] * (row % 3) for row in range(rows)],
+    })  # fmt: skip
+    wide = pa.schema({
+        "image": pa.large_binary(),
+        "questions": pa.large_list(pa.large_string()),
+        "answers": pa.large_list(pa.list_(pa.large_string())),
+        "answer_labels": pa.list_(pa.large_list(pa.int32())),
+        "answer_scores": pa.list_(pa.list_(pa.float32())),
+        "question_id": pa.list_(pa.uint16()),
+    })  # fmt: skip
+    cuts = {"whole": [table], "cast": [table.cast(wide)], "files": [table[:2], table[2:]]}
+    found = {}
+    for size in (1, 3, rows):
+        for name, parts in cuts.items():
+            paths = [tmp_path / f"{name} {size} {number}.arrow" for number in range(len(parts))]
+            for path, part in zip(paths, parts, strict=True):
+                with pa.ipc.new_file(path, part.schema) as writer:
+                    writer.write_table(part, max_chunksize=size)
+            found[name, size] = ArrowTable(paths, LAYOUT["question"]).digest()
+    assert len(set(found.values())) == 1
+
+
+# What differs in where values end, in what is missing, or in what it is.
+@pytest.mark.parametrize("one", range(len(DIFFERENT)))
+def test_values_have_digests_of_their_own(one: int) -> None:
+    def digest(*parts: pa.Array) -> str:
+        made = ValueDigest()
+        for part in parts:
+            made.add("a", part)
+        return made.hexdigest()
+
+    column = pa.array(DIFFERENT[one])
+    whole = digest(column)
+    assert [digest(pa.array(each)) for each in DIFFERENT].count(whole) == 1
+    around = pa.concat_arrays([column, column, column])  # cut out of others
+    length = len(column)
+    for cut in range(length + 1):
+        assert digest(around[length : length + cut], around[length + cut : 2 * length]) == whole
 
 
 def test_a_digest_of_no_rows(tmp_path: Path) -> None:
