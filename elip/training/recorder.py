@@ -152,11 +152,13 @@ class Recorder(Callback):
         keepers = [each for each in callbacks if isinstance(each, ModelCheckpoint)]
         keeper = next((each for each in keepers if each.filename == BEST), None)
         kept = states.get(keeper.state_key) if keeper else None
-        if keeper is None or kept is None or kept["best_model_score"] is None:
+        if keeper is None or kept is None:
             return
         assert keeper.dirpath is not None
         best, score = Path(keeper.dirpath, f"{BEST}.ckpt"), kept["best_model_score"]
-        if _is_of_step(best, own.get("best_step")):
+        if score is None and not best.exists():  # not validated yet
+            return
+        if score is not None and _is_of_step(best, own.get("best_step")):
             place = {"best_model_path": str(best), "kth_best_model_path": str(best)}
             kept |= {"dirpath": keeper.dirpath, "best_k_models": {str(best): score}, **place}
             return

@@ -414,6 +414,25 @@ def test_a_best_checkpoint_of_lost_steps_is_dropped(
     assert (kept["global_step"], kept["callbacks"]["Recorder"]["best"]) == (4, 0.25)
 
 
+def test_a_best_checkpoint_that_was_none_yet_is_dropped(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, step = tmp_path / "run" / "checkpoints", Experiment.training_step
+    fit(tmp_path / "run", data, steps=1)
+    shutil.copy(folder / "last.ckpt", tmp_path)
+    fit(tmp_path / "run", data, "--ckpt_path=last", steps=2)
+    shutil.copy(tmp_path / "last.ckpt", folder)
+    there = []
+
+    def looking(self: Experiment, batch: Any, index: int) -> Any:
+        there.append((folder / "best.ckpt").exists())
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Experiment, "training_step", looking)
+    fit(tmp_path / "run", data, "--ckpt_path=last", steps=3)
+    assert there == [False, True]  # before its validation, and behind it
+
+
 def test_a_run_that_goes_on_as_it_was_has_one_part() -> None:
     began = Origin({"trainer": {"max_steps": 9, "max_epochs": None}})
     assert earlier_parts(began, 7, began) == ()
