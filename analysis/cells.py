@@ -122,6 +122,7 @@ def _scores(runs: Runs) -> pd.DataFrame:
                     "run": number,
                     "examples": evaluation.examples,
                     "train_steps": run["train_steps"],
+                    "code": f"{run['commit']} {run['dirty']}",
                     "outcomes": runs.outcomes[number].get(evaluation.split),
                     **{name: run[name] for name in COSTS},
                 }
@@ -209,8 +210,15 @@ def _apart(scores: pd.DataFrame, runs: Runs) -> tuple[pd.DataFrame, tuple[str, .
 
 
 def _uneven(scores: pd.DataFrame) -> Iterator[str]:
-    """Say where the runs of a setting were scored or trained on more than others."""
+    """Say where the runs of a setting are not alike in what no option says."""
     for setting, rows in scores.groupby("setting"):
+        if rows["code"].nunique() > 1:
+            yield f"{setting}: runs were made by {rows['code'].nunique()} versions of the code."
+        if rows["seed"].astype(str).str.contains("/").any():
+            yield (
+                f"{setting}: seeds differ in several ways (a/b), so runs share models: intervals "
+                "over seeds are too narrow, and shares are of the mean."
+            )
         for column, said in (("examples", "scored on {} to {} examples"),
                              ("train_steps", "trained for {} to {} steps")):  # fmt: skip
             counts = rows[column].dropna().astype(int)

@@ -197,11 +197,7 @@ def _training(making: _Making, weights: Setup | str | None) -> Setup:
         processes = [trainer.get("devices"), trainer.get("num_nodes")]
     return {
         "config": _config(making.config, making.inputs, ("trainer.limit_test_batches",)),
-        "inputs": {
-            name: each
-            for name, each in making.inputs.items()
-            if name not in (*_WEIGHTS, "test_data")
-        },
+        "inputs": _inputs(making.config, making.inputs, "test_data"),
         "earlier": making.earlier,
         "processes": processes,
         "kept": making.kept,
@@ -213,16 +209,20 @@ def _scoring(record: Record, weights: Setup | str | None) -> Setup:
     other = "trainer.limit_" + ("val" if record.subcommand == "test" else "test") + "_batches"
     start = _START_OF_TRAINING if weights is not None else ()
     leave_out = (*_NO_PART_OF_SCORING, *start, other)
-    inputs = {
-        name: each
-        for name, each in record.inputs.items()
-        if name not in (*_WEIGHTS, *start, "train_data")
-    }
     return {
         "config": _config(record.config, record.inputs, leave_out),
-        "inputs": inputs,
+        "inputs": _inputs(record.config, record.inputs, "train_data", *start),
         "weights": weights,
     }
+
+
+def _inputs(
+    config: Mapping[str, Any], inputs: Mapping[str, str], *leave_out: str
+) -> dict[str, str]:
+    """Return the inputs that count; no reduction has no code."""
+    none = ("code of Identity",) if method_of(config) is None else ()
+    free = (*_WEIGHTS, *none, *leave_out)
+    return {name: each for name, each in inputs.items() if name not in free}
 
 
 def _config(
@@ -291,7 +291,7 @@ def protocol(setup: Setup, may_differ: Sequence[str] = (), larger: Setup | None 
         larger: A setup whose image size takes the place of this one's: so that no reduction on
             smaller images has the protocol of the larger ones.
     """
-    method = _class_name((setup["config"].get("model") or {}).get("reducer"))
+    method = _class_name((setup["config"].get("model") or {}).get("reducer")) or "Identity"
     config = without(setup["config"], (*_METHOD, *(name for name in may_differ if "." in name)))
     weights = setup["weights"]
     if larger is not None:

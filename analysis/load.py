@@ -99,7 +99,7 @@ def load(folders: Iterable[Path | str]) -> Runs:
     table = _with_labels(pd.DataFrame(rows))
     parents = find_parents(table, records, found_in)
     came = lineages(records, parents)
-    table = _with_latency(with_modes(table, records, came, parents))
+    table = _with_latency(_with_one_ratio(with_modes(table, records, came, parents)))
     return Runs(
         table, tuple(records), tuple(came), parents, tuple(outcomes), tuple(logs),
         tuple(broken),
@@ -166,6 +166,13 @@ def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
     keep = keep.mask(identity, 1.0).mask(smaller, table["patches"] / largest)
     labels[smaller] = "Smaller image"
     return table.assign(label=labels, keep=keep.fillna(1.0).round(3))
+
+
+def _with_one_ratio(table: pd.DataFrame) -> pd.DataFrame:
+    """Put the seeds of an adaptive method that was given counts under one measured keep ratio."""
+    measured = table["keep_ratio_asked"].isna() & (table["reducer"] != "Identity")
+    mean = table.groupby(["label", "setup"])["keep"].transform("mean").round(3)
+    return table.assign(keep=table["keep"].mask(measured, mean))
 
 
 def _is_scored(table: pd.DataFrame) -> pd.Series:

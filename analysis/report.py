@@ -57,7 +57,7 @@ def write_report(
 
     Args:
         folders: Searched for run records, at any depth.
-        out: Folder of the report; files of an earlier report are written over.
+        out: Folder of the report; figures and tables of an earlier report are removed.
         title: Heading of the page.
         against: Methods to compare all others with, beside no reduction and Random.
         literature: Whether published results are drawn and listed.
@@ -76,7 +76,7 @@ def write_report(
     subject = Subject(runs, study(runs, may_differ), PUBLISHED if literature else ())
     _check_known(subject, against)
     for name in ("figures", "tables"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+        _clear(out / name, stale=(out / REPORT_NAME).exists())
     against = tuple(dict.fromkeys((*ENDS, *against)))
     plots, undrawn = _draw(subject, out / "figures", jobs)
     made = {table.name: table for table in tables(subject, against)}
@@ -87,6 +87,14 @@ def write_report(
     path = out / REPORT_NAME
     path.write_text(page(title, _intro(parts), _sections(parts)), encoding="utf-8")
     return path
+
+
+def _clear(folder: Path, stale: bool) -> None:
+    """Make a folder; of an earlier report, nothing must stand beside what this one says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir() if stale else ():
+        if path.suffix in (".csv", ".md", ".tex", ".pdf", ".svg", ".png"):
+            path.unlink()
 
 
 def _check_known(subject: Subject, against: tuple[str, ...]) -> None:

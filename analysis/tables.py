@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -131,7 +132,7 @@ def finding_tables(made: Sequence[Table]) -> list[Table]:
         wide.columns = pd.Index(short if len(set(short)) == len(names) else names)
         tables.append(
             Table(
-                f"findings_against_{other}",
+                re.sub(r"[^\w-]+", "_", f"findings_against_{other}"),
                 f"Score minus that of {name}",
                 f"Mean over the keep ratios that both have. {whole[0].caption} Without a word "
                 "no difference was shown, which does not mean equal: these runs cannot tell.",

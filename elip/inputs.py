@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import inspect
+import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,9 @@ _CONFIG_NAME = "config.json"
 # What transformers notes in a configuration of how it was written, which is nothing of the model.
 _NOTED = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
 
-# The record's commit stands for the code of the first two, its versions for that of the others.
-_KNOWN = {"elip", "reducers", "torch", "lightning", *sys.stdlib_module_names}
+# What the record's commit stands for, and its versions. Reducers are edited and left uncommitted.
+_KNOWN = {"elip", "torch", "lightning", *sys.stdlib_module_names}
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def run_inputs(
@@ -111,29 +113,67 @@ def _model_config(path: Path) -> dict[str, Any] | None:
 
 
 def code_digests(kinds: Iterable[type]) -> dict[str, str]:
-    """Return the digests of classes that are not of this project, by class name.
+    """Return the digests of the code of classes, by class name.
 
-    The files that they and the classes they are made from stand in are digested.
+    The modules of a class and of those it is made from count, with all that they import, save what
+    the record tells of otherwise: this package's commit, and the versions of installed packages.
+    How code is laid out, its comments and its docstrings do not count.
     """
     found: dict[str, str] = {}
     for kind in kinds:
-        files = dict.fromkeys(file for base in kind.__mro__ if (file := _source(base)))
-        digests = [file_digest(file) for file in files]
-        if len(digests) > 1:
-            digests = [hashlib.sha256("".join(digests).encode()).hexdigest()[:16]]
-        found |= {f"code of {kind.__name__}": digest for digest in digests}
+        named = [base.__module__ for base in kind.__mro__]
+        own = named[0].partition(".")[0]
+        codes = _codes(named, {own} - _KNOWN)
+        if codes:
+            text = json.dumps(codes, sort_keys=True)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            found[f"code of {kind.__name__}"] = digest
     return found
 
 
-def _source(kind: type) -> Path | None:
-    """Return the file of a class; None for one that the record tells of otherwise, or without."""
-    if kind.__module__.partition(".")[0] in _KNOWN:
-        return None
-    try:
-        path = inspect.getsourcefile(kind)
-    except (TypeError, OSError):  # typed in by hand
-        path = None
-    return Path(path) if path is not None and Path(path).is_file() else None
+def _codes(named: list[str], own: set[str]) -> dict[str, str]:
+    """Return the code of some modules and of those that they import, by name."""
+    codes: dict[str, str] = {}
+    todo, seen = [*named], set(named)
+    while todo:
+        name = todo.pop()
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        top = name.partition(".")[0]
+        if module is None or file is None or top in _KNOWN or not file.endswith(".py"):
+            continue
+        if top not in own and _INSTALLED.intersection(Path(file).parts):
+            continue
+        try:
+            tree = ast.parse(Path(file).read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        more = [each for each in _imported(tree, module.__package__ or "") if each not in seen]
+        seen.update(more)
+        todo += more
+        codes[name] = _plain_code(tree)
+    return codes
+
+
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            name = importlib.util.resolve_name(relative, package) if node.level else relative
+            yield name
+            yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+def _plain_code(tree: ast.Module) -> str:
+    """Return code as Python would write it, without comments and docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body[0] = ast.Expr(ast.Constant(None))
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def read_origin(path: Path | str) -> Origin | None:

@@ -142,7 +142,9 @@ def code_version() -> Code:
         return Code(version)
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return Code(version, commit or None, None if changes is None else bool(changes))
+    # A method that was never added is not in the commit either.
+    added = _git(root, "ls-files", "--others", "--exclude-standard", "--", "elip", "reducers")
+    return Code(version, commit or None, None if changes is None else bool(changes or added))
 
 
 def package_versions() -> dict[str, str]:

@@ -47,8 +47,16 @@ class Budgets:
             BudgetError: It cannot.
         """
         model = {name: resolved["model"][name] for name in ("task", "reducer", "meter", "schedule")}
+        from elip.inputs import code_digests  # late, as it imports torch
+
         precision = resolved.get("trainer", {}).get("precision")
-        asked = {"budget": budget, "model": model, "datasets": resolved["data"]["datasets"]}
+        code = code_digests(
+            [find_class(model[name]) for name in ("task", "reducer") if model[name]]
+        )
+        asked = {
+            "budget": budget, "model": model, "code": code,
+            "datasets": resolved["data"]["datasets"],
+        }  # fmt: skip
         if is_timed(budget):
             machine = hardware()
             asked |= {"precision": precision, "cpu": machine.cpu, "gpus": machine.gpus}

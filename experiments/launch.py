@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from elip.arguments import output_folder, positive
-from experiments.attempt import acquire, holder, sign
+from experiments.attempt import acquire, holder, look, sign
 from experiments.board import Board, Estimates
 from experiments.budgets import BUDGETS_NAME, is_timed
 from experiments.changed import say_changed
@@ -90,7 +90,7 @@ def _carry_out(
     if options.dry_run:
         board = Board(cells, options.retry_failed)
         show_plan(console, grid, board, estimates, slots.count)
-        if told := say_changed(board.of("done")):
+        if told := say_changed(cell for cell in plan if look(cell) == "done"):
             console.print(told, markup=False, highlight=False, soft_wrap=True)
         return 0
     refuse_missing(cells)  # not of a dry run: a plan can be costed before its weights are there
@@ -104,7 +104,8 @@ def _carry_out(
     with lock:
         sign(lock, os.getpid())
         board = Board(cells, options.retry_failed)
-        if told := say_changed(board.of("done")):
+        # Of the whole plan, whatever --only picks: all of them stand in one table.
+        if told := say_changed(cell for cell in plan if look(cell) == "done"):
             raise GridError(told)
         console.print(f"{grid.name}: {len(cells)} runs, {len(board.found_done)} done before.")
         if options.launcher == "slurm":

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from elip.arguments import output_file
 from elip.files import whole_file
-from elip.record import COLUMNS, RECORD_NAME, RecordError, read_record
+from elip.record import COLUMNS, RECORD_NAME, Record, RecordError, read_record
 from elip.record import SCHEMA as RECORD_SCHEMA
 from experiments.attempt import IDENTITY_NAME, attempts, read_identity, seconds_spent
 
@@ -67,7 +67,7 @@ def gather(runs: Path, planned: Collection[str] | None = None) -> tuple[pa.Table
             continue
         row: dict[str, Any] = {"folder": str(file.parent.relative_to(runs))}
         try:
-            row |= _cell_columns(file.parent)
+            row |= _cell_columns(file.parent, record)
         except RecordError as error:
             bad.append(str(error))
         if planned is not None and "cell_id" in row:
@@ -82,20 +82,27 @@ def write_table(table: pa.Table, out: Path) -> None:
         pq.write_table(table, temporary)
 
 
-def _cell_columns(folder: Path) -> dict[str, Any]:
-    for place in (folder, folder.parent):  # what is scored lies one below its run directory
-        if (place / IDENTITY_NAME).is_file():
-            run = read_identity(place)
-            return {
-                "grid": run.grid,
-                "stage": run.stage,
-                "cell": run.name,
-                "cell_id": run.id,
-                "parent_id": run.parent,
-                **{f"axis/{axis}": label for axis, label in run.labels.items()},
-                **_attempts(place),
-            }
-    return {}
+def _cell_columns(folder: Path, record: Record) -> dict[str, Any]:
+    """Return which run of a grid a record is of; nothing for one made by hand beside it."""
+    if (folder / IDENTITY_NAME).is_file():
+        place = folder
+    # What is scored lies one below its run directory, which else holds a fit and its record.
+    elif folder.name == record.subcommand and not (folder.parent / RECORD_NAME).exists():
+        place = folder.parent
+    else:
+        return {}
+    if not (place / IDENTITY_NAME).is_file():
+        return {}
+    run = read_identity(place)
+    return {
+        "grid": run.grid,
+        "stage": run.stage,
+        "cell": run.name,
+        "cell_id": run.id,
+        "parent_id": run.parent,
+        **{f"axis/{axis}": label for axis, label in run.labels.items()},
+        **_attempts(place),
+    }
 
 
 def _attempts(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import ast
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from elip.inputs import code_digests, file_digest, input_files, read_origin
 from elip.record import Earlier, Origin, origin_as_json
+from elip.tasks.vqa import VQA
 from reducers.random import Random
 
 
@@ -63,25 +65,41 @@ def test_what_a_run_starts_from_is_found_where_it_lies(
     assert input_files("test", {"model": {"weights": "nowhere"}}) == {}
 
 
-def test_code_of_others_counts_and_ours_has_its_commit(tmp_path: Path) -> None:
-    def digest(text: str) -> str:
-        path = tmp_path / "own_reducer.py"
-        path.write_text(text)
-        spec = importlib.util.spec_from_file_location("own_reducer", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["own_reducer"] = module
-        spec.loader.exec_module(module)
-        found = code_digests([module.Mine, Random, type(None)])
+def test_code_counts_by_what_it_does_with_all_that_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    helper, code = tmp_path / "own_helper.py", tmp_path / "own_reducer.py"
+    helper.write_text("SIGN = 1\n")
+    code.write_text("from own_helper import SIGN\n\nclass Mine:\n    sign = SIGN\n")
+
+    def digest() -> str:
+        found = code_digests([mine, type(None)])
         assert list(found) == ["code of Mine"]
         return found["code of Mine"]
 
     try:
-        assert digest("class Mine: a = 1\n") == digest("class Mine: a = 1\n")
-        assert digest("class Mine: a = 1\n") != digest("class Mine: a = 2\n")
+        mine = importlib.import_module("own_reducer").Mine
+        before = digest()
+        code.write_text(f'"""Said."""\n{code.read_text()}# and more\n')
+        assert digest() == before
+        helper.write_text("SIGN = -1\n")
+        turned = digest()
+        code.write_text(code.read_text() + "    more = 1\n")
+        assert len({before, turned, digest()}) == 3
     finally:
-        sys.modules.pop("own_reducer", None)
+        for name in ("own_helper", "own_reducer"):
+            sys.modules.pop(name, None)
+
+
+def test_code_of_a_method_of_the_shelf_counts_and_of_a_task_its_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = code_digests([Random, VQA])
+    assert list(found) == ["code of Random"]
+    unparse = ast.unparse
+    monkeypatch.setattr(ast, "unparse", lambda tree: unparse(tree) + "\nedited = True")
+    assert code_digests([Random]) != found
 
 
 def test_code_counts_with_the_classes_that_it_is_made_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from traceback import extract_tb
 from typing import Any, NoReturn
 
 import torch
+from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
@@ -37,7 +39,13 @@ from elip.training.checkpoints import (
     check_goes_on,
     check_same_model,
 )
-from elip.training.directory import bring_best, refuse_another, resolve_checkpoint, run_directory
+from elip.training.directory import (
+    bring_best,
+    claim,
+    refuse_another,
+    resolve_checkpoint,
+    run_directory,
+)
 from elip.training.module import Experiment, LossError
 from elip.training.options import accumulated, check_options
 from elip.training.recorder import lost_process
@@ -107,19 +115,24 @@ class ExperimentCLI(LightningCLI):
     """LightningCLI for METER with a reducer."""
 
     run_dir: Path
+    claim: FileLock | None = None
 
     def __init__(self, args: ArgsType = None) -> None:
         shelf()  # importing the methods and tasks makes them choosable by class name
         tasks()
-        super().__init__(
-            Experiment,
-            DataModule,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            parser_class=Parser,
-            args=args,
-            load_from_checkpoint_support=False,
-        )
+        try:
+            super().__init__(
+                Experiment,
+                DataModule,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                parser_class=Parser,
+                args=args,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            if self.claim is not None:
+                self.claim.release()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Tie together what the model, the data and the seed must agree on."""
@@ -184,6 +197,11 @@ class ExperimentCLI(LightningCLI):
             config.return_predictions = False  # `Predictions` writes them
         self.run_dir = run_directory(root, self.subcommand, resumes=asked is not None)
         config.trainer.default_root_dir = str(self.run_dir)
+        if _is_first_process():
+            try:
+                self.claim = claim(self.run_dir)
+            except CheckpointError as error:
+                self.parser.error(str(error), error)
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what does not fit is a message, not a traceback."""
@@ -261,6 +279,11 @@ class ExperimentCLI(LightningCLI):
         self._dump_config()
         plain: dict[str, Any] = self.config_dump
         return plain
+
+
+def _is_first_process() -> bool:
+    """Whether this is the first process of all nodes, as far as the environment tells."""
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _file_problem(file: str) -> str | None:

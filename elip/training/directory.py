@@ -10,6 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from elip.checkpoints import (
     BEST,
     FOLDER,
@@ -22,6 +24,8 @@ from elip.checkpoints import (
 )
 from elip.files import whole_file
 from elip.record import RECORD_NAME, RecordError, read_record
+
+_PATIENCE = 10.0  # seconds
 
 
 def run_directory(root: Path, command: str, resumes: bool) -> Path:
@@ -44,6 +48,29 @@ def run_directory(root: Path, command: str, resumes: bool) -> Path:
         number += 1
         candidate = base.with_name(f"{base.name}-{number}")
     return candidate
+
+
+def claim(run_dir: Path) -> FileLock | None:
+    """Hold a run directory for as long as a run lives, so that no other writes there meanwhile.
+
+    Returns:
+        The lock; None where the file system has none.
+
+    Raises:
+        CheckpointError: Another living process has it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".running")
+    try:
+        lock.acquire(timeout=_PATIENCE)  # loaders of a run that was killed end a little later
+    except Timeout as error:
+        raise CheckpointError(
+            f"Another run is writing into {run_dir}. Wait for it, or give this one another "
+            "trainer.default_root_dir."
+        ) from error
+    except (OSError, NotImplementedError):
+        return None
+    return lock
 
 
 def refuse_another(checkpoint: str, root: Path) -> None:

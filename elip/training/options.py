@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from elip.checkpoints import BEST, LAST
+
 _ABOVE_0 = ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches")
 _SEARCHES = ("LearningRateFinder", "BatchSizeFinder")
 
@@ -51,12 +53,27 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
             f"{searches[0]} would change the configuration that is recorded; give "
             "model.optimization.learning_rate and data.batch_size."
         )
+    for each in trainer["callbacks"] or []:
+        if _keeps_ours(each):
+            raise ValueError(
+                "A ModelCheckpoint of your own would write over best.ckpt or last.ckpt, which the "
+                "run keeps itself: give it a dirpath, or another filename and no save_last."
+            )
     for name in ("optimizer", "lr_scheduler"):
         if config.get(name) is not None:
             raise ValueError(
                 f"--{name} has no effect: METER is trained with AdamW and a polynomial decay. "
                 "Their options: model.optimization."
             )
+
+
+def _keeps_ours(callback: Any) -> bool:
+    """Whether a checkpoint callback takes the names of our checkpoints in their folder."""
+    if not isinstance(callback, Mapping) or "Checkpoint" not in str(callback.get("class_path")):
+        return False
+    given = callback.get("init_args") or {}
+    named = given.get("filename") in (BEST, LAST) or bool(given.get("save_last"))
+    return named and given.get("dirpath") is None
 
 
 def known_processes(config: Mapping[str, Any]) -> int | None:

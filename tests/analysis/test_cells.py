@@ -221,6 +221,17 @@ def test_training_twice_from_two_pretrainings_is_no_repeated_run(tmp_path: Path)
     assert list(more.scores["seed"]) == ["0/0", "0/1", "1/0"]
 
 
+def test_where_several_models_are_scored_several_times_it_is_said(tmp_path: Path) -> None:
+    runs = [scored("Random", "Identity", (own, made)) for own in (0, 1) for made in (0, 1)]
+    assert any("so runs share models" in note for note in _study(tmp_path, *runs).notes)
+
+
+def test_several_versions_of_the_code_are_said(tmp_path: Path) -> None:
+    one, two = record("Identity"), record("ToMe")
+    found = _study(tmp_path, one, replace(two, code=replace(two.code, dirty=True)))
+    assert "VQA, shapes val: runs were made by 2 versions of the code." in found.notes
+
+
 def test_best_and_last_are_not_averaged(tmp_path: Path) -> None:
     best, last = scored(seeds=(0, 0)), scored(seeds=(0, 1), kept="last")
     found = _study(tmp_path, best, last)

@@ -256,6 +256,15 @@ def test_methods_are_named_with_the_options_they_differ_in(tmp_path: Path) -> No
     assert labels == ["ELIP (probe_depth=none)", "ELIP (probe_depth=1)", "ToMe"]
 
 
+def test_seeds_of_an_adaptive_method_stand_under_one_measured_ratio(tmp_path: Path) -> None:
+    for seed, measured in ((0, 0.376), (1, 0.385)):
+        one = record("ATS", seed=seed)
+        assert one.tokens is not None
+        tokens = replace(one.tokens, keep_ratio_asked=None, keep_ratio=measured)
+        write_record(replace(one, tokens=tokens), tmp_path / str(seed))
+    assert list(load([tmp_path]).table["keep"]) == [0.38, 0.38]
+
+
 def test_only_scored_runs_make_an_image_a_smaller_one(tmp_path: Path) -> None:
     write_record(record("Identity"), tmp_path / "a")
     write_record(record("ToMe"), tmp_path / "b")

@@ -146,6 +146,20 @@ def test_one_seed_says_so_and_claims_nothing(tmp_path: Path) -> None:
     assert "not what training anew would" in page.text
 
 
+def test_nothing_of_an_earlier_report_stands_beside_a_new_one(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", ("Identity", "ToMe", "Random"), (0.7, 0.5), 2, ("VQA",), 20)
+    write_record(record(), tmp_path / "b")
+    out = tmp_path / "out"
+    (out / "tables").mkdir(parents=True)
+    (out / "tables" / "mine.csv").touch()  # no report lies there yet
+    write_report([tmp_path / "a"], out)
+    assert (out / "tables" / "mine.csv").exists()
+    assert (out / "tables" / "findings_against_Identity.tex").exists()
+    write_report([tmp_path / "b"], out)
+    assert not list((out / "tables").glob("findings*"))
+    assert (out / "tables" / "runs.csv").exists()
+
+
 def test_runs_without_any_score_still_make_a_report(tmp_path: Path) -> None:
     write_record(failed(record()), tmp_path / "runs")
     page = _read(write_report([tmp_path / "runs"], tmp_path / "out"))

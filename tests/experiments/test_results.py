@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,6 +67,19 @@ def test_every_column_has_its_type_and_meaning(tmp_path: Path) -> None:
     assert row["shapes/test/accuracy/chance"] == 0.1
     assert all(field.metadata[b"description"] for field in table.schema)
     assert table.schema.metadata[b"elip.table.schema"] == str(SCHEMA).encode()
+
+
+def test_what_was_made_by_hand_beside_a_run_is_no_run_of_the_grid(tmp_path: Path) -> None:
+    write_record(replace(FULL, subcommand="fit"), tmp_path / "fitted")
+    cell(tmp_path / "fitted")
+    for folder, command in (("fitted/test", "test"), ("scored/test", "test"),
+                            ("scored/test-2", "test"), ("scored/validate", "test")):  # fmt: skip
+        write_record(replace(FULL, subcommand=command), tmp_path / folder)
+    cell(tmp_path / "scored")
+    table, _ = gather(tmp_path, planned={"1f"})
+    named = {row["folder"] for row in table.to_pylist() if row["cell_id"] is not None}
+    assert named == {"fitted", "scored/test"}
+    assert table["planned"].drop_null().to_pylist() == [True, True]
 
 
 def test_missing_is_missing_and_the_schema_stays(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from elip.record import Earlier, Origin, Record, origin_as_json, read_record, wr
 from elip.training import costs
 from elip.training.checkpoints import check_goes_on, check_same_model, earlier_parts
 from elip.training.cli import main
-from elip.training.directory import not_ended
+from elip.training.directory import claim, not_ended
 from elip.training.module import Experiment
 from elip.training.predictions import Predictions
 from elip.training.rows import ROWS_NAME
@@ -201,6 +201,20 @@ def test_predictions_are_written_and_not_kept_by_the_trainer(
     main(["predict", "--config", ELIP_YAML, *few(tmp_path / "run", data)])
     assert kept == [False]
     assert len((tmp_path / "run" / "predict" / ROWS_NAME).read_text().splitlines()) == 16
+
+
+def test_a_directory_takes_one_run_at_a_time(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elip.training.directory._PATIENCE", 0.0)
+    held = claim(tmp_path / "run")
+    assert held is not None
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", data, steps=2)
+    assert f"Another run is writing into {tmp_path / 'run'}" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    held.release()
+    fit(tmp_path / "run", data, steps=2)
 
 
 def test_a_second_run_does_not_touch_the_first(tmp_path: Path, data: Path) -> None:
@@ -718,6 +732,10 @@ def test_gradients_are_clipped_in_mixed_precision(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (
+            ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.filename=best"],
+            "write over best.ckpt or last.ckpt",
+        ),
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--trainer.max_steps=-1", "--trainer.max_epochs=-1"], "trainer.max_steps or"),
         (["--trainer.val_check_interval=0"], "val_check_interval is 0; it must be above 0"),
