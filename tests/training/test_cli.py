@@ -548,7 +548,7 @@ def test_scoring_under_code_that_has_changed_is_recorded(
     try:
         fit(tmp_path / "run", data, mine, steps=1)
         main(asked)
-        code.write_text(code.read_text() + "    # edited\n")
+        code.write_text(code.read_text() + "    edited = True\n")
         main(asked)
     finally:
         sys.modules.pop("method_of_mine", None)
