@@ -39,6 +39,30 @@ def say_changed(cells: Iterable[Cell]) -> str | None:
     )
 
 
+def say_mixed(cells: Iterable[Cell]) -> str | None:
+    """Return what is to be said of finished runs that read different things by one name.
+
+    Code that is edited while a grid runs, for instance.
+
+    Args:
+        cells: The finished runs.
+    """
+    read: dict[str, set[str]] = {}
+    for cell in cells:
+        record = read_record(cell.record_folder)
+        for name, digest in record.inputs.items():
+            if name.startswith("code of"):
+                read.setdefault(name, set()).add(digest)
+            elif name.endswith("_data"):
+                read.setdefault(f"{name} ({record.task}, {'+'.join(record.datasets)})", set()).add(
+                    digest
+                )
+    mixed = sorted(name for name, digests in read.items() if len(digests) > 1)
+    if not mixed:
+        return None
+    return f"Not all finished runs read the same: {', '.join(mixed)} changed between them."
+
+
 def changed(cell: Cell) -> list[str]:
     """Return what a finished run read that is another now: ``test_data``, ``code of Mine``.
 

@@ -16,7 +16,7 @@ from elip.arguments import output_folder, positive
 from experiments.attempt import acquire, holder, look, sign
 from experiments.board import Board, Estimates
 from experiments.budgets import BUDGETS_NAME, is_timed
-from experiments.changed import say_changed
+from experiments.changed import say_changed, say_mixed
 from experiments.check import Checked
 from experiments.grid import Grid, GridError
 from experiments.grid_file import read_grid
@@ -119,6 +119,8 @@ def _carry_out(
                 launcher = LocalLauncher(board, grid.name, slots, runner, screen, warm)
                 finished = launcher.run()
         show_end(console, board, plan, root)
+        if told := say_mixed(cell for cell in plan if look(cell) == "done"):
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if not finished:
         return 130
     return 0 if len(board.of("done")) == len(cells) else 1

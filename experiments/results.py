@@ -71,7 +71,8 @@ def gather(runs: Path, planned: Collection[str] | None = None) -> tuple[pa.Table
         except RecordError as error:
             bad.append(str(error))
         if planned is not None and "cell_id" in row:
-            row["planned"] = row["cell_id"] in planned
+            # One that was lengthened by hand is not what was planned.
+            row["planned"] = row["cell_id"] in planned and not record.earlier
         rows.append({**row, **record.row()})
     return _table(rows), bad
 

@@ -188,8 +188,12 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the step that this batch is part of."""
+        """Note the step that this batch is part of.
+
+        Lightning's own count for logs is one too high in a run that goes on from its end.
+        """
         self._step = trainer.global_step
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from elip.record import (
     COLUMNS,
     Code,
     Cost,
+    Earlier,
     Evaluation,
     Gflops,
     Hardware,
@@ -24,6 +27,7 @@ from elip.record import (
     write_record,
 )
 from experiments.board import Estimates
+from experiments.changed import say_mixed
 from experiments.results import CELL_COLUMNS, SCHEMA, gather, kind, main
 
 COST = Cost(*(1.5,) * 6)
@@ -80,6 +84,26 @@ def test_what_was_made_by_hand_beside_a_run_is_no_run_of_the_grid(tmp_path: Path
     named = {row["folder"] for row in table.to_pylist() if row["cell_id"] is not None}
     assert named == {"fitted", "scored/test"}
     assert table["planned"].drop_null().to_pylist() == [True, True]
+    part = Earlier(4, {"trainer.max_steps": 4})
+    write_record(replace(FULL, subcommand="fit", earlier=(part,)), tmp_path / "fitted")
+    table, _ = gather(tmp_path, planned={"1f"})
+    assert table["planned"].drop_null().to_pylist() == [False, True]
+
+
+def test_runs_that_read_different_things_by_one_name_are_told_of(tmp_path: Path) -> None:
+    def told(*several: dict[str, str]) -> str | None:
+        cells: list[Any] = []
+        for number, inputs in enumerate(several):
+            write_record(replace(FULL, inputs=inputs), tmp_path / str(number))
+            cells.append(SimpleNamespace(record_folder=tmp_path / str(number)))
+        return say_mixed(cells)
+
+    one = {"code of Mine": "1", "test_data": "1", "ckpt_path": "1"}
+    assert told(one, one | {"ckpt_path": "2"}, {}) is None
+    assert told(one, one | {"code of Mine": "2", "test_data": "2"}) == (
+        "Not all finished runs read the same: code of Mine, test_data (VQA, shapes) changed "
+        "between them."
+    )
 
 
 def test_missing_is_missing_and_the_schema_stays(tmp_path: Path) -> None:

@@ -330,6 +330,10 @@ def test_a_lengthened_run_is_no_run_that_was_as_long_from_its_start(
     parts = (Earlier(2, {"trainer.max_steps": 2}), Earlier(4, {"trainer.max_steps": 4}))
     assert (short.earlier, longer.earlier, longest.earlier) == ((), parts[:1], parts)
     assert "Its first 2 steps were taken under trainer.max_steps 2." in longest.notes
+    logs = (f"metrics{part}.csv" for part in ("-1", "-2", ""))
+    rows = [row for name in logs for row in csv.DictReader((tmp_path / "run" / name).open())]
+    assert [row["step"] for row in rows if row["train/loss"]] == list("012345")
+    assert [row["step"] for row in rows if row["val/main"]] == ["1", "3", "5"]
     straight = fit(tmp_path / "straight", data, steps=4)
     here = {"trainer": {**straight.config["trainer"], "default_root_dir": None}}
     there = {"trainer": {**longer.config["trainer"], "default_root_dir": None}}
