@@ -39,8 +39,8 @@ def whole_of(case: Case, scratch: Path) -> Whole:
     whole = Whole(meter, Heads(meter))
     report = load_case_weights(case, whole, scratch)
     assert not report.missing
-    dead = ("vit_model.positional_embedding", "vit_model.ln_final.", "text.transformer.pooler.",
-            "text.transformer.embeddings.position_ids")  # fmt: skip
+    dead = ("vit_model.positional_embedding", "vit_model.ln_final.", "text_transformer.pooler.",
+            "text_transformer.embeddings.position_ids")  # fmt: skip
     others = tuple(f"task.{head}." for head in ("classifier", "rank"))
     for name in report.unused:
         assert name.removeprefix("meter.").startswith(dead) or name.startswith(others), name
