@@ -283,7 +283,8 @@ class ExperimentCLI(LightningCLI):
 
 def _is_first_process() -> bool:
     """Whether this is the first process of all nodes, as far as the environment tells."""
-    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def _file_problem(file: str) -> str | None:
