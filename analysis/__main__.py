@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--may-differ", action="append", default=[], metavar="OPTION",
         help="compare runs that differ in this option (model.optimization.learning_rate), or in "
-        "the content of this input (data); may be given several times",
+        "the content of this input (test_data); may be given several times",
     )  # fmt: skip
     parser.add_argument(
         "--literature", action="store_true", help="draw published results as hollow markers"

@@ -332,7 +332,8 @@ def _names(setup: Setup) -> Iterator[str]:
     while sections:
         prefix, section = sections.pop()
         for name, value in section.items():
-            yield prefix + name
+            if prefix:  # a whole section is no option
+                yield prefix + name
             if isinstance(value, dict):
                 sections.append((f"{prefix}{name}.", value))
     if isinstance(setup["weights"], dict):

@@ -314,8 +314,9 @@ class Record:
         training: What training took.
         parent: Where the weights came from: a checkpoint, a run, or None for random ones.
         inputs: Digests of what the run read, as far as it lies on this machine: examples
-            (``train_data``, ``val_data``, ``test_data``), ``tokenizer``, ``answers``, ``code`` of
-            classes that are not of this project, and files by option (``model.weights``).
+            (``train_data``, ``val_data``, ``test_data``), ``tokenizer``, ``answers``, the code of
+            methods and of classes of others (``code of ELIP``), and files by option
+            (``model.weights``).
         origin: How the weights were made; None for random ones, or where their file does not say.
         processes: How many processes it had.
         earlier: Options that changed when a training run was continued; part of its identity.

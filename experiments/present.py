@@ -41,6 +41,7 @@ class Present:
         self._tasks: dict[str, Task | None] = {}
         self._data: dict[str, DataModule] = {}
         self._inputs: dict[str, dict[str, str]] = {}
+        self._code: dict[tuple[type, ...], dict[str, str]] = {}
 
     def files(self, resolved: Mapping[str, Any]) -> dict[str, str | None]:
         """Return the digest of each file and folder that a run starts from, by option.
@@ -72,8 +73,11 @@ class Present:
         """
         model, given = resolved["model"], resolved["data"]
         data = DataAsItLies(**given)
-        kinds = [find_class(each) for each in (model["task"], model["reducer"]) if each]
-        code = code_digests([*kinds, *map(type, data.catalog.sources)])
+        named = [find_class(each) for each in (model["task"], model["reducer"]) if each]
+        kinds = (*named, *map(type, data.catalog.sources))
+        if kinds not in self._code:
+            self._code[kinds] = code_digests(kinds)
+        code = self._code[kinds]
         task = self._task(model["task"])
         if task is None:
             return code
