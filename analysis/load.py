@@ -16,7 +16,7 @@ from analysis.examples import Outcomes, Reader
 from analysis.lineage import Lineage, find_parents, lineages, with_modes
 from analysis.pack import unpack
 from elip.examples import EXAMPLES_NAME
-from elip.record import (
+from elip.old_record import (
     COLUMNS,
     RECORD_NAME,
     Record,
@@ -44,7 +44,7 @@ class Runs:
     """Everything that was found.
 
     Attributes:
-        table: One row a run: the columns of `elip.record.COLUMNS`, the scores, and ``folder``,
+        table: One row a run: the columns of `elip.old_record.COLUMNS`, the scores, and ``folder``,
             ``label`` (the method in tables and figures), ``keep`` (the keep ratio that it stands
             under: as asked, else as measured; 1 without reduction; the share of patches of a
             smaller image), ``setup`` (identity of what its scores belong to) and ``mode`` (how the

@@ -19,7 +19,7 @@ from elip.arguments import output_file
 from elip.examples import SCHEMA as EXAMPLES
 from elip.examples import read_examples
 from elip.files import whole_file
-from elip.record import RECORD_NAME, RecordError
+from elip.old_record import RECORD_NAME, RecordError
 
 SCHEMA = pa.schema(
     [

@@ -21,7 +21,7 @@ from analysis.style import ONE_COLUMN, TWO_COLUMN, figures
 from analysis.table import Table
 from analysis.tables import tables
 from analysis.tokenmaps import load_tokens
-from elip.record import CONVENTION
+from elip.old_record import CONVENTION
 
 REPORT_NAME = "report.html"
 """The page, in the report's folder; ``figures/`` and ``tables/`` lie beside it."""

@@ -15,7 +15,7 @@ from PIL import Image, ImageColor, ImageDraw
 from pydantic import TypeAdapter, ValidationError
 
 from analysis.load import labelled
-from elip.record import RECORD_NAME
+from elip.old_record import RECORD_NAME
 
 TILE = 288
 """Pixels a side of a drawn image."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from elip.files import whole_file
-from elip.record import RecordError
+from elip.old_record import RecordError
 
 EXAMPLES_NAME = "examples.parquet"
 """Name of the file in a run's folder."""

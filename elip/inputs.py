@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from elip.checkpoints import BEST, FOLDER, LAST, CheckpointError, checkpoint_in
-from elip.record import Origin, origin_from_json
+from elip.old_record import Origin, origin_from_json
 from elip.weights.read import BROKEN
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from elip.record import Code, Hardware
+from elip.old_record import Code, Hardware
 
 VOLATILE = (
     "config",

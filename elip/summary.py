@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from elip.record import CONVENTION, Record
+from elip.old_record import CONVENTION, Record
 
 _MISSING = "-"
 

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from elip.checkpoints import checkpoint_path
 from elip.files import set_aside, whole_file
 from elip.provenance import code_version, config_hash, cores, package_versions
-from elip.record import (
+from elip.old_record import (
     RECORD_NAME,
     Hardware,
     Record,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from elip.record import RecordError
+from elip.old_record import RecordError
 from experiments.attempt import IDENTITY_NAME, attempts, look, read_identity, seconds_spent
 from experiments.plan import Cell
 

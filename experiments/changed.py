@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from elip.record import read_record
+from elip.old_record import read_record
 from experiments.plan import Cell
 
 _SHOWN = 5

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from elip.arguments import output_file
 from elip.files import whole_file
-from elip.record import COLUMNS, RECORD_NAME, Record, RecordError, read_record
-from elip.record import SCHEMA as RECORD_SCHEMA
+from elip.old_record import COLUMNS, RECORD_NAME, Record, RecordError, read_record
+from elip.old_record import SCHEMA as RECORD_SCHEMA
 from experiments.attempt import IDENTITY_NAME, attempts, read_identity, seconds_spent
 
 SCHEMA = 1
@@ -120,7 +120,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
         pa.field(name, kind(name), metadata={"description": known.get(name) or _describe(name)})
         for name in names
     ]
-    versions = {"elip.table.schema": str(SCHEMA), "elip.record.schema": str(RECORD_SCHEMA)}
+    versions = {"elip.table.schema": str(SCHEMA), "elip.old_record.schema": str(RECORD_SCHEMA)}
     return pa.Table.from_pylist(list(rows), schema=pa.schema(fields, metadata=versions))
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from elip.inputs import code_digests, file_digest, input_files, read_origin
-from elip.record import Earlier, Origin, origin_as_json
+from elip.old_record import Earlier, Origin, origin_as_json
 from elip.tasks.vqa import VQA
 from reducers.random import Random
 

@@ -7,7 +7,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from elip.record import Record
+from elip.old_record import Record
 from elip.summary import print_summary
 from tests.test_record import BARE, FULL
 

@@ -7,7 +7,7 @@ element-wise work, normalisation, reductions, sorting and moving are not.
 
 from elip.cost.count import CostError, count_forward, measure_cost, measure_training_cost
 from elip.cost.timing import Timing, peak_memory, time_interleaved
-from elip.record import Cost
+from elip.old_record import Cost
 
 __all__ = [
     "Cost",

@@ -18,7 +18,7 @@ from elip.cost.timing import Timing, peak_memory, time_interleaved
 from elip.data.batch import Batch, TextBatch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
-from elip.record import Cost
+from elip.old_record import Cost
 from elip.schedule import Schedule
 from elip.tasks.base import Task
 from elip.tasks.pretrain import Pretraining

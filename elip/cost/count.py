@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from elip.cost.operators import COUNTED, FREE, TORCH_FORMULAS, Formula
-from elip.record import Cost
+from elip.old_record import Cost
 from reducers.contract import Reducer
 
 with warnings.catch_warnings():

@@ -31,7 +31,7 @@ from elip.data.sources import sources
 from elip.data.sources.base import DataError
 from elip.inputs import input_files, read_origin, run_inputs
 from elip.model.guard import ContractError
-from elip.record import Origin
+from elip.old_record import Origin
 from elip.strict_yaml import read_mapping
 from elip.tasks import tasks
 from elip.training.checkpoints import (

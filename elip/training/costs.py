@@ -9,7 +9,7 @@ import torch
 from elip.cost import measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
 from elip.data.batch import Batch
-from elip.record import Gflops, Record, Speed
+from elip.old_record import Gflops, Record, Speed
 from elip.training.module import Experiment
 
 _COST_EXAMPLES = 2

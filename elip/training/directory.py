@@ -23,7 +23,7 @@ from elip.checkpoints import (
     is_whole,
 )
 from elip.files import whole_file
-from elip.record import RECORD_NAME, RecordError, read_record
+from elip.old_record import RECORD_NAME, RecordError, read_record
 
 _PATIENCE = 10.0  # seconds
 

@@ -32,7 +32,7 @@ from elip.provenance import (
     package_versions,
     peak_memory_bytes,
 )
-from elip.record import (
+from elip.old_record import (
     Earlier,
     Evaluation,
     Origin,

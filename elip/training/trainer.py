@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from elip.checkpoints import BEST, FOLDER, LAST, checkpoint_path
 from elip.files import remove_remains, set_aside
-from elip.record import Origin
+from elip.old_record import Origin
 from elip.training.predictions import Predictions
 from elip.training.recorder import Recorder
 from elip.training.rows import AnswerRows

@@ -17,7 +17,7 @@ from elip.arguments import output_file
 from elip.checkpoints import checkpoint_in
 from elip.files import whole_file
 from elip.inputs import read_origin
-from elip.record import RECORD_NAME, origin_as_json, read_record
+from elip.old_record import RECORD_NAME, origin_as_json, read_record
 from elip.weights.read import read_state
 
 

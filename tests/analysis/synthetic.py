@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from elip.examples import write_examples
-from elip.record import (
+from elip.old_record import (
     Code,
     Cost,
     Evaluation,

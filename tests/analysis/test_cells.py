@@ -15,7 +15,7 @@ from analysis.compare import areas, comparisons, improvements, over_tasks
 from analysis.load import load
 from analysis.statistics import curve_area
 from elip.examples import write_examples
-from elip.record import Origin, Record, Training, write_record
+from elip.old_record import Origin, Record, Training, write_record
 from tests.analysis.synthetic import failed, record, write_study
 
 

@@ -16,7 +16,7 @@ import pytest
 from analysis.load import load, training_curves
 from analysis.pack import main as pack
 from elip.examples import EXAMPLES_NAME, write_examples
-from elip.record import COLUMNS, Earlier, Origin, Record, Speed, Training, write_record
+from elip.old_record import COLUMNS, Earlier, Origin, Record, Speed, Training, write_record
 from tests.analysis.synthetic import failed, record, write_study
 
 

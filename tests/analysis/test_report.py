@@ -17,7 +17,7 @@ from analysis.figures import PLOTS
 from analysis.report import write_report
 from analysis.style import spread
 from analysis.table import Table
-from elip.record import write_record
+from elip.old_record import write_record
 from tests.analysis.synthetic import failed, record, write_study
 from tests.analysis.test_tokenmaps import write_maps
 

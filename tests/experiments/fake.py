@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from elip.provenance import config_hash
-from elip.record import Code, Evaluation, Hardware, Origin, Record, Status, write_record
+from elip.old_record import Code, Evaluation, Hardware, Origin, Record, Status, write_record
 
 SHELF = ("ELIP", "Identity", "Random", "ToMe")
 STEP = 0.05

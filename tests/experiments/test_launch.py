@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from elip.record import read_record
+from elip.old_record import read_record
 from experiments.attempt import ATTEMPTS_NAME, acquire, seconds_spent
 from experiments.attempt import attempts as attempts_at
 from experiments.grid import GridError

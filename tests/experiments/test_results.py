@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from elip.record import (
+from elip.old_record import (
     COLUMNS,
     Code,
     Cost,

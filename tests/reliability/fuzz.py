@@ -85,7 +85,7 @@ def file_of(right: Any, data: bytes, write: Callable[[Any], str]) -> bytes:
 
 def record() -> Read:
     """Read a run record, and make its row of a table."""
-    from elip.record import RecordError, read_record, write_record
+    from elip.old_record import RecordError, read_record, write_record
     from tests.analysis import synthetic
 
     right = json.loads(write_record(synthetic.record(), FOLDER).read_bytes())
@@ -149,7 +149,7 @@ def main() -> None:
     import atheris  # no dependency of the project: only this command wants it
 
     warnings.simplefilter("ignore")
-    watched = ["elip.record", "elip.schedule", "elip.model.config", "elip.training.cli",
+    watched = ["elip.old_record", "elip.schedule", "elip.model.config", "elip.training.cli",
                "experiments", "jsonargparse", "yaml"]  # fmt: skip
     with atheris.instrument_imports(include=watched):
         run = TARGETS[sys.argv[1]]()

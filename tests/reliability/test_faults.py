@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elip.model.fusion_reduction import FusionReduction
 from elip.model.image_encoder import EncodedImage
-from elip.record import Tokens
+from elip.old_record import Tokens
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from elip.tasks.pretrain import Pretraining

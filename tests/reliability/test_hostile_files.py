@@ -25,7 +25,7 @@ from analysis.load import load
 from analysis.pack import main as analysis_pack
 from elip.checkpoints import CheckpointError, checkpoint_in
 from elip.cost.__main__ import main as elip_cost
-from elip.record import RecordError, read_record, write_record
+from elip.old_record import RecordError, read_record, write_record
 from elip.training.checkpoints import WholeCheckpoints
 from elip.training.directory import resolve_checkpoint, run_directory
 from elip.weights.load import load_weights

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import elip.training.trainer
-from elip.record import RECORD_NAME, Record, read_record
+from elip.old_record import RECORD_NAME, Record, read_record
 from elip.training.module import Experiment
 from tests.reliability.forks import Fork, losses, options
 

@@ -21,7 +21,7 @@ from elip.data.reader import ArrowTable
 from elip.data.sampling import Batches
 from elip.data.sources.base import Columns
 from elip.provenance import config_hash
-from elip.record import Evaluation, RecordError, read_record, write_record
+from elip.old_record import Evaluation, RecordError, read_record, write_record
 from elip.schedule import Schedule
 from elip.tasks.ranking import guesses, recalls
 from elip.training.optimization import Optimization, learning_rate_factor

@@ -21,7 +21,7 @@ from elip.data.dataset import Examples
 from elip.data.module import DataModule
 from elip.data.sources.base import DataError
 from elip.examples import read_examples
-from elip.record import Earlier, Origin, Record, origin_as_json, read_record, write_record
+from elip.old_record import Earlier, Origin, Record, origin_as_json, read_record, write_record
 from elip.training import costs
 from elip.training.checkpoints import check_goes_on, check_same_model, earlier_parts
 from elip.training.cli import main

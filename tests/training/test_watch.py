@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elip.model.guard import ContractError, check, declared, examine
-from elip.record import read_record
+from elip.old_record import read_record
 from elip.tasks.vqa import VQA
 from elip.training.watch import ContractGuard, KeptTokens
 from reducers import Reduced, Signals

@@ -1,0 +1,155 @@
+"""Who a run is: run id, protocol and fingerprints. Decided once, when the run starts.
+
+The *stated config* is what differs from the defaults, so a new option or a newer Lightning changes
+no identity. Options that say where a run computes and how it logs (`MACHINE_OPTIONS`) and paths of
+weights never count; weights count by the run that made them, or by their content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from elip.record import RunHeader
+
+MACHINE_OPTIONS = (
+    "config",
+    "ckpt_path",
+    "weights_only",
+    "return_predictions",
+    "verbose",
+    "data.root",
+    "data.num_workers",
+    "data.prefetch_factor",
+    "model.compile",
+    "model.recompute",
+    "trainer.accelerator",
+    "trainer.barebones",
+    "trainer.default_root_dir",
+    "trainer.enable_checkpointing",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.profiler",
+)
+"""Options that say where a run computes and how it reports, not what it computes."""
+
+WEIGHT_OPTIONS = ("model.weights", "model.image_weights", "model.text_weights")
+"""Paths of weights: the lineage or a fingerprint of the content stands for them."""
+
+LENGTH_OPTIONS = tuple(
+    f"trainer.{name}" for name in ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")
+)
+"""Options that say how long a run trains; a resumed run may change them."""
+
+METHOD_OPTIONS = ("model.reducer", "model.schedule")
+"""What a comparison varies."""
+
+SEED_OPTION = "seed_everything"
+
+
+def digest(value: Any, length: int = 8) -> str:
+    """Return the first ``length`` hexadecimal digits of the SHA-256 of a plain value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves of a nested config by dotted name."""
+
+    def leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, Mapping) and node:
+            for key, value in node.items():
+                yield from leaves(value, f"{name}.{key}" if name else str(key))
+        else:
+            yield name, node
+
+    return dict(leaves(config, ""))
+
+
+def without(config: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """Return the leaves of a config, save those that are or lie below some dotted options."""
+    left_out = tuple(options)
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if not any(name == option or name.startswith(f"{option}.") for option in left_out)
+    }
+
+
+def run_id(command: str, stated: Mapping[str, Any], parent: str | None) -> str:
+    """Return the run id: 8 hexadecimal digits.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        stated: The stated config.
+        parent: Run id and checkpoint of the weights that it starts from, or the fingerprint of a
+            weights file that names no run; None for random weights.
+    """
+    return digest([command, without(stated, (*MACHINE_OPTIONS, *WEIGHT_OPTIONS)), parent])
+
+
+def protocol_options(
+    command: str,
+    stated: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    parent: RunHeader | None,
+) -> dict[str, Any]:
+    """Return what two runs must share to be comparable, by dotted name.
+
+    Args:
+        command: The command.
+        stated: The stated config.
+        fingerprints: Of data splits (``data/<split>``) and of weights files that name no run.
+        parent: The run whose weights it starts from.
+    """
+    left_out = (*MACHINE_OPTIONS, *WEIGHT_OPTIONS, *METHOD_OPTIONS, SEED_OPTION)
+    options = {"command": command, **without(stated, left_out)}
+    options |= {f"fingerprint.{name}": value for name, value in fingerprints.items()}
+    if parent is not None:
+        options["parent.protocol"] = parent.protocol
+        options["parent.checkpoint"] = parent.checkpoint
+    return options
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], left_out: Iterable[str] = MACHINE_OPTIONS
+) -> dict[str, tuple[Any, Any]]:
+    """Return where two configs differ: dotted option, and its value in each (or None)."""
+    left, right = without(one, left_out), without(other, left_out)
+    pairs = {name: (left.get(name), right.get(name)) for name in (*left, *right)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def arrow_fingerprint(files: Iterable[Path]) -> str:
+    """Return the fingerprint of a dataset split: names, sizes, row counts, hash of the footers."""
+    facts: list[Any] = []
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            # The footer lists schema and record batches; its length stands before the magic.
+            content.seek(max(0, size - 10))
+            length = int.from_bytes(content.read(4), "little", signed=True)
+            content.seek(max(0, size - 10 - max(0, length)))
+            footer = hashlib.sha256(content.read()).hexdigest()[:16]
+        with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
+            rows = sum(reader.get_batch(each).num_rows for each in range(reader.num_record_batches))
+        facts.append([file.name, size, rows, footer])
+    return digest(facts, 16)
+
+
+def content_fingerprint(path: Path) -> str:
+    """Return the fingerprint of a weights file or folder: a hash of its content."""
+    total = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) or [path]:
+        total.update(f"{file.relative_to(path)}\n".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 22):
+                total.update(block)
+    return total.hexdigest()[:16]
