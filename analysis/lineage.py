@@ -17,8 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from elip.provenance import LENGTH, PLACE, VOLATILE, config_differences, config_hash, without
 from elip.old_record import Origin, Record
+from elip.provenance import LENGTH, PLACE, VOLATILE, config_differences, config_hash, without
 
 _NO_PART_OF_A_SETTING = (
     *VOLATILE, *PLACE, "trainer.strategy", "trainer.num_sanity_val_steps", "trainer.max_time",

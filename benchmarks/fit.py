@@ -24,7 +24,7 @@ from elip.cost.report import tell
 from elip.data.loader import TrainLoader
 from elip.model import image_encoder
 from elip.training import cli
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from elip.training.watch import ContractGuard
 
 _WARM_UP = 20
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fit.json"))
     given = parser.parse_args()
     clock, marks = Clock(), list[tuple[float, dict[str, float]]]()
-    forward, update, iterate = Experiment.training_step, AdamW.step, TrainLoader.__iter__
+    forward, update, iterate = MeterModule.training_step, AdamW.step, TrainLoader.__iter__
 
     def step(module: Any, batch: Any, index: int) -> Any:
         marks.append((time.perf_counter(), dict(clock.spent)))
@@ -78,8 +78,8 @@ def main() -> None:
         while (batch := following()) is not None:
             yield batch
 
-    Experiment.training_step = step
-    Experiment.backward = clock.around("backward", Experiment.backward)
+    MeterModule.training_step = step
+    MeterModule.backward = clock.around("backward", MeterModule.backward)
     ContractGuard._look = clock.around("guard", ContractGuard._look)
     image_encoder.check = clock.around("guard", image_encoder.check)
     AdamW.step = optimise

@@ -27,7 +27,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from elip.checkpoints import checkpoint_path
 from elip.files import set_aside, whole_file
-from elip.provenance import code_version, config_hash, cores, package_versions
 from elip.old_record import (
     RECORD_NAME,
     Hardware,
@@ -37,6 +36,7 @@ from elip.old_record import (
     read_record,
     write_record,
 )
+from elip.provenance import code_version, config_hash, cores, package_versions
 from experiments.grid import GridError
 from experiments.plan import Cell
 

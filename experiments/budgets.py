@@ -118,14 +118,14 @@ def _solve(
     from elip.cost.budget import Budget, meet
     from elip.data.module import DataModule
     from elip.model.config import MeterConfig
-    from elip.training.module import Experiment
+    from elip.training.module import MeterModule
 
     budget = Budget.read(given)
     source = DataModule(**data)
     # A count needs shapes alone; a latency is measured where the run will most likely be.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta" if budget.kind == "gflops" else device):
-        run = Experiment(
+        run = MeterModule(
             **{name: find_class(model[name])(**model[name].get("init_args") or {})
                for name in ("task", "reducer")},
             schedule=read_schedule(model["schedule"]), meter=MeterConfig(**model["meter"]),

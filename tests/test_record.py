@@ -213,7 +213,9 @@ def test_provenance_of_this_machine() -> None:
 
 
 def test_records_are_read_without_torch() -> None:
-    code = "import sys, elip.old_record, elip.provenance, elip.summary; print('torch' in sys.modules)"
+    code = (
+        "import sys, elip.old_record, elip.provenance, elip.summary; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parent.parent,

@@ -16,8 +16,8 @@ from elip.checkpoints import CheckpointError
 from elip.files import whole_file
 from elip.inputs import TEXT_CONFIG, read_origin
 from elip.model.config import MeterConfig, Sizes
-from elip.provenance import LENGTH, PLACE, VOLATILE, config_differences
 from elip.old_record import Earlier, Origin
+from elip.provenance import LENGTH, PLACE, VOLATILE, config_differences
 from elip.weights.read import BROKEN
 
 log = logging.getLogger(__name__)

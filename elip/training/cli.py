@@ -46,7 +46,7 @@ from elip.training.directory import (
     resolve_checkpoint,
     run_directory,
 )
-from elip.training.module import Experiment, LossError
+from elip.training.module import LossError, MeterModule
 from elip.training.options import accumulated, check_options
 from elip.training.recorder import lost_process
 from elip.training.trainer import abandon_logs, build_callbacks, build_loggers, quiet
@@ -122,7 +122,7 @@ class ExperimentCLI(LightningCLI):
         tasks()
         try:
             super().__init__(
-                Experiment,
+                MeterModule,
                 DataModule,
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=0,

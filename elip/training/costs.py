@@ -10,14 +10,14 @@ from elip.cost import measure_cost, measure_training_cost
 from elip.cost.timing import time_interleaved
 from elip.data.batch import Batch
 from elip.old_record import Gflops, Record, Speed
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 
 _COST_EXAMPLES = 2
 _TIMED_RUNS = 8
 _TIMED_EXAMPLES = 32  # at most; a grid of short runs should not spend its time on this
 
 
-def with_costs(record: Record, module: Experiment, sample: Batch | None) -> Record:
+def with_costs(record: Record, module: MeterModule, sample: Batch | None) -> Record:
     """Return a record with GFLOPs, with and without reduction, and the time of a forward pass.
 
     What cannot be counted or timed is said in the record's notes; the run is not lost to it.
@@ -46,7 +46,7 @@ def with_costs(record: Record, module: Experiment, sample: Batch | None) -> Reco
         return replace(record, notes=(*record.notes, f"No times: {error}"))
 
 
-def _gflops(module: Experiment, batch: Batch, trained: bool) -> Gflops:
+def _gflops(module: MeterModule, batch: Batch, trained: bool) -> Gflops:
     meter, task, count = module.meter, module.task, len(batch)
     forward = measure_cost(meter, lambda: task.infer(meter, batch), count, head=task)
     if not trained:
@@ -55,7 +55,7 @@ def _gflops(module: Experiment, batch: Batch, trained: bool) -> Gflops:
     return Gflops(forward, step)
 
 
-def _speed(module: Experiment, batch: Batch) -> Speed:
+def _speed(module: MeterModule, batch: Batch) -> Speed:
     was = module.training
 
     def reduced() -> None:

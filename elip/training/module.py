@@ -21,7 +21,7 @@ from elip.schedule import Schedule
 from elip.tasks import tasks
 from elip.tasks.base import Evaluator, Loss, Task
 from elip.training.checkpoints import check_fit
-from elip.training.optimization import Optimization, build_optimizer, build_schedule
+from elip.training.optimizer import Optimization, build_optimizer, build_schedule
 from elip.weights import load_image_weights, load_text_weights, load_weights
 from reducers.contract import Reducer
 
@@ -32,7 +32,7 @@ class LossError(RuntimeError):
     """The loss of a step is not a finite number; the message says where."""
 
 
-class Experiment(LightningModule):
+class MeterModule(LightningModule):
     """METER with a reducer, trained and scored on a task.
 
     Args:

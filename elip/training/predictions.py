@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from elip.data.batch import Batch
 from elip.model.image_encoder import EncodedImage
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from elip.training.rows import write_rows
 
 TOKENS_NAME = "tokens/tokens.json"
@@ -53,7 +53,7 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the fusion for the first images."""
-        assert isinstance(pl_module, Experiment)
+        assert isinstance(pl_module, MeterModule)
         self._rows = []
         if trainer.is_global_zero and self._left:
             self._hook = pl_module.meter.fusion.register_forward_hook(self._listen)
@@ -71,7 +71,7 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the rows of a batch, and write the pictures while some are wanted."""
-        assert isinstance(pl_module, Experiment)
+        assert isinstance(pl_module, MeterModule)
         split = trainer.datamodule.eval_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
         self._rows += [{"split": split, **row} for row in outputs]
         if self._hook is None:
@@ -97,7 +97,7 @@ class Predictions(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all processes, and what became of the tokens."""
-        assert isinstance(pl_module, Experiment)
+        assert isinstance(pl_module, MeterModule)
         self._stop_listening()
         write_rows(trainer, pl_module.task, "predict", self._rows)
         if trainer.is_global_zero and self._pictures:
@@ -136,7 +136,7 @@ def _pictures(
     return pictures
 
 
-def _write_tokens(folder: Path, module: Experiment, pictures: list[dict[str, Any]]) -> None:
+def _write_tokens(folder: Path, module: MeterModule, pictures: list[dict[str, Any]]) -> None:
     meter, reducer = module.meter, module.meter.reducer
     where = "block" if meter.fusion.reduction is None else "fusion layer"
     for picture in pictures:

@@ -24,14 +24,6 @@ from elip.checkpoints import BEST, is_whole
 from elip.data.batch import Batch
 from elip.examples import write_examples
 from elip.inputs import input_files, read_origin
-from elip.provenance import (
-    VOLATILE,
-    code_version,
-    config_hash,
-    hardware,
-    package_versions,
-    peak_memory_bytes,
-)
 from elip.old_record import (
     Earlier,
     Evaluation,
@@ -46,11 +38,19 @@ from elip.old_record import (
     read_record,
     write_record,
 )
+from elip.provenance import (
+    VOLATILE,
+    code_version,
+    config_hash,
+    hardware,
+    package_versions,
+    peak_memory_bytes,
+)
 from elip.summary import print_summary
 from elip.training.checkpoints import changed, earlier_parts, refuse_changed
 from elip.training.costs import with_costs
 from elip.training.directory import not_ended
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from elip.training.watch import KeptTokens
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Recorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start listening to the log and to the reducer."""
-        assert isinstance(pl_module, Experiment)
+        assert isinstance(pl_module, MeterModule)
         self.own = replace(self.own, processes=trainer.world_size)
         if self._is_untrained(pl_module):
             log.warning("%s Give --ckpt_path or --model.weights.", _UNTRAINED)
@@ -110,7 +110,7 @@ class Recorder(Callback):
         logging.getLogger("elip").addHandler(self._log)
         self._train_start = time.perf_counter()
 
-    def _is_untrained(self, module: Experiment) -> bool:
+    def _is_untrained(self, module: MeterModule) -> bool:
         return self.command != "fit" and self.ckpt_path is None and module.weights is None
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class Recorder(Callback):
     on_predict_end = on_train_end
 
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, Experiment)
+        assert isinstance(module, MeterModule)
         datasets = _datasets(self.config)
         self.outcomes = {name: rows.cpu().numpy() for name, rows in module.outcomes.items()}
         self.evaluations = tuple(
@@ -269,7 +269,7 @@ class Recorder(Callback):
         )
         self._tokens = self._count_tokens(module, lambda sums: _over_processes(trainer, sums))
 
-    def _count_tokens(self, module: Experiment, join: Callable[[Tensor], Tensor]) -> Tokens:
+    def _count_tokens(self, module: MeterModule, join: Callable[[Tensor], Tensor]) -> Tokens:
         """Return the token counts, measured on this evaluation where they depend on content."""
         assert self._kept is not None
         plan, blocks = module.meter.plan, len(module.meter.plan.entering) - 1
@@ -311,7 +311,7 @@ class Recorder(Callback):
     def _write(
         self, trainer: Trainer, module: LightningModule, status: Status, error: str | None = None
     ) -> None:
-        assert isinstance(module, Experiment)
+        assert isinstance(module, MeterModule)
         lost = error is not None and error.startswith(LOST_PROCESS)
         alone = trainer.is_global_zero or (status == "failed" and not lost)
         if self.written or not alone or (lost and self._is_explained()):
@@ -336,7 +336,7 @@ class Recorder(Callback):
             print_summary(record, path)
 
     def _record(
-        self, trainer: Trainer, module: Experiment, status: Status, error: str | None
+        self, trainer: Trainer, module: MeterModule, status: Status, error: str | None
     ) -> Record:
         reducer = module.meter.reducer
         model = self.config.get("model", {})

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from elip.tasks.base import Task
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class AnswerRows(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all processes, once and in order."""
-        assert isinstance(pl_module, Experiment)
+        assert isinstance(pl_module, MeterModule)
         splits = pl_module.rows.items()
         rows = [{"split": split, **row} for split, rows in splits for row in rows]
         write_rows(trainer, pl_module.task, "test", rows)

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from elip.model.guard import check, examine, looks_wrong
 from elip.schedule import Plan
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from reducers.contract import Reduced, Reducer
 
 
@@ -35,7 +35,7 @@ class ContractGuard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen to the reducer."""
-        assert isinstance(pl_module, Experiment)
+        assert isinstance(pl_module, MeterModule)
         if pl_module.meter.reducer is not None:
             self._hook = pl_module.meter.reducer.register_forward_hook(self._look)
 
@@ -43,7 +43,7 @@ class ContractGuard(Callback):
         """Look no more: what the record times and counts is the model alone, as it was run."""
         if self._hook is not None:
             self._hook.remove()
-        if isinstance(pl_module, Experiment) and pl_module.compiled:
+        if isinstance(pl_module, MeterModule) and pl_module.compiled:
             torch.compiler.set_stance("default")
 
     on_test_end = on_train_end
@@ -64,7 +64,7 @@ class ContractGuard(Callback):
             examine(reducer, reduced, patches, signals.layer)
 
     def _begin(self, module: LightningModule, number: int) -> None:
-        assert isinstance(module, Experiment)
+        assert isinstance(module, MeterModule)
         self._due = number % self.every == 0
         if module.compiled:
             torch.compiler.set_stance("force_eager" if self._due else "default")

@@ -12,7 +12,7 @@ from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
 from elip.tasks.pretrain import Pretraining
-from elip.training.optimization import Optimization, build_optimizer
+from elip.training.optimizer import Optimization, build_optimizer
 from reducers import shelf
 
 CONFIG = MeterConfig(

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from elip.provenance import config_hash
 from elip.old_record import Code, Evaluation, Hardware, Origin, Record, Status, write_record
+from elip.provenance import config_hash
 
 SHELF = ("ELIP", "Identity", "Random", "ToMe")
 STEP = 0.05

@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.tasks import tasks
-from elip.training.optimization import (
+from elip.training.optimizer import (
     Optimization,
     build_optimizer,
     build_schedule,

@@ -16,7 +16,7 @@ import torch
 
 import elip.training.trainer
 from elip.old_record import RECORD_NAME, Record, read_record
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from tests.reliability.forks import Fork, losses, options
 
 STEPS = 30
@@ -34,9 +34,9 @@ def often() -> None:
 
 
 def in_a_step(chance: random.Random) -> Callable[[], None]:
-    at, step = chance.randrange(2, STEPS), Experiment.training_step
+    at, step = chance.randrange(2, STEPS), MeterModule.training_step
 
-    def dying(self: Experiment, batch: Any, index: int) -> Any:
+    def dying(self: MeterModule, batch: Any, index: int) -> Any:
         loss = step(self, batch, index)
         if self.global_step == at:
             die()
@@ -44,23 +44,23 @@ def in_a_step(chance: random.Random) -> Callable[[], None]:
 
     def prepare() -> None:
         often()
-        Experiment.training_step = dying
+        MeterModule.training_step = dying
 
     return prepare
 
 
 def while_validating(chance: random.Random) -> Callable[[], None]:
     """A validation that was due must come after all, and be kept as the best if it is."""
-    at, step = chance.choice(range(5, STEPS + 1, 5)), Experiment.validation_step
+    at, step = chance.choice(range(5, STEPS + 1, 5)), MeterModule.validation_step
 
-    def dying(self: Experiment, batch: Any, index: int, loader: int = 0) -> None:
+    def dying(self: MeterModule, batch: Any, index: int, loader: int = 0) -> None:
         if self.global_step == at and index == 1:
             die()
         step(self, batch, index, loader)
 
     def prepare() -> None:
         often()
-        Experiment.validation_step = dying
+        MeterModule.validation_step = dying
 
     return prepare
 

@@ -16,8 +16,8 @@ from elip.schedule import Schedule
 from elip.tasks.base import Task
 from elip.tasks.retrieval import Retrieval
 from elip.tasks.vqa import VQA
-from elip.training.module import Experiment, LossError
-from elip.training.optimization import Optimization, build_optimizer
+from elip.training.module import LossError, MeterModule
+from elip.training.optimizer import Optimization, build_optimizer
 from reducers import Reducer, shelf
 from tests.reliability.forks import Fork, options
 from tests.tasks.tiny import ANSWERS, LENGTH, PIXELS, VOCAB, batch_for
@@ -25,7 +25,7 @@ from tests.tasks.tiny import ANSWERS, LENGTH, PIXELS, VOCAB, batch_for
 STEPS = 200
 
 
-def experiment(task: Task, reducer: Reducer | None) -> Experiment:
+def experiment(task: Task, reducer: Reducer | None) -> MeterModule:
     torch.manual_seed(0)
     fused = reducer is not None and reducer.acts == "fusion"
     sizes = MeterConfig(
@@ -34,7 +34,7 @@ def experiment(task: Task, reducer: Reducer | None) -> Experiment:
         fusion_heads=2, max_text_len=LENGTH,
     )  # fmt: skip
     schedule = Schedule(0.7, layers=(0, 1) if fused else (1, 2), profile=(0.8, 0.5))
-    return Experiment(task, reducer, schedule, sizes, vocab_size=VOCAB, num_answers=ANSWERS)
+    return MeterModule(task, reducer, schedule, sizes, vocab_size=VOCAB, num_answers=ANSWERS)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -64,16 +64,16 @@ def test_weights_that_are_none_are_told_from_data_that_is_none() -> None:
 
 @pytest.mark.slow
 def test_a_run_stops_in_the_step_whose_loss_is_none(shapes: Path, tmp_path: Path) -> None:
-    step = Experiment.training_step
+    step = MeterModule.training_step
 
     def poison() -> None:
-        def poisoned(self: Experiment, batch: Batch, index: int) -> torch.Tensor:
+        def poisoned(self: MeterModule, batch: Batch, index: int) -> torch.Tensor:
             if self.global_step == 3:
                 with torch.no_grad():
                     next(self.task.parameters()).fill_(float("nan"))
             return step(self, batch, index)
 
-        Experiment.training_step = poisoned  # type: ignore[method-assign]
+        MeterModule.training_step = poisoned  # type: ignore[method-assign]
 
     arguments = ["fit", *options(tmp_path / "run", shapes, 50)]
     ended = Fork(arguments, tmp_path / "log.txt", poison).wait()

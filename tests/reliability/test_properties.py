@@ -20,11 +20,11 @@ from analysis.statistics import by_image, curve_area, holm, t_interval
 from elip.data.reader import ArrowTable
 from elip.data.sampling import Batches
 from elip.data.sources.base import Columns
-from elip.provenance import config_hash
 from elip.old_record import Evaluation, RecordError, read_record, write_record
+from elip.provenance import config_hash
 from elip.schedule import Schedule
 from elip.tasks.ranking import guesses, recalls
-from elip.training.optimization import Optimization, learning_rate_factor
+from elip.training.optimizer import Optimization, learning_rate_factor
 from reducers import shelf
 from tests.analysis.synthetic import record
 from tests.contract.subjects import bound, scene

@@ -16,7 +16,7 @@ import pytest
 from elip.data.dataset import Examples
 from elip.data.sources.base import DataError
 from elip.old_record import Record, read_record
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from tests.reliability.forks import ROOT, Fork, options, ranks
 
 pytestmark = pytest.mark.slow
@@ -94,14 +94,14 @@ def test_training_together_leaves_one_record(task: str, shapes: Path, tmp_path: 
 
 
 def dying_in_step_2() -> None:
-    step = Experiment.training_step
+    step = MeterModule.training_step
 
-    def dying(self: Experiment, batch: Any, index: int) -> Any:
+    def dying(self: MeterModule, batch: Any, index: int) -> Any:
         if self.global_step == 2 and self.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, batch, index)
 
-    Experiment.training_step = dying  # type: ignore[method-assign]
+    MeterModule.training_step = dying  # type: ignore[method-assign]
 
 
 def test_a_killed_process_ends_the_others_with_a_word(shapes: Path, tmp_path: Path) -> None:
@@ -119,15 +119,15 @@ def test_a_killed_process_ends_the_others_with_a_word(shapes: Path, tmp_path: Pa
 
 def test_one_process_that_is_asked_to_stop_stops_all(shapes: Path, tmp_path: Path) -> None:
     def slowly() -> None:
-        step = Experiment.training_step
+        step = MeterModule.training_step
 
-        def slow(self: Experiment, batch: Any, index: int) -> Any:
+        def slow(self: MeterModule, batch: Any, index: int) -> Any:
             time.sleep(0.2)
             if self.global_step == 2 and self.global_rank == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(self, batch, index)
 
-        Experiment.training_step = slow  # type: ignore[method-assign]
+        MeterModule.training_step = slow  # type: ignore[method-assign]
 
     arguments = ["fit", *chosen(tmp_path / "run", shapes, "VQA"), "--trainer.devices=2",
                  "--trainer.max_steps=200"]  # fmt: skip
@@ -157,14 +157,14 @@ def test_both_ways_of_starting(launcher: str, shapes: Path, tmp_path: Path) -> N
 
 def test_the_process_with_an_error_of_its_own_has_the_word(shapes: Path, tmp_path: Path) -> None:
     def breaking() -> None:
-        step = Experiment.validation_step
+        step = MeterModule.validation_step
 
-        def broken(self: Experiment, batch: Any, index: int, loader: int = 0) -> None:
+        def broken(self: MeterModule, batch: Any, index: int, loader: int = 0) -> None:
             if self.global_rank == 1 and index == 1:
                 raise DataError("shapes_val.arrow, row 11: a broken image")
             step(self, batch, index, loader)
 
-        Experiment.validation_step = broken  # type: ignore[method-assign]
+        MeterModule.validation_step = broken  # type: ignore[method-assign]
 
     arguments = ["validate", *chosen(tmp_path / "run", shapes, "VQA"), "--trainer.devices=2",
                  "--data.eval_batch_size=4"]  # fmt: skip

@@ -26,7 +26,7 @@ from elip.training import costs
 from elip.training.checkpoints import check_goes_on, check_same_model, earlier_parts
 from elip.training.cli import main
 from elip.training.directory import claim, not_ended
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from elip.training.predictions import Predictions
 from elip.training.rows import ROWS_NAME
 from reducers.contract import Reducer
@@ -344,16 +344,16 @@ def test_a_lengthened_run_is_no_run_that_was_as_long_from_its_start(
 
 def validations_score(patch: pytest.MonkeyPatch, *values: float) -> None:
     """Give the validations to come these scores."""
-    scores, finish = iter(values), Experiment._finish
+    scores, finish = iter(values), MeterModule._finish
 
-    def scored_so(self: Experiment, stage: str, prefix: str) -> None:
+    def scored_so(self: MeterModule, stage: str, prefix: str) -> None:
         if not self.trainer.sanity_checking:
             scored, main_metric = self._evaluators[0].compute, self.task.main_metric
             made = {main_metric: next(scores)}
             self._evaluators[0].compute = lambda meter: scored(meter) | made  # type: ignore[method-assign]
         finish(self, stage, prefix)
 
-    patch.setattr(Experiment, "_finish", scored_so)
+    patch.setattr(MeterModule, "_finish", scored_so)
 
 
 def test_a_run_of_the_same_length_by_other_options_has_one_part(tmp_path: Path, data: Path) -> None:
@@ -435,18 +435,18 @@ def test_a_best_checkpoint_of_lost_steps_is_dropped(
 def test_a_best_checkpoint_that_was_none_yet_is_dropped(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, step = tmp_path / "run" / "checkpoints", Experiment.training_step
+    folder, step = tmp_path / "run" / "checkpoints", MeterModule.training_step
     fit(tmp_path / "run", data, steps=1)
     shutil.copy(folder / "last.ckpt", tmp_path)
     fit(tmp_path / "run", data, "--ckpt_path=last", steps=2)
     shutil.copy(tmp_path / "last.ckpt", folder)
     there = []
 
-    def looking(self: Experiment, batch: Any, index: int) -> Any:
+    def looking(self: MeterModule, batch: Any, index: int) -> Any:
         there.append((folder / "best.ckpt").exists())
         return step(self, batch, index)
 
-    monkeypatch.setattr(Experiment, "training_step", looking)
+    monkeypatch.setattr(MeterModule, "training_step", looking)
     fit(tmp_path / "run", data, "--ckpt_path=last", steps=3)
     assert there == [False, True]  # before its validation, and behind it
 
@@ -687,18 +687,18 @@ def test_interrupted_and_resumed_equals_undisturbed(
     tmp_path: Path, data: Path, stop_at: int, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fit(tmp_path / "whole", data, *options, steps=8)
-    step = Experiment.training_step
+    step = MeterModule.training_step
 
-    def interrupted(self: Experiment, batch: Any, index: int) -> Any:
+    def interrupted(self: MeterModule, batch: Any, index: int) -> Any:
         if self.global_step == stop_at - 1:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)  # at once again, it is the same request
         return step(self, batch, index)
 
-    monkeypatch.setattr(Experiment, "training_step", interrupted)
+    monkeypatch.setattr(MeterModule, "training_step", interrupted)
     with pytest.raises(SystemExit):
         fit(tmp_path / "cut", data, *options, steps=8)
-    monkeypatch.setattr(Experiment, "training_step", step)
+    monkeypatch.setattr(MeterModule, "training_step", step)
     assert read_record(tmp_path / "cut").status == "interrupted"
     saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == stop_at
@@ -780,13 +780,13 @@ def test_a_trainer_that_cannot_go_well_is_refused(
 def test_scoring_that_is_asked_to_stop_is_interrupted_not_failed(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Experiment.test_step
+    step = MeterModule.test_step
 
-    def asked(self: Experiment, *given: Any) -> None:
+    def asked(self: MeterModule, *given: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         step(self, *given)
 
-    monkeypatch.setattr(Experiment, "test_step", asked)
+    monkeypatch.setattr(MeterModule, "test_step", asked)
     with pytest.raises(SystemExit) as stop:
         main(["test", "--config", ELIP_YAML, *few(tmp_path / "run", data)])
     assert stop.value.code == 1

@@ -19,7 +19,7 @@ from elip.tasks.base import Task
 from elip.tasks.nlvr2 import NLVR2
 from elip.tasks.statement import Statement
 from elip.tasks.vqa import VQA
-from elip.training.module import Experiment
+from elip.training.module import MeterModule
 from elip.training.predictions import TOKENS_NAME, Predictions
 from elip.training.rows import ROWS_NAME, AnswerRows
 from reducers.contract import Reducer
@@ -40,7 +40,7 @@ from tests.tasks.tiny import (
 PATCHES = (PIXELS // 4) ** 2
 
 
-def experiment(task: Task, reducer: Reducer | None) -> Experiment:
+def experiment(task: Task, reducer: Reducer | None) -> MeterModule:
     torch.manual_seed(0)
     config = MeterConfig(
         image_size=PIXELS, patch_size=4, image_width=32, image_blocks=5, image_heads=2,
@@ -49,7 +49,7 @@ def experiment(task: Task, reducer: Reducer | None) -> Experiment:
     )  # fmt: skip
     fused = reducer is not None and reducer.acts == "fusion"
     schedule = IN_THE_FUSION if fused else IN_THE_ENCODER
-    module = Experiment(task, reducer, schedule, config, vocab_size=VOCAB, num_answers=ANSWERS)
+    module = MeterModule(task, reducer, schedule, config, vocab_size=VOCAB, num_answers=ANSWERS)
     return module.eval()
 
 
@@ -77,7 +77,7 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return given
 
 
-def predict(module: Experiment, batches: list[Batch], watched: Predictions, at: Any) -> None:
+def predict(module: MeterModule, batches: list[Batch], watched: Predictions, at: Any) -> None:
     watched.on_predict_start(at, module)
     with torch.no_grad():
         for number, batch in enumerate(batches):
