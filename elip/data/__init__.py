@@ -1,1 +1,1 @@
-"""From Arrow files on disk to batches: sources, readers, transforms, tokens, samplers."""
+"""From Arrow files on disk to batches: datasets, readers, transforms, tokens, samplers."""

@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from elip.data.sources.base import DataError
+from elip.data.datasets.base import DataError
 
 MIN_COUNT = 9
 """An answer is kept if it is the most common one of at least this many questions."""

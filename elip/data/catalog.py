@@ -7,9 +7,9 @@ from pathlib import Path
 
 from elip.data.answers import read_answers
 from elip.data.batch import Kind
+from elip.data.datasets import find_dataset
+from elip.data.datasets.base import LAYOUT, DataError, DatasetSpec, Phase, View
 from elip.data.reader import ArrowTable
-from elip.data.sources import find_source
-from elip.data.sources.base import LAYOUT, DataError, Phase, Source, View
 
 _CLASSES: Mapping[Kind, int] = {"pair": 2, "entailment": 3, "statement": 2}
 """Number of classes by kind, of views that do not state it."""
@@ -30,7 +30,7 @@ class Catalog:
     def __init__(self, names: Sequence[str], root: Path, splits: str = "default") -> None:
         if not names:
             raise DataError("No dataset is named.")
-        self.sources = [find_source(name) for name in names]
+        self.sources = [find_dataset(name) for name in names]
         if len({source.name for source in self.sources}) < len(names):  # also by an import path
             raise DataError(f"datasets is {list(names)}; a dataset is named twice.")
         self.root = root
@@ -64,7 +64,7 @@ class Catalog:
         return found
 
     def _table(
-        self, source: Source, kind: Kind, view: View, patterns: tuple[str, ...]
+        self, source: DatasetSpec, kind: Kind, view: View, patterns: tuple[str, ...]
     ) -> ArrowTable:
         key = (source.name, kind, *patterns)
         if key not in self._tables:
@@ -112,7 +112,7 @@ class Catalog:
                 return tuple(known)
         return ()
 
-    def _answer_file(self, source: Source, view: View) -> list[str]:
+    def _answer_file(self, source: DatasetSpec, view: View) -> list[str]:
         path = source.beside(self.root, view.answer_file) if view.answer_file else None
         return [] if path is None else read_answers(path)
 
@@ -132,7 +132,7 @@ class Catalog:
         )
 
 
-def _view(source: Source, kind: Kind) -> View:
+def _view(source: DatasetSpec, kind: Kind) -> View:
     if kind not in source.views:
         kinds = ", ".join(source.views)
         raise DataError(f"{source.name} has no examples of kind {kind!r}; it has {kinds}.")

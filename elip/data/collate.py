@@ -9,10 +9,10 @@ import torch
 
 from elip.data.batch import Batch, TextBatch
 from elip.data.dataset import Example
+from elip.data.datasets.base import DataError
 from elip.data.draw import source_of_chance
 from elip.data.masking import Masking
 from elip.data.reader import SoftAnswers, Target
-from elip.data.sources.base import DataError
 from elip.data.tokenize import TextTokenizer, Tokens
 
 

@@ -23,10 +23,10 @@ import pyarrow as pa
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from elip.data.arrow import ArrowWriter
+from elip.data.datasets.base import DataError, MissingFilesError
 from elip.data.entries import Note, Parsed, Row, note_file, read_reasons, unexpected
 from elip.data.images import ImageError, decoded_mode
 from elip.data.opening import open_batches
-from elip.data.sources.base import DataError, MissingFilesError
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

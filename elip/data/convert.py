@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from elip.data.conversion import Conversion
-from elip.data.sources import DataError, find_source, sources
+from elip.data.datasets import DataError, find_dataset, known_datasets
 from elip.provenance import cores
 
 
@@ -23,7 +23,7 @@ def convert(
     """Convert one dataset.
 
     Args:
-        name: Name of the dataset, or import path of its `Source`.
+        name: Name of the dataset, or import path of its `DatasetSpec`.
         raw: Folder of the official download.
         out: Folder for the Arrow files.
         workers: Threads that read and check images.
@@ -37,7 +37,7 @@ def convert(
         DataError: The dataset has no converter, or the download is not as expected.
     """
     with Conversion(raw, out, workers, check, progress) as job:
-        find_source(name).convert(job)
+        find_dataset(name).convert(job)
         return job.counts
 
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m elip.data.convert",
         description="Write the Arrow files of a dataset from its official download.",
     )
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(sources())}")
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(known_datasets())}")
     parser.add_argument(
         "--root", metavar="RAW", type=Path, default=Path(), help="folder of the download"
     )

@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from elip.data.batch import Needs
+from elip.data.datasets.base import DataError
 from elip.data.draw import Draw, source_of_chance
 from elip.data.images import ImageError, Pixels, Transform
 from elip.data.reader import ArrowTable, Target
-from elip.data.sources.base import DataError
 
 log = logging.getLogger(__name__)
 

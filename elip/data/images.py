@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from elip.data.augment import rand_augment
-from elip.data.sources.base import DataError
+from elip.data.datasets.base import DataError
 
 Pixels = NDArray[np.uint8]
 

@@ -19,10 +19,10 @@ from elip.data.batch import Batch, Needs
 from elip.data.catalog import Catalog
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
+from elip.data.datasets.base import DataError, Phase
 from elip.data.images import find_transform
 from elip.data.loader import Loader, PlainLoader, TrainLoader
 from elip.data.sampling import Batches
-from elip.data.sources.base import DataError, Phase
 from elip.data.tokenize import TextTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class DataModule(LightningDataModule):
 
     Args:
         datasets: Name of a dataset, or several that are joined for training (coco, vg, sbu, gcc)
-            and evaluated one by one; or import paths of `Source` classes.
+            and evaluated one by one; or import paths of `DatasetSpec` classes.
         root: Folder of the Arrow files, directly in it or in a subfolder named as the dataset.
         batch_size: Examples of a training batch of one process.
         eval_batch_size: Examples of an evaluation batch; None for ``batch_size``.

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from elip.data.sources.base import Columns, DataError, MissingFilesError
+from elip.data.datasets.base import Columns, DataError, MissingFilesError
 
 
 def open_batches(path: Path) -> list[pa.RecordBatch]:

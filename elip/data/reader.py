@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from elip.data.datasets.base import Columns, DataError
 from elip.data.digests import ValueDigest
 from elip.data.opening import check_batch, has_truth, is_list, open_batches
-from elip.data.sources.base import Columns, DataError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from elip.data.datasets.base import DataError
 from elip.data.draw import Draw
-from elip.data.sources.base import DataError
 
 
 class Batches(Sampler[list[Draw]]):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
-from elip.data.sources.base import DataError
+from elip.data.datasets.base import DataError
 
 _SPECIAL = ("pad_token", "cls_token", "sep_token", "mask_token")
 

@@ -26,9 +26,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from elip.checkpoints import CheckpointError
+from elip.data.datasets import known_datasets
+from elip.data.datasets.base import DataError
 from elip.data.module import DataModule
-from elip.data.sources import sources
-from elip.data.sources.base import DataError
 from elip.inputs import input_files, read_origin, run_inputs
 from elip.model.guard import ContractError
 from elip.old_record import Origin
@@ -76,7 +76,7 @@ class Parser(LightningArgumentParser):
         raise SystemExit(2)
 
     def _known(self) -> list[str]:
-        names = [*shelf(), *tasks(), *sources()]
+        names = [*shelf(), *tasks(), *known_datasets()]
         choices = [action.choices for action in self._actions if action.dest == "subcommand"]
         parsers: list[Any] = [self, *(choices[0].values() if choices else ())]  # type: ignore[union-attr]
         for parser in parsers:

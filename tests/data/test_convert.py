@@ -19,7 +19,7 @@ from elip.data.answers import normalise, scored, vocabulary
 from elip.data.arrow import ArrowWriter
 from elip.data.convert import convert as converted
 from elip.data.convert import main
-from elip.data.sources import DataError
+from elip.data.datasets import DataError
 
 
 def picture(mode: str = "RGB", form: str = "JPEG") -> bytes:
@@ -270,7 +270,7 @@ def test_vqa_questions_are_kept_or_counted(tmp_path: Path) -> None:
 
 
 def test_rest_val_is_a_fixed_part_of_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elip.data.sources.vqav2._REST", 3)
+    monkeypatch.setattr("elip.data.datasets.vqav2._REST", 3)
     raw = tmp_path / "raw"
     vqa(raw, "train2014", [(1, number, f"q{number} ?", "2") for number in range(9)])
     vqa(raw, "val2014", [(image, image, "v ?", "2") for image in range(10, 20)])

@@ -12,11 +12,11 @@ import torch
 from elip.data.batch import Batch, Needs
 from elip.data.collate import Collator
 from elip.data.dataset import Example, Examples, Reading
+from elip.data.datasets.base import LAYOUT, Columns, DataError
 from elip.data.draw import Draw
 from elip.data.images import TRANSFORMS, ImageError
 from elip.data.masking import IGNORED
 from elip.data.reader import ArrowTable
-from elip.data.sources.base import LAYOUT, Columns, DataError
 from elip.data.tokenize import TextTokenizer, wrap
 from tests.data.tiny import captions, noise, png, tokenizer, write, write_tiny
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from elip.data.datasets.base import DataError
 from elip.data.images import TRANSFORMS, ImageError, find_transform
-from elip.data.sources.base import DataError
 from tests.data.tiny import noise
 
 CLIP = TRANSFORMS["clip"]

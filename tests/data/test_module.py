@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from elip.data.batch import Batch, Needs
+from elip.data.datasets.base import DataError, MissingFilesError
 from elip.data.module import DataModule
-from elip.data.sources.base import DataError, MissingFilesError
 from tests.data.tiny import Tiny, captions, noise, png, write, write_tiny
 
 NEEDS = Needs("caption", masked=True, false_images=1)
@@ -141,7 +141,7 @@ class Unstated(Tiny):
 
 def test_a_dataset_that_is_named_twice_by_other_names_is_found(root: Path) -> None:
     with pytest.raises(DataError, match="named twice"):
-        module(root, datasets=["coco", "elip.data.sources.coco.Coco"])
+        module(root, datasets=["coco", "elip.data.datasets.coco.Coco"])
 
 
 def test_as_many_but_other_answers_cannot_be_joined(root: Path) -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from elip.data.convert import convert
-from elip.data.sources import DataError
-from elip.data.sources.nlvr import PERMUTATIONS, tiled
+from elip.data.datasets import DataError
+from elip.data.datasets.nlvr import PERMUTATIONS, tiled
 
 GREY, LIGHT = (128, 128, 128, 255), (211, 211, 211, 255)
 BOX_COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from elip.data.datasets.base import LAYOUT, Columns, DataError, MissingFilesError
 from elip.data.digests import ValueDigest
 from elip.data.reader import ArrowTable, SoftAnswers
-from elip.data.sources.base import LAYOUT, Columns, DataError, MissingFilesError
 from tests.data.tiny import Tiny, captions, png, write, write_tiny
 
 CAPTION = LAYOUT["caption"]

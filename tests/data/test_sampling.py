@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from elip.data.datasets.base import DataError
 from elip.data.draw import Draw
 from elip.data.sampling import Batches
-from elip.data.sources.base import DataError
 
 
 def numbers(batches: Batches) -> list[list[int]]:

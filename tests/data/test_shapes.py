@@ -20,11 +20,11 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from elip.data.convert import convert
+from elip.data.datasets import DataError, find_dataset
 from elip.data.shapes import Options, Scene, random_scene, write_shapes
 from elip.data.shapes.__main__ import main
 from elip.data.shapes.draw import draw
 from elip.data.shapes.scene import COLORS
-from elip.data.sources import DataError, find_source
 
 KINDS = ("caption", "question", "pair", "entailment", "statement")
 SPLITS = ("train", "val", "test")
@@ -362,7 +362,7 @@ def test_a_damaged_statement_of_what_is_there_is_named(
     marker.parent.mkdir()
     marker.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=r"shapes\.json does not say .* Delete it"):
-        find_source("shapes").prepare(tmp_path)
+        find_dataset("shapes").prepare(tmp_path)
     assert main(["--root", str(tmp_path)]) == 2
     assert "shapes.json does not say" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.arrow"))
@@ -385,7 +385,7 @@ def test_several_processes_make_it_once(tmp_path: Path) -> None:
 
 
 def test_the_source_names_files_that_are_made(folder: Path) -> None:
-    source = find_source("shapes")
+    source = find_dataset("shapes")
     for kind, view in source.views.items():
         for splits in view.splits.values():
             for patterns in splits.values():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from elip.data.datasets.base import DataError
 from elip.data.masking import IGNORED, Masking
-from elip.data.sources.base import DataError
 from elip.data.tokenize import TextTokenizer, load_tokenizer, wrap
 from tests.data.tiny import tokenizer, write_tiny
 

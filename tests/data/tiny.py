@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from elip.data.sources.base import Source, View
+from elip.data.datasets.base import DatasetSpec, View
 
 WORDS = ("a", "an", "the", "red", "blue", "green", "ball", "car", "tree", "snow", "##man", "is")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -19,7 +19,7 @@ COLORS = ("red", "blue", "green")
 CAPTIONS_PER_IMAGE = 3
 
 
-class Tiny(Source):
+class Tiny(DatasetSpec):
     """Three phases of captions, and a few questions."""
 
     name = "tiny"
@@ -41,7 +41,7 @@ class Tiny(Source):
     }
 
 
-class Second(Source):
+class Second(DatasetSpec):
     """A second dataset, for joining."""
 
     name = "second"

@@ -26,12 +26,12 @@ from elip.data.augment import OPERATIONS, rand_augment
 from elip.data.batch import Needs
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
+from elip.data.datasets import find_dataset
+from elip.data.datasets.base import LAYOUT
 from elip.data.draw import Draw
 from elip.data.images import TRANSFORMS, Pixels, Transform
 from elip.data.masking import IGNORED
 from elip.data.reader import ArrowTable, SoftAnswers
-from elip.data.sources import find_source
-from elip.data.sources.base import LAYOUT
 from elip.data.tokenize import TextTokenizer, load_tokenizer
 from elip.model.meter import _PIXELS
 
@@ -46,7 +46,7 @@ def load(golden: Path, name: str) -> Any:
 
 
 def table_of(golden: Path, dataset: str, names: list[str]) -> ArrowTable:
-    source = find_source(SOURCES.get(dataset, dataset))
+    source = find_dataset(SOURCES.get(dataset, dataset))
     ((kind, view),) = source.views.items()
     folder = golden / "convert" / FOLDERS.get(source.name, source.name) / "expected"
     return ArrowTable([folder / f"{name}.arrow" for name in names], LAYOUT[kind], view.distinct)
@@ -108,7 +108,7 @@ def test_official_files_of_each_phase(golden: Path) -> None:
     index = load(golden, "index_meter.json")
     for name, case in index.items():
         dataset, phase = name.split("/")
-        source = find_source(SOURCES.get(dataset, dataset))
+        source = find_dataset(SOURCES.get(dataset, dataset))
         ((_, view),) = source.views.items()
         folder = golden / "convert" / FOLDERS.get(source.name, source.name) / "expected"
         chosen = view.chosen("official").get(phase, {})
@@ -260,7 +260,7 @@ def test_batches(golden: Path) -> None:
         if case["cls"] not in CLASSES or case["transform"] != ["clip"]:
             continue
         source = CLASSES[case["cls"]]
-        ((kind, _),) = find_source(source).views.items()
+        ((kind, _),) = find_dataset(source).views.items()
         index = load(golden, "index_meter.json")[f"{name.partition('_')[0]}/{case['split']}"]
         tokenizer = load_tokenizer(golden / "reader" / "tokenizers" / case["tokenizer"])
         encoder = TextTokenizer(tokenizer, case["max_text_len"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from elip.data.sources.shapes import Shapes
+from elip.data.datasets.shapes import Shapes
 
 # Lightning's remarks about small machines and short runs are no failures.
 REMARKS = (

@@ -20,9 +20,9 @@ from elip.data.batch import Needs
 from elip.data.catalog import Catalog
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
+from elip.data.datasets.base import LAYOUT, Columns, DataError
 from elip.data.images import TRANSFORMS, ImageError, find_transform
 from elip.data.reader import ArrowTable
-from elip.data.sources.base import LAYOUT, Columns, DataError
 from elip.data.tokenize import TextTokenizer, load_tokenizer, wrap
 from tests.data.tiny import Tiny, noise, png, tokenizer, write, write_tiny
 

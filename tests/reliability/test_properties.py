@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.statistics import by_image, curve_area, holm, t_interval
+from elip.data.datasets.base import Columns
 from elip.data.reader import ArrowTable
 from elip.data.sampling import Batches
-from elip.data.sources.base import Columns
 from elip.old_record import Evaluation, RecordError, read_record, write_record
 from elip.provenance import config_hash
 from elip.schedule import Schedule

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from elip.data.dataset import Examples
-from elip.data.sources.base import DataError
+from elip.data.datasets.base import DataError
 from elip.old_record import Record, read_record
 from elip.training.module import MeterModule
 from tests.reliability.forks import ROOT, Fork, options, ranks

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from elip.data.datasets.base import DataError
 from elip.data.shapes.write import Options, write_shapes
-from elip.data.sources.base import DataError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,10 +15,10 @@ from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from elip.data import arrow
+from elip.data.datasets.base import DataError
 from elip.data.shapes import language
 from elip.data.shapes.draw import draw, png
 from elip.data.shapes.scene import Scene, random_scene
-from elip.data.sources.base import DataError
 from elip.data.words import save_tokenizer
 from elip.files import remove_remains
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from elip.data.answers import Scored, read_answers, scored, vocabulary
 from elip.data.arrow import QUESTION, QUESTION_WITHOUT_ANSWERS, write_json
 from elip.data.conversion import Conversion
+from elip.data.datasets.base import DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having
-from elip.data.sources.base import Source, View
 
 _TEST = {"test-dev": ("vqav2_test-dev.arrow",), "test-std": ("vqav2_test.arrow",)}
 
 
-class VqaV2(Source):
+class VqaV2(DatasetSpec):
     """VQA v2: questions with ten human answers each, as soft scores over the frequent answers.
 
     By default the images of `rest_val` select the model and all others train it. The reference

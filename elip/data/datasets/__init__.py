@@ -7,38 +7,42 @@ import importlib
 import inspect
 import pkgutil
 
-from elip.data.sources.base import Columns, DataError, MissingFilesError, Phase, Source, View
+from elip.data.datasets.base import Columns, DataError, DatasetSpec, MissingFilesError, Phase, View
 
 __all__ = [
     "Columns",
     "DataError",
     "MissingFilesError",
     "Phase",
-    "Source",
+    "DatasetSpec",
     "View",
-    "find_source",
-    "sources",
+    "find_dataset",
+    "known_datasets",
 ]
 
 
-def sources() -> dict[str, type[Source]]:
-    """Return every source of this package by its name, in alphabetical order."""
-    found: dict[str, type[Source]] = {}
+def known_datasets() -> dict[str, type[DatasetSpec]]:
+    """Return every dataset of this package by its name, in alphabetical order."""
+    found: dict[str, type[DatasetSpec]] = {}
     for module in pkgutil.iter_modules(__path__):
         path = f"{__name__}.{module.name}"
         for member in vars(importlib.import_module(path)).values():
-            if inspect.isclass(member) and issubclass(member, Source) and hasattr(member, "views"):
+            if (
+                inspect.isclass(member)
+                and issubclass(member, DatasetSpec)
+                and hasattr(member, "views")
+            ):
                 found[member.name] = member
     return dict(sorted(found.items()))
 
 
-def find_source(name: str) -> Source:
-    """Return the source with that name, or of that import path (``package.module.Class``).
+def find_dataset(name: str) -> DatasetSpec:
+    """Return the dataset with that name, or of that import path (``package.module.Class``).
 
     Raises:
         DataError: If there is none; the message gives the nearest names.
     """
-    known = sources()
+    known = known_datasets()
     if name in known:
         return known[name]()
     if "." in name:
@@ -48,15 +52,15 @@ def find_source(name: str) -> Source:
     raise DataError(f"There is no dataset {name!r}.{hint} Known: {', '.join(known)}.")
 
 
-def _imported(path: str) -> Source:
+def _imported(path: str) -> DatasetSpec:
     module, _, name = path.rpartition(".")
     try:
         member = getattr(importlib.import_module(module), name)
     except (ImportError, SyntaxError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"The dataset {path!r} cannot be imported: {error}") from error
-    if not (inspect.isclass(member) and issubclass(member, Source)):
-        raise DataError(f"{path!r} is not a Source class.")
+    if not (inspect.isclass(member) and issubclass(member, DatasetSpec)):
+        raise DataError(f"{path!r} is not a DatasetSpec class.")
     lacking = [each for each in ("name", "views") if not hasattr(member, each)]
     if lacking:
-        raise DataError(f"The Source class {path!r} states no {' and no '.join(lacking)}.")
+        raise DataError(f"The DatasetSpec class {path!r} states no {' and no '.join(lacking)}.")
     return member()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from elip.data.captions import write_pairs
 from elip.data.conversion import Conversion
-from elip.data.sources.base import Source, View
+from elip.data.datasets.base import DatasetSpec, View
 
 _TRAIN = ("conceptual_caption_train_*.arrow",)
 
 
-class ConceptualCaptions(Source):
+class ConceptualCaptions(DatasetSpec):
     """Conceptual Captions: one web caption per image."""
 
     name = "gcc"

@@ -8,15 +8,15 @@ from typing import Any
 
 from elip.data.arrow import ENTAILMENT
 from elip.data.conversion import Conversion
+from elip.data.datasets.base import DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having
-from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("snli_train.arrow",)}
 _DEV = {"dev": ("snli_dev.arrow",)}
 _TEST = {"test": ("snli_test.arrow",)}
 
 
-class SnliVe(Source):
+class SnliVe(DatasetSpec):
     """SNLI-VE: does an image contradict (0), leave open (1) or entail (2) a sentence?
 
     By default dev selects the model and test scores it. The reference reports both.

@@ -7,15 +7,15 @@ from typing import Any
 
 from elip.data.arrow import PAIR
 from elip.data.conversion import Conversion
+from elip.data.datasets.base import DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having, parsed
-from elip.data.sources.base import Source, View
 
 _TRAIN = {"train": ("nlvr2_train.arrow",)}
 _DEV = {"dev": ("nlvr2_dev.arrow",)}
 _TEST = {"test-P": ("nlvr2_test1.arrow",)}
 
 
-class Nlvr2(Source):
+class Nlvr2(DatasetSpec):
     """NLVR2: is a sentence true of two photographs?
 
     By default dev selects the model and test-P scores it. The reference reports both.

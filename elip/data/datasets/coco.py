@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from elip.data.captions import write_karpathy
 from elip.data.conversion import Conversion
-from elip.data.sources.base import Source, View
+from elip.data.datasets.base import DatasetSpec, View
 
 _TRAIN = ("coco_caption_karpathy_train.arrow", "coco_caption_karpathy_restval.arrow")
 _VAL = ("coco_caption_karpathy_val.arrow",)
 _TEST = ("coco_caption_karpathy_test.arrow",)
 
 
-class Coco(Source):
+class Coco(DatasetSpec):
     """COCO captions: five per image, 113k training images."""
 
     name = "coco"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from elip.data.captions import write_pairs
 from elip.data.conversion import Conversion
-from elip.data.sources.base import Source, View
+from elip.data.datasets.base import DatasetSpec, View
 
 
-class Sbu(Source):
+class Sbu(DatasetSpec):
     """SBU captions: one caption per image, for training only."""
 
     name = "sbu"

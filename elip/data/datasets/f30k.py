@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from elip.data.captions import write_karpathy
 from elip.data.conversion import Conversion
-from elip.data.sources.base import Source, View
+from elip.data.datasets.base import DatasetSpec, View
 
 _TRAIN = "f30k_caption_karpathy_train.arrow"
 _VAL = "f30k_caption_karpathy_val.arrow"
 _TEST = ("f30k_caption_karpathy_test.arrow",)
 
 
-class Flickr30k(Source):
+class Flickr30k(DatasetSpec):
     """Flickr30k captions: five per image, 29k training images."""
 
     name = "f30k"

@@ -8,11 +8,11 @@ from typing import Any
 
 from elip.data.arrow import REGION
 from elip.data.conversion import Conversion
+from elip.data.datasets.base import DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, parsed
-from elip.data.sources.base import Source, View
 
 
-class VisualGenome(Source):
+class VisualGenome(DatasetSpec):
     """Visual Genome: descriptions of regions as captions of the whole image, for training only."""
 
     name = "vg"

@@ -5,42 +5,42 @@ from pathlib import Path
 import pytest
 
 from elip.data.convert import convert
-from elip.data.sources import find_source, sources
-from elip.data.sources.base import LAYOUT, DataError
+from elip.data.datasets import find_dataset, known_datasets
+from elip.data.datasets.base import LAYOUT, DataError
 
 
 def test_names() -> None:
     wanted = {"coco", "f30k", "gcc", "nlvr2", "sbu", "shapes", "snli_ve", "vg", "vqav2"}
-    assert wanted <= set(sources())
+    assert wanted <= set(known_datasets())
 
 
 def test_a_misspelt_name_gets_the_nearest() -> None:
     with pytest.raises(DataError, match=r"'shape'. Did you mean shapes"):
-        find_source("shape")
+        find_dataset("shape")
 
 
 def test_import_path() -> None:
-    assert find_source("tests.data.tiny.Tiny").name == "tiny"
+    assert find_dataset("tests.data.tiny.Tiny").name == "tiny"
     with pytest.raises(DataError, match="cannot be imported"):
-        find_source("tests.data.tiny.Absent")
-    with pytest.raises(DataError, match="not a Source"):
-        find_source("elip.data.reader.ArrowTable")
+        find_dataset("tests.data.tiny.Absent")
+    with pytest.raises(DataError, match="not a DatasetSpec"):
+        find_dataset("elip.data.reader.ArrowTable")
     with pytest.raises(DataError, match="states no name and no views"):
-        find_source("elip.data.sources.base.Source")
+        find_dataset("elip.data.datasets.base.DatasetSpec")
 
 
 def test_a_source_file_that_is_no_python_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "garbled_source.py").write_text("class Mine(Source:")
+    (tmp_path / "garbled_source.py").write_text("class Mine(DatasetSpec:")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match=r"cannot be imported: .*garbled_source\.py, line 1"):
-        find_source("garbled_source.Mine")
+        find_dataset("garbled_source.Mine")
 
 
-@pytest.mark.parametrize("name", sorted(sources()))
+@pytest.mark.parametrize("name", sorted(known_datasets()))
 def test_no_file_serves_both_selection_or_training_and_scores(name: str) -> None:
-    source = find_source(name)
+    source = find_dataset(name)
     for kind, view in source.views.items():
         assert kind in LAYOUT
         files = {
@@ -54,11 +54,11 @@ def test_no_file_serves_both_selection_or_training_and_scores(name: str) -> None
 
 
 def test_official_splits() -> None:
-    vqa = find_source("vqav2").views["question"]
+    vqa = find_dataset("vqav2").views["question"]
     assert vqa.chosen("official")["train"]["train"] == ("vqav2_train.arrow", "vqav2_val.arrow")
     assert vqa.chosen("default")["val"]["val"] == ("vqav2_rest_val.arrow",)
-    assert set(find_source("nlvr2").views["pair"].chosen("official")["test"]) == {"dev", "test-P"}
-    sbu = find_source("sbu").views["caption"]
+    assert set(find_dataset("nlvr2").views["pair"].chosen("official")["test"]) == {"dev", "test-P"}
+    sbu = find_dataset("sbu").views["caption"]
     assert sbu.chosen("official") == sbu.chosen("default")
     with pytest.raises(DataError, match="choose default or official"):
         vqa.chosen("theirs")

@@ -17,8 +17,8 @@ from PIL import Image
 
 from elip.data.arrow import STATEMENT
 from elip.data.conversion import Conversion
+from elip.data.datasets.base import DataError, DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having, parsed
-from elip.data.sources.base import DataError, Source, View
 from elip.data.words import save_tokenizer, word_tokenizer
 
 PERMUTATIONS = 6
@@ -34,7 +34,7 @@ TILED = 224
 """Pixels: edge of the square picture that the three boxes are laid out on."""
 
 
-class Nlvr(Source):
+class Nlvr(DatasetSpec):
     """The NLVR corpus: is a sentence true of an image?
 
     ``train`` without some whole directories, as its authors advise; the directories held out

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from elip.data.batch import Kind
 from elip.data.conversion import Conversion
+from elip.data.datasets.base import DatasetSpec, View
 from elip.data.shapes.language import ANSWERS
 from elip.data.shapes.write import ANSWER_FILE, SPLITS, write_shapes
-from elip.data.sources.base import Source, View
 
 
 def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> View:
@@ -20,7 +20,7 @@ def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> V
     )
 
 
-class Shapes(Source):
+class Shapes(DatasetSpec):
     """Two or three small colored shapes on a cluttered background, made on first use.
 
     Most patches of a picture have nothing to do with a given sentence. All kinds of examples come

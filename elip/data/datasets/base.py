@@ -75,7 +75,7 @@ LAYOUT: Mapping[Kind, Columns] = {
 
 @dataclass(frozen=True)
 class View:
-    """One kind of example, as a source's files hold it.
+    """One kind of example, as a dataset's files hold it.
 
     Attributes:
         splits: Which files are read for training, model selection (val) and scores (test). No
@@ -110,7 +110,7 @@ class View:
         return self.official if name == "official" and self.official is not None else self.splits
 
 
-class Source:
+class DatasetSpec:
     """One dataset. A subclass states `name` and `views`; the rest has defaults.
 
     Attributes:
