@@ -133,7 +133,7 @@ class Bench:
                 tokens=torch.randn(batch, 1 + count, width),
                 block=0,
                 sizes=torch.ones(batch, count),
-                origin=torch.arange(count).expand(batch, count),
+                patch_to_token=torch.arange(count).expand(batch, count),
                 seeds=torch.zeros(batch, dtype=torch.int64),
             )
             torch.manual_seed(0)

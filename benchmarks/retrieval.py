@@ -114,7 +114,7 @@ def _bounds(name: str, options: argparse.Namespace, lengths: list[int]) -> tuple
     def pair(length: int | None) -> int:
         cut = Text(text.tokens[:, :length], text.mask[:, :length])
         return count_run(
-            lambda: task.score(meter, meter.image.finish(begun.rows(slice(1)), cut), cut)
+            lambda: task.score(meter, meter.encode_suffix(begun.rows(slice(1)), cut), cut)
         )
 
     once_image = count_run(lambda: begin_images(meter, batch.images[:, 0], False))
@@ -163,7 +163,7 @@ def _pair_by_pair(meter: Meter, task: Retrieval, batch: Batch) -> Tensor:
         column, image = index % texts, first[index // texts]
         text = meter.encode_text(TextBatch(batch.text.ids[column], batch.text.mask[column]))
         begun = begin_images(meter, batch.images[image, 0], training=False)
-        scores.append(task.score(meter, meter.image.finish(begun, text), text))
+        scores.append(task.score(meter, meter.encode_suffix(begun, text), text))
     return torch.cat(scores).view(images, texts)
 
 

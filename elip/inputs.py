@@ -55,7 +55,7 @@ def run_inputs(
     """
     files = {option: file_digest(path) for option, path in input_files(command, config).items()}
     kinds = [type(task), type(reducer), *map(type, data.catalog.sources)]
-    return {**files, **data.digests(command, task.needs), **code_digests(kinds)}
+    return {**files, **data.digests(command, task.spec), **code_digests(kinds)}
 
 
 def input_files(command: str, config: Mapping[str, Any]) -> dict[str, Path]:

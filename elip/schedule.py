@@ -28,17 +28,17 @@ class Plan:
     Attributes:
         num_patches: P, patch tokens without reduction.
         keep: Number of patch tokens kept at each reduction layer, by layer.
-        entering: Patch tokens that enter each block, then those that leave the last one.
+        tokens_per_block: Patch tokens that enter each block, then those that leave the last one.
     """
 
     num_patches: int
     keep: dict[int, int]
-    entering: tuple[int, ...]
+    tokens_per_block: tuple[int, ...]
 
     @property
     def keep_ratio(self) -> float:
         """Mean share of patch tokens that enter a block, as it really is after rounding."""
-        blocks = self.entering[:-1]
+        blocks = self.tokens_per_block[:-1]
         return sum(blocks) / (len(blocks) * self.num_patches)
 
 
@@ -139,8 +139,8 @@ class Schedule:
         else:
             shares = self._shares(layers, first, num_blocks)
             keep = [max(1, math.floor(share * num_patches + 0.5)) for share in shares]
-        entering = tuple(_spread(keep, first, num_blocks, num_patches))
-        return Plan(num_patches, dict(zip(layers, keep, strict=True)), entering)
+        tokens_per_block = tuple(_spread(keep, first, num_blocks, num_patches))
+        return Plan(num_patches, dict(zip(layers, keep, strict=True)), tokens_per_block)
 
     def _shares(self, layers: tuple[int, ...], first: tuple[int, ...], blocks: int) -> list[float]:
         profile = self.profile
@@ -187,9 +187,9 @@ def _spread(
     values: Sequence[_Number], first: tuple[int, ...], blocks: int, full: _Number
 ) -> list[_Number]:
     """Return what enters each block and what leaves the last, ``values`` holding from ``first``."""
-    entering, current = [], full
+    tokens_per_block, current = [], full
     changes = dict(zip(first, values, strict=True))
     for block in range(blocks + 1):
         current = changes.get(block, current)
-        entering.append(current)
-    return entering
+        tokens_per_block.append(current)
+    return tokens_per_block

@@ -82,7 +82,7 @@ class Present:
         if task is None:
             return code
         place = json.dumps([given[name] for name in _READ])
-        key = json.dumps([command, task.needs.kind, place])
+        key = json.dumps([command, task.spec.kind, place])
         if key not in self._inputs:
             # One for all of a place, so that its tables and its tokenizer are read once.
             self._inputs[key] = _digests(self._data.setdefault(place, data), command, task)
@@ -120,7 +120,7 @@ def _built(given: Mapping[str, Any]) -> Task | None:
 
 def _digests(data: DataModule, command: str, task: Task) -> dict[str, str]:
     try:
-        return data.digests(command, task.needs)
+        return data.digests(command, task.spec)
     except (DataError, OSError):  # of files that are not whole, the run will say what is wrong
         return {}
 

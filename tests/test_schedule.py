@@ -28,9 +28,9 @@ def test_counts_fall_stay_above_0_and_meet_the_ratio(
     counts = list(plan.keep.values())
     assert counts == sorted(counts, reverse=True)
     assert all(1 <= count <= patches for count in counts)
-    assert list(plan.entering) == sorted(plan.entering, reverse=True)
-    assert len(plan.entering) == blocks + 1
-    assert plan.entering[0] in (patches, counts[0])
+    assert list(plan.tokens_per_block) == sorted(plan.tokens_per_block, reverse=True)
+    assert len(plan.tokens_per_block) == blocks + 1
+    assert plan.tokens_per_block[0] in (patches, counts[0])
     # Each count is rounded by at most half a token; the floor of 1 adds at most one more.
     assert plan.keep_ratio == pytest.approx(ratio, abs=0.5 / patches + 1e-6) or 1 in counts
 
@@ -49,14 +49,15 @@ def test_keep_ratio_1_keeps_all(patches: int, blocks: int, acts: str) -> None:
 )
 def test_a_higher_ratio_never_keeps_fewer(low: float, high: float, acts: str) -> None:
     low, high = sorted((low, high))
-    fewer, more = (Schedule(keep_ratio=ratio).plan(324, 11, acts).entering for ratio in (low, high))
-    assert all(a <= b for a, b in zip(fewer, more, strict=True))
+    fewer, more = (Schedule(keep_ratio=ratio).plan(324, 11, acts) for ratio in (low, high))
+    pairs = zip(fewer.tokens_per_block, more.tokens_per_block, strict=True)
+    assert all(a <= b for a, b in pairs)
 
 
 def test_official_shares_are_the_profile_as_it_stands() -> None:
     plan = Schedule(keep_ratio=None).plan(324, 11, "before_block")
     assert plan.keep == {2: 292, 4: 227, 9: 146}
-    assert plan.entering == (324, 324, 292, 292, 227, 227, 227, 227, 227, 146, 146, 146)
+    assert plan.tokens_per_block == (324, 324, 292, 292, 227, 227, 227, 227, 227, 146, 146, 146)
     assert plan.keep_ratio == pytest.approx(0.745, abs=0.005)
 
 
@@ -64,15 +65,16 @@ def test_every_kind_thins_the_same_blocks_by_default() -> None:
     before, after = (
         Schedule(keep_ratio=0.7).plan(324, 11, acts) for acts in ("before_block", "after_attention")
     )
-    assert before.entering == after.entering
+    assert before.tokens_per_block == after.tokens_per_block
     assert tuple(before.keep) == (2, 4, 9)
     assert tuple(after.keep) == (1, 3, 8)
 
 
 def test_a_named_layer_is_where_the_reducer_acts() -> None:
     schedule = Schedule(layers=(3,), counts=(50,))
-    assert schedule.plan(100, 6, "before_block").entering == (100, 100, 100, 50, 50, 50, 50)
-    assert schedule.plan(100, 6, "after_attention").entering == (100, 100, 100, 100, 50, 50, 50)
+    early, late = schedule.plan(100, 6, "before_block"), schedule.plan(100, 6, "after_attention")
+    assert early.tokens_per_block == (100, 100, 100, 50, 50, 50, 50)
+    assert late.tokens_per_block == (100, 100, 100, 100, 50, 50, 50)
 
 
 def test_explicit_counts_are_kept_to_the_token() -> None:
@@ -84,7 +86,7 @@ def test_explicit_counts_are_kept_to_the_token() -> None:
 def test_no_reduction_has_no_layers() -> None:
     plan = Schedule(keep_ratio=0.5).plan(100, 4, "never")
     assert plan.keep == {}
-    assert plan.entering == (100,) * 5
+    assert plan.tokens_per_block == (100,) * 5
 
 
 @pytest.mark.parametrize(

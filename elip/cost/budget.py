@@ -175,7 +175,7 @@ class _Search:
                 f"{self._name()} cannot meet {self._asked()}: with whole tokens the nearest is "
                 f"{best.cost:.4g}, at counts {list(best.counts)}."
             )
-        self.meter.plan_anew(replace(self.schedule, keep_ratio=None, counts=best.counts))
+        self.meter.set_schedule(replace(self.schedule, keep_ratio=None, counts=best.counts))
         return best
 
     @property
@@ -187,7 +187,7 @@ class _Search:
         return self._at(replace(self.schedule, keep_ratio=ratio, counts=None))
 
     def _at(self, schedule: Schedule) -> Met:
-        plan: Plan = self.meter.plan_anew(schedule)
+        plan: Plan = self.meter.set_schedule(schedule)
         counts = tuple(plan.keep.values())
         if counts not in self.known:
             self.known[counts] = Met(counts, plan.keep_ratio, self.cost())
@@ -195,11 +195,12 @@ class _Search:
 
     def _ends(self) -> tuple[float, float]:
         """Return the lowest keep ratio that the layers allow, and the highest below 1."""
-        least = self.meter.plan_anew(
+        least = self.meter.set_schedule(
             replace(self.schedule, counts=(1,) * len(self.meter.plan.keep))
         )
         patches = least.num_patches
-        bare = sum(count == patches for count in least.entering[:-1]) / (len(least.entering) - 1)
+        counts = least.tokens_per_block[:-1]
+        bare = sum(count == patches for count in counts) / len(counts)
         return bare + 1e-3, 1 - 1 / (2 * patches)
 
     def _try_near(self, *ends: tuple[int, ...]) -> None:
@@ -243,7 +244,7 @@ def _measure(budget: Budget, meter: Meter, task: Task, batch: Batch) -> Callable
         return task.infer(meter, batch)
 
     def full() -> object:
-        with meter.unreduced():
+        with meter.reduction_disabled():
             return run()
 
     def gflops() -> float:

@@ -166,7 +166,7 @@ class DataModule(LightningDataModule):
         """Ask the task what it needs, and open the files of the stage."""
         if self.trainer is not None:
             task: Any = self.trainer.lightning_module.task
-            self.needs = task.needs
+            self.needs = task.spec
         if stage == "fit":
             self.train_examples()
         for name in self.eval_names(stage or "validate"):

@@ -22,18 +22,18 @@ from reducers.contract import Host, Reduced, Reducer, Signals, Text
 
 
 @dataclass(frozen=True)
-class Stage:
+class ReductionStage:
     """What happened at one reduction layer.
 
     Attributes:
         layer: The block, 0-based.
         assignment: [B,N] int64, old token -> new token, or -1 where dropped.
-        origin: [B,P] int64, original patch -> token that stands for it now, or -1.
+        patch_to_token: [B,P] int64, original patch -> token that stands for it now, or -1.
     """
 
     layer: int
     assignment: Tensor
-    origin: Tensor
+    patch_to_token: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,22 @@ class EncodedImage:
         tokens: [B,1+N,D] float, CLS first.
         block: The block that comes next.
         sizes: [B,N] float, how many original patches each token stands for.
-        origin: [B,P] int64, the token that stands for each original patch, or -1.
+        patch_to_token: [B,P] int64, the token that stands for each original patch, or -1.
         seeds: [B] int64, one seed an example, for reducers that draw at random.
         mask: [B,1+N] bool, True at tokens; None when all are.
         stages: The reductions so far.
-        entering: Patch tokens that entered each block so far.
+        tokens_per_block: Patch tokens that entered each block so far.
         loss: Auxiliary loss of the reducer, if it has one.
     """
 
     tokens: Tensor
     block: int
     sizes: Tensor
-    origin: Tensor
+    patch_to_token: Tensor
     seeds: Tensor
     mask: Tensor | None = None
-    stages: tuple[Stage, ...] = ()
-    entering: tuple[int, ...] = ()
+    stages: tuple[ReductionStage, ...] = ()
+    tokens_per_block: tuple[int, ...] = ()
     loss: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> EncodedImage:
@@ -68,11 +68,11 @@ class EncodedImage:
             self,
             tokens=self.tokens[index],
             sizes=self.sizes[index],
-            origin=self.origin[index],
+            patch_to_token=self.patch_to_token[index],
             seeds=self.seeds[index],
             mask=None if self.mask is None else self.mask[index],
             stages=tuple(
-                Stage(stage.layer, stage.assignment[index], stage.origin[index])
+                ReductionStage(stage.layer, stage.assignment[index], stage.patch_to_token[index])
                 for stage in self.stages
             ),
         )
@@ -82,8 +82,8 @@ class EncodedImage:
         dtype = self.sizes.dtype
         index = torch.arange(grid[0] * grid[1], device=self.tokens.device)
         places = torch.stack([index // grid[1], index % grid[1]], dim=1).to(dtype)
-        alive = (self.origin >= 0).to(dtype).unsqueeze(-1)
-        went = self.origin.clamp(min=0).unsqueeze(-1).expand(-1, -1, 2)
+        alive = (self.patch_to_token >= 0).to(dtype).unsqueeze(-1)
+        went = self.patch_to_token.clamp(min=0).unsqueeze(-1).expand(-1, -1, 2)
         total = torch.zeros(*self.sizes.shape, 2, device=index.device, dtype=dtype)
         return total.scatter_add(1, went, places * alive) / self.sizes.clamp(min=1).unsqueeze(-1)
 
@@ -99,8 +99,8 @@ class EncodedImage:
         alive = (reduced.assignment >= 0).to(self.sizes.dtype)
         sizes = torch.zeros_like(self.sizes[:, : reduced.tokens.shape[1]])
         sizes = sizes.scatter_add(1, went, self.sizes * alive)
-        origin = reduced.assignment.gather(1, self.origin.clamp(min=0))
-        origin = torch.where(self.origin >= 0, origin, self.origin)
+        patch_to_token = reduced.assignment.gather(1, self.patch_to_token.clamp(min=0))
+        patch_to_token = torch.where(self.patch_to_token >= 0, patch_to_token, self.patch_to_token)
         real = reduced.mask
         if real is None and self.mask is not None:
             real = sizes > 0
@@ -109,9 +109,9 @@ class EncodedImage:
             self,
             tokens=torch.cat([cls, reduced.tokens], dim=1),
             sizes=sizes,
-            origin=origin,
+            patch_to_token=patch_to_token,
             mask=None if real is None else F.pad(real, (1, 0), value=True),
-            stages=(*self.stages, Stage(layer, reduced.assignment, origin)),
+            stages=(*self.stages, ReductionStage(layer, reduced.assignment, patch_to_token)),
             loss=sum(losses[1:], losses[0]) if losses else None,
         )
 
@@ -185,7 +185,7 @@ class ImageEncoder(nn.Module):
                 image = replace(image, tokens=self.vit.norm(image.tokens))
         return image
 
-    def begin(self, pixels: Tensor, seeds: Tensor | None = None) -> EncodedImage:
+    def encode_prefix(self, pixels: Tensor, seeds: Tensor | None = None) -> EncodedImage:
         """Run what does not depend on the text, so that it can be shared between texts.
 
         That is all blocks before the first reduction layer where the reducer looks at the text,
@@ -196,8 +196,8 @@ class ImageEncoder(nn.Module):
         begun: EncodedImage = self(pixels, seeds=seeds, end=end)
         return begun
 
-    def finish(self, image: EncodedImage, text: Text | None = None) -> EncodedImage:
-        """Run what `begin` left.
+    def encode_suffix(self, image: EncodedImage, text: Text | None = None) -> EncodedImage:
+        """Run what `encode_prefix` left.
 
         Raises:
             ValueError: The reducer looks at the text and none was given.
@@ -218,7 +218,7 @@ class ImageEncoder(nn.Module):
             tokens=tokens,
             block=0,
             sizes=torch.ones(batch, patches, device=tokens.device),
-            origin=torch.arange(patches, device=tokens.device).expand(batch, patches),
+            patch_to_token=torch.arange(patches, device=tokens.device).expand(batch, patches),
             seeds=seeds,
         )
 
@@ -228,16 +228,16 @@ class ImageEncoder(nn.Module):
         before = reducing and self.reducer is not None and self.reducer.acts == "before_block"
         if before:
             image = self._reduce(image, text, None)
-        entering = (*image.entering, image.sizes.shape[1])
+        tokens_per_block = (*image.tokens_per_block, image.sizes.shape[1])
         if before or not reducing:
             tokens = block(image.tokens, attn_mask=self._bias(image))
-            return replace(image, tokens=tokens, block=layer + 1, entering=entering)
+            return replace(image, tokens=tokens, block=layer + 1, tokens_per_block=tokens_per_block)
         attended, heads = self._attend(block, image)
         image = replace(image, tokens=image.tokens + block.drop_path1(block.ls1(attended)))
         image = self._reduce(image, text, heads)
         tokens = image.tokens
         tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
-        return replace(image, tokens=tokens, block=layer + 1, entering=entering)
+        return replace(image, tokens=tokens, block=layer + 1, tokens_per_block=tokens_per_block)
 
     def _bias(self, image: EncodedImage) -> Tensor | None:
         """Return what is added to the attention logits, [B,1,1,1+N]: log sizes and the mask."""

@@ -24,7 +24,7 @@ from elip.model.config import Sizes
 from elip.model.fusion import Fusion, Pooler, Read
 from elip.model.fusion_reduction import FusionReduction
 from elip.model.guard import declared
-from elip.model.image_encoder import EncodedImage, ImageEncoder, Stage
+from elip.model.image_encoder import EncodedImage, ImageEncoder, ReductionStage
 from elip.model.signals import SharedSpace
 from elip.model.text_encoder import TextEncoder, start_size, text_config
 from elip.schedule import Plan, Schedule
@@ -52,7 +52,7 @@ class Fused:
     text: Tensor
     image: Tensor | None
     pooled: Tensor | None
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[ReductionStage, ...] = ()
     loss: Tensor | None = None
 
 
@@ -125,14 +125,14 @@ class Meter(nn.Module):
         reduction = self.fusion.reduction
         return self.image.plan if reduction is None else reduction.plan
 
-    def plan_anew(self, schedule: Schedule) -> Plan:
+    def set_schedule(self, schedule: Schedule) -> Plan:
         """Let the reducer keep other token counts from now on, at the same layers.
 
         Raises:
             ValueError: The schedule does not fit.
         """
         host = self.fusion.reduction or self.image
-        blocks = len(host.plan.entering) - 1
+        blocks = len(host.plan.tokens_per_block) - 1
         acts = "never" if self.reducer is None else self.reducer.acts
         host.plan = schedule.plan(host.plan.num_patches, blocks, acts)
         return host.plan
@@ -172,6 +172,26 @@ class Meter(nn.Module):
         encoded: EncodedImage = self.image(self.normalise(images), text, seeds)
         return encoded
 
+    def encode_prefix(self, images: Tensor, seeds: Tensor | None = None) -> EncodedImage:
+        """Encode images [B,3,S,S] as far as no text can change them, to share that between texts.
+
+        That is all blocks before the first reduction layer where the reducer looks at the text,
+        and everything where it does not.
+
+        Args:
+            images: The images.
+            seeds: [B] int64, one seed an example, for reducers that draw at random.
+        """
+        return self.image.encode_prefix(self.normalise(images), seeds)
+
+    def encode_suffix(self, image: EncodedImage, text: Text | None = None) -> EncodedImage:
+        """Run what `encode_prefix` left.
+
+        Raises:
+            ValueError: The reducer looks at the text and none was given.
+        """
+        return self.image.encode_suffix(image, text)
+
     def fuse(self, text: Text, image: EncodedImage, read: Read, image_type: int = 1) -> Fused:
         """Fuse an encoded text and an encoded image.
 
@@ -191,7 +211,7 @@ class Meter(nn.Module):
         return Fused(texts, fused.tokens, pooled, fused.stages, fused.loss)
 
     @contextmanager
-    def unreduced(self) -> Iterator[None]:
+    def reduction_disabled(self) -> Iterator[None]:
         """Leave all reduction out for a while, to measure what the model costs without it."""
         image, fusion = self.image, self.fusion
         kept = (image.reducer, image.plan, image.layers, fusion.reduction)

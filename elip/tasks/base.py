@@ -32,14 +32,14 @@ class Evaluator(ABC):
     """Collects one split of one dataset and ends in scores.
 
     Attributes:
-        keeps_rows: Whether ``rows`` is wanted; nobody reads it in a validation.
-        rows: What `Task.predict` would say of each example of this process, for tasks whose
+        keeps_predictions: Whether ``predictions`` is wanted; nobody reads it in a validation.
+        predictions: What `Task.predict` would say of each example of this process, for tasks whose
             evaluation has it at hand; else empty.
     """
 
     def __init__(self) -> None:
-        self.keeps_rows = False
-        self.rows: list[dict[str, Any]] = []
+        self.keeps_predictions = False
+        self.predictions: list[dict[str, Any]] = []
 
     @abstractmethod
     def update(self, meter: Meter, batch: Batch) -> None:
@@ -59,7 +59,7 @@ class Evaluator(ABC):
         """
 
     @abstractmethod
-    def outcomes(self, meter: Meter) -> Tensor:
+    def per_example_scores(self, meter: Meter) -> Tensor:
         """Return what each example added to the main score, over all processes; after `compute`.
 
         Returns:
@@ -72,11 +72,11 @@ class Task(nn.Module, ABC):
     """Base class of all tasks.
 
     Attributes:
-        needs: What the task asks of the data.
+        spec: What the task asks of the data.
         main_metric: The score that selects a model and heads the tables; higher is better.
     """
 
-    needs: Needs
+    spec: Needs
     main_metric: str
 
     @abstractmethod
@@ -120,7 +120,7 @@ class Task(nn.Module, ABC):
 def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
     """Encode images [B,3,S,S] as far as no text can change them, under seeds of their own.
 
-    Finish with `ImageEncoder.finish`, for as many `EncodedImage.rows` as a task has texts.
+    Finish with `Meter.encode_suffix`, for as many `EncodedImage.rows` as a task has texts.
 
     Args:
         meter: The model.
@@ -131,7 +131,7 @@ def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
     seeds = _checksums(images)
     if training:
         seeds = seeds + torch.randint(2**62, (1,), device=images.device)
-    return meter.image.begin(meter.normalise(images), seeds)
+    return meter.encode_prefix(images, seeds)
 
 
 def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:

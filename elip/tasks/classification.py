@@ -20,7 +20,7 @@ from elip.tasks.base import (
     prediction_rows,
     with_reducer_loss,
 )
-from elip.tasks.scores import Outcomes, Sums
+from elip.tasks.scores import ExampleScores, Sums
 
 
 class Classification(Task):
@@ -85,7 +85,7 @@ class Classification(Task):
         passes = []
         for which in range(images):
             rows = slice(which * count, (which + 1) * count)
-            image = meter.image.finish(begun.rows(rows), text)
+            image = meter.encode_suffix(begun.rows(rows), text)
             passes.append(meter.fuse(text, image, "pooled", image_type=which + 1))
         pooled = [fused.pooled for fused in passes if fused.pooled is not None]
         return self.classifier(torch.cat(pooled, dim=-1)).float(), passes
@@ -100,9 +100,9 @@ class Classification(Task):
 
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return the ``label`` of the best answer, and its ``probability``."""
-        return self.rows(batch, self.infer(meter, batch))
+        return self.prediction_rows(batch, self.infer(meter, batch))
 
-    def rows(self, batch: Batch, logits: Tensor) -> list[dict[str, Any]]:
+    def prediction_rows(self, batch: Batch, logits: Tensor) -> list[dict[str, Any]]:
         """Return the rows of `predict` for logits [B,A]."""
         best = self.probabilities(logits).max(dim=-1)
         return prediction_rows(batch, label=best.indices, probability=best.values)
@@ -116,15 +116,15 @@ class _Evaluator(Evaluator):
     def __init__(self, task: Classification) -> None:
         super().__init__()
         self.task = task
-        self.examples = Outcomes()
+        self.examples = ExampleScores()
         # What each answer would score if it were always given; the last column counts the examples.
         self.constant = Sums(task.classes + 1)
 
     def update(self, meter: Meter, batch: Batch) -> None:
         """Take one batch; a split without truth gives answers and no score."""
         logits, _ = self.task.logits(meter, batch)
-        if self.keeps_rows:
-            self.rows += self.task.rows(batch, logits)
+        if self.keeps_predictions:
+            self.predictions += self.task.prediction_rows(batch, logits)
         if batch.target is None:
             return
         truth = self.task.truth(batch.target)
@@ -141,5 +141,5 @@ class _Evaluator(Evaluator):
             return {}
         return {self.task.main_metric: (sums[:-1].max() / sums[-1]).item()}
 
-    def outcomes(self, meter: Meter) -> Tensor:
+    def per_example_scores(self, meter: Meter) -> Tensor:
         return self.examples.over_processes(meter)

@@ -12,5 +12,5 @@ class SNLIVE(Classification):
     Source: Xie et al., 2019, arXiv:1901.06706; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """
 
-    needs = Needs(kind="entailment")
+    spec = Needs(kind="entailment")
     classes = 3  # contradiction, neutral, entailment

@@ -143,7 +143,7 @@ class Gallery:
 def score_pairs(
     meter: Meter, score: Score, begun: EncodedImage, rows: Tensor, text: Text, pairs: int
 ) -> Tensor:
-    """Return the scores [I,T] of the begun images at ``rows`` [I] beside encoded texts.
+    """Return the scores [I,T] of the begun images at ``predictions`` [I] beside encoded texts.
 
     ``pairs`` of them go at a time, texts in order of length and each chunk cut to its longest, so
     that little padding is fused. Reducers in the fusion get whole texts: how many tokens they
@@ -164,7 +164,7 @@ def score_pairs(
             if meter.fusion.reduction is None:
                 cut = longest[(start + len(index) - 1) // num_images]
             chunk = Text(text.tokens[column, :cut], text.mask[column, :cut])
-            image = meter.image.finish(begun.rows(rows[index % num_images]), chunk)
+            image = meter.encode_suffix(begun.rows(rows[index % num_images]), chunk)
             flat[index] = score(meter, image, chunk)
             progress.advance(bar, len(index))
     scores = torch.empty(num_images, num_texts, device=device)
@@ -199,7 +199,7 @@ def _stack_images(images: list[EncodedImage]) -> EncodedImage:
         images[0],
         tokens=torch.cat([image.tokens for image in images]),
         sizes=torch.cat([image.sizes for image in images]),
-        origin=torch.cat([image.origin for image in images]),
+        patch_to_token=torch.cat([image.patch_to_token for image in images]),
         seeds=torch.cat([image.seeds for image in images]),
         mask=torch.cat(masks) if masks else None,
         stages=(),

@@ -15,6 +15,6 @@ class NLVR2(Classification):
     Source: Suhr et al., 2019, arXiv:1811.00491; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """
 
-    needs = Needs(kind="pair")
+    spec = Needs(kind="pair")
     images = 2
     classes = 2  # false, true

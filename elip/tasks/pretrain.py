@@ -21,7 +21,7 @@ from elip.tasks.base import (
     prediction_rows,
     with_reducer_loss,
 )
-from elip.tasks.scores import Outcomes, Sums
+from elip.tasks.scores import ExampleScores, Sums
 from reducers.contract import Text
 
 
@@ -76,7 +76,7 @@ class Pretraining(Task):
         self.mlm_weight = mlm
         self.itm_weight = itm
         self.main_metric = "itm_accuracy" if itm else "mlm_accuracy"
-        self.needs = Needs(
+        self.spec = Needs(
             kind="caption",
             masked=mlm > 0,
             false_images=1 if itm else 0,
@@ -122,7 +122,7 @@ class Pretraining(Task):
         """Return the logits [B,2] of no match and match; [B,L,V] of the words without matching."""
         begun = begin_images(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
-        image = meter.image.finish(begun, text)
+        image = meter.encode_suffix(begun, text)
         logits: Tensor
         if self.itm is not None:
             logits = self.itm(meter.fuse(text, image, "pooled").pooled)
@@ -159,13 +159,13 @@ class Pretraining(Task):
         if self.mlm is not None:
             assert batch.masked is not None
             text = meter.encode_text(batch.masked)
-            image = meter.image.finish(begun.rows(slice(count)), text)
+            image = meter.encode_suffix(begun.rows(slice(count)), text)
             fused.append(meter.fuse(text, image, "text"))
             words = self.mlm(fused[-1].text)
         if self.itm is not None:
             text = meter.encode_text(batch.text)
             text = Text(text.tokens[order], text.mask[order])
-            image = meter.image.finish(begun.rows(beside), text)
+            image = meter.encode_suffix(begun.rows(beside), text)
             fused.append(meter.fuse(text, image, "pooled"))
             matching = self.itm(fused[-1].pooled)
         matches = (torch.arange(count, device=device) < len(keep)).long()
@@ -189,7 +189,7 @@ class _Evaluator(Evaluator):
         self.task = task
         self.words = Sums(3)  # places that are right, their losses, their number
         self.targets: Sums | None = None
-        self.examples = Outcomes()
+        self.examples = ExampleScores()
 
     def update(self, meter: Meter, batch: Batch) -> None:
         passes = self.task._passes(meter, batch)
@@ -226,7 +226,7 @@ class _Evaluator(Evaluator):
             guesses["mlm_accuracy"] = (counts.max() / counts.sum()).item()
         return guesses
 
-    def outcomes(self, meter: Meter) -> Tensor:
+    def per_example_scores(self, meter: Meter) -> Tensor:
         return self.examples.over_processes(meter)
 
     def _counts(self, meter: Meter) -> Sums:

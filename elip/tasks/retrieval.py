@@ -50,7 +50,7 @@ class Retrieval(Task):
             raise ValueError(
                 f"false_texts is {false_texts} and pairs is {pairs}; both must be at least 1."
             )
-        self.needs = Needs(kind="caption", false_texts=false_texts)
+        self.spec = Needs(kind="caption", false_texts=false_texts)
         self.pairs = pairs
         self.rank: nn.Linear | None = None
 
@@ -68,7 +68,7 @@ class Retrieval(Task):
         text = meter.encode_text(TextBatch(ids.flatten(0, 1), mask.flatten(0, 1)))
         begun = begin_images(meter, batch.images[:, 0], self.training)
         rows = torch.arange(count, device=ids.device).repeat_interleave(texts)
-        image = meter.image.finish(begun.rows(rows), text)
+        image = meter.encode_suffix(begun.rows(rows), text)
         fused = meter.fuse(text, image, "pooled")
         true = torch.zeros(count, dtype=torch.int64, device=ids.device)
         loss = F.cross_entropy(self._rank(fused).view(count, texts), true)
@@ -86,7 +86,7 @@ class Retrieval(Task):
         """Return the score [B] of each text beside its own image."""
         begun = begin_images(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
-        return self.score(meter, meter.image.finish(begun, text), text)
+        return self.score(meter, meter.encode_suffix(begun, text), text)
 
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return the ``score`` of each text beside its own image."""
@@ -115,7 +115,7 @@ class _Evaluator(Evaluator):
     def chance(self, meter: Meter) -> dict[str, float]:
         return guesses(self.gallery.image_of_text(meter))
 
-    def outcomes(self, meter: Meter) -> Tensor:
+    def per_example_scores(self, meter: Meter) -> Tensor:
         hits = first_hits(self.scores, self.gallery.image_of_text(meter))
         images = self.gallery.image_numbers(meter)[: len(hits)].double()
         return torch.stack([images, images, hits], dim=1)

@@ -37,7 +37,7 @@ class Sums:
         return torch.stack(gather(self._sums.to(meter.pixel_mean.device))).sum(dim=0)
 
 
-class Outcomes:
+class ExampleScores:
     """The main score of every example: its mean heads the tables, and runs are compared by it."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Outcomes:
         self._rows.append(torch.stack([images.double(), examples.double(), scores.double()], dim=1))
 
     def over_processes(self, meter: Meter) -> Tensor:
-        """Return `Evaluator.outcomes`; every process must ask."""
+        """Return `Evaluator.per_example_scores`; every process must ask."""
         device = meter.pixel_mean.device
         none = torch.zeros(0, 3, dtype=torch.float64, device=device)
         rows = torch.cat(gather(torch.cat([none, *(own.to(device) for own in self._rows)])))

@@ -12,5 +12,5 @@ class Statement(Classification):
     Source: Suhr et al., A Corpus of Natural Language for Visual Reasoning, ACL 2017.
     """
 
-    needs = Needs(kind="statement")
+    spec = Needs(kind="statement")
     classes = 2  # false, true

@@ -23,7 +23,7 @@ class VQA(Classification):
     Source: Goyal et al., 2017, arXiv:1612.00837; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """
 
-    needs = Needs(kind="question")
+    spec = Needs(kind="question")
     main_metric = "vqa_score"
     classes = 0
 

@@ -35,7 +35,7 @@ def with_costs(record: Record, module: MeterModule, sample: Batch | None) -> Rec
     # is complete is not lost to that.
     try:
         gflops = _gflops(module, few, trained)
-        with module.meter.unreduced():
+        with module.meter.reduction_disabled():
             identity = _gflops(module, few, trained)
         record = replace(record, gflops=gflops, gflops_identity=identity)
     except Exception as error:  # noqa: BLE001
@@ -62,7 +62,7 @@ def _speed(module: MeterModule, batch: Batch) -> Speed:
         module.task.infer(module.meter, batch)
 
     def whole() -> None:
-        with module.meter.unreduced():
+        with module.meter.reduction_disabled():
             reduced()
 
     candidates = {"reduced": reduced} | ({"whole": whole} if module.meter.plan.keep else {})

@@ -213,15 +213,17 @@ class MeterModule(LightningModule):
     def _start(self, stage: str) -> None:
         self._evaluators = [self.task.evaluator() for _ in self._splits(stage)]
         for each in self._evaluators:
-            each.keeps_rows = stage == "test"
+            each.keeps_predictions = stage == "test"
 
     def _finish(self, stage: str, prefix: str) -> None:
         names = self._splits(stage)
         evaluators = dict(zip(names, self._evaluators, strict=True))
         self.scores = {name: each.compute(self.meter) for name, each in evaluators.items()}
         self.chances = {name: each.chance(self.meter) for name, each in evaluators.items()}
-        self.outcomes = {name: each.outcomes(self.meter) for name, each in evaluators.items()}
-        self.rows = {name: each.rows for name, each in evaluators.items()}
+        self.outcomes = {
+            name: each.per_example_scores(self.meter) for name, each in evaluators.items()
+        }
+        self.rows = {name: each.predictions for name, each in evaluators.items()}
         self._evaluators = []
         for name, scores in self.scores.items():
             middle = "" if len(names) == 1 else f"{name}/"

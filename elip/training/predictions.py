@@ -128,7 +128,7 @@ def _pictures(
                     "image": which,
                     "text": batch.strings[row],
                     "stages": [
-                        {"layer": stage.layer, "origin": stage.origin[row].tolist()}
+                        {"layer": stage.layer, "origin": stage.patch_to_token[row].tolist()}
                         for stage in image.stages
                     ],
                 }

@@ -272,7 +272,7 @@ class Recorder(Callback):
     def _count_tokens(self, module: MeterModule, join: Callable[[Tensor], Tensor]) -> Tokens:
         """Return the token counts, measured on this evaluation where they depend on content."""
         assert self._kept is not None
-        plan, blocks = module.meter.plan, len(module.meter.plan.entering) - 1
+        plan, blocks = module.meter.plan, len(module.meter.plan.tokens_per_block) - 1
         entering, spread = self._kept.entering(join)
         reduces = bool(plan.keep) and not module.schedule.counts
         return Tokens(

@@ -134,10 +134,10 @@ class KeptTokens:
         """
         plan = self._plan
         if self._sums is None:
-            return tuple(float(count) for count in plan.entering), None
+            return tuple(float(count) for count in plan.tokens_per_block), None
         counted = join(self._sums).tolist()
         means, spreads, stage, before = [], [], -1, plan.num_patches
-        for planned in plan.entering:
+        for planned in plan.tokens_per_block:
             stage, before = stage + (planned < before), planned
             images, total, squares = (1, planned, planned**2)
             if stage >= 0 and counted[stage][0]:

@@ -34,15 +34,15 @@ def test_counts_sizes_and_origins_are_kept(make: Make) -> None:
     assert [stage.layer for stage in stages] == list(meter.plan.keep)
     for stage in stages:
         count = meter.plan.keep[stage.layer]
-        assert int(stage.origin.max()) < count
-        assert stage.origin.shape == (3, meter.image.num_patches)
+        assert int(stage.patch_to_token.max()) < count
+        assert stage.patch_to_token.shape == (3, meter.image.num_patches)
         if meter.reducer.fixed_count:
-            assert all(len(set(row[row >= 0].tolist())) == count for row in stage.origin)
+            assert all(len(set(row[row >= 0].tolist())) == count for row in stage.patch_to_token)
     assert meter.plan.keep_ratio == pytest.approx(0.6, abs=0.02)
     if meter.reducer.acts != "fusion":
-        assert image.entering == meter.plan.entering[:-1]
-        assert image.tokens.shape[1] == 1 + meter.plan.entering[-1]
-        stands_for = (image.origin >= 0).sum(dim=1).float()
+        assert image.tokens_per_block == meter.plan.tokens_per_block[:-1]
+        assert image.tokens.shape[1] == 1 + meter.plan.tokens_per_block[-1]
+        stands_for = (image.patch_to_token >= 0).sum(dim=1).float()
         assert torch.equal(image.sizes.sum(dim=1), stands_for)
 
 
@@ -59,7 +59,7 @@ def test_leaving_reduction_out_for_a_while_is_no_reduction(make: Make) -> None:
     meter, plain = tiny(make()).eval(), tiny(None).eval()
     with torch.no_grad():
         before = run(meter)
-        with meter.unreduced():
+        with meter.reduction_disabled():
             assert torch.equal(run(meter).text, run(plain).text)
         assert torch.equal(run(meter).text, before.text)
 
@@ -192,8 +192,8 @@ def graphs_of_split_work(meter: Meter) -> int:
         encoded = meter.encode_text(text)
 
         def encode() -> torch.Tensor:
-            begun = meter.image.begin(meter.normalise(images), seeds)
-            return meter.image.finish(begun, encoded).tokens
+            begun = meter.encode_prefix(images, seeds)
+            return meter.encode_suffix(begun, encoded).tokens
 
         plain = encode()
         meter.image.compile(backend=backend, dynamic=False)

@@ -57,7 +57,7 @@ def total(meter: Meter, task: Pretraining) -> float:
 @pytest.mark.parametrize("name", ["Random", "ELIP", "ToMe", "DPCKNN", "TRIPS", "ATS"])
 def test_measured_total_meets_the_budget(name: str) -> None:
     meter, task = build(name)
-    with meter.unreduced():
+    with meter.reduction_disabled():
         target = 0.8 * total(meter, task)
     met, meter, task = solve(name, gflops=target)
     # Both counters, on the model as the search left it, and on one that is given the counts.

@@ -83,11 +83,11 @@ def test_every_reducer_is_counted(name: str) -> None:
     """The two counters agree, or this raises; what a method adds is booked on it."""
     meter, images, text = build(shelf()[name]())
     cost = measure_cost(meter, lambda: meter(images, text), examples=2)
-    with meter.unreduced():
+    with meter.reduction_disabled():
         full = measure_cost(meter, lambda: meter(images, text), examples=2)
     assert full == on_paper([PATCHES] * BLOCKS, PATCHES, "pooled")
     if meter.reducer.acts == "before_block":
-        assert cost.vision == on_paper(list(meter.plan.entering[:-1]), 5, "pooled").vision
+        assert cost.vision == on_paper(list(meter.plan.tokens_per_block[:-1]), 5, "pooled").vision
     if meter.reducer.acts != "never":
         assert cost.fusion < full.fusion
 

@@ -42,7 +42,7 @@ def test_data_that_is_drawn_on_first_use_is_not_drawn_to_be_looked_at(tmp_path: 
 
 def test_data_counts_as_in_the_record_of_a_run(tmp_path: Path) -> None:
     draw(tmp_path)
-    data, needs = DataModule(root=str(tmp_path / "data")), Pretraining().needs
+    data, needs = DataModule(root=str(tmp_path / "data")), Pretraining().spec
     fit, test = runs(tmp_path)
     assert set(fit.inputs) == {"train_data", "val_data", "tokenizer", *CODE}
     assert set(test.inputs) == {"test_data", "tokenizer", *CODE}

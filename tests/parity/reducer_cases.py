@@ -164,7 +164,7 @@ def encode(encoder: ImageEncoder, tokens: Tensor, text_cls: Tensor | None = None
     text = None
     if text_cls is not None:
         text = Text(text_cls.unsqueeze(1), torch.ones(len(tokens), 1, dtype=torch.bool))
-    return encoder.finish(start(tokens), text)
+    return encoder.encode_suffix(start(tokens), text)
 
 
 def start(tokens: Tensor) -> EncodedImage:
@@ -174,6 +174,6 @@ def start(tokens: Tensor) -> EncodedImage:
         tokens=tokens,
         block=0,
         sizes=torch.ones(batch, count),
-        origin=torch.arange(count).expand(batch, count),
+        patch_to_token=torch.arange(count).expand(batch, count),
         seeds=torch.zeros(batch, dtype=torch.int64),
     )

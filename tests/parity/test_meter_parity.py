@@ -70,7 +70,7 @@ def test_forward(golden: Path, tmp_path: Path, name: str) -> None:
         for key, text in (("nomask", case.text()), ("mlm", case.text("_mlm"))):
             encoded = whole.meter.encode_text(text)
             image = whole.meter.encode_image(images, encoded)
-            assert [1 + count for count in image.entering] == case.about["token_counts"][
+            assert [1 + count for count in image.tokens_per_block] == case.about["token_counts"][
                 "main_path"
             ]
             if key == "nomask":

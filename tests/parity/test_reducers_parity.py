@@ -200,7 +200,7 @@ def _tome_counts(case: Case) -> None:
             counts.append(left)
         schedule = Schedule(layers=tuple(range(entry["layers"])), counts=tuple(counts))
         plan = schedule.plan(576, entry["layers"], "after_attention")
-        assert plan.entering == (576, *counts)
+        assert plan.tokens_per_block == (576, *counts)
 
 
 def _tome_blocks(case: Case) -> None:
@@ -209,7 +209,7 @@ def _tome_blocks(case: Case) -> None:
     schedule = Schedule(layers=tuple(range(depth)), counts=counts)
     reducer = ToMe(proportional=case.params["prop_attn"])
     image = encode(encoder_of(case, reducer, schedule), case["in.x"])
-    case.same(with_cls(image.origin), f"out.b{depth - 1}.assign")
+    case.same(with_cls(image.patch_to_token), f"out.b{depth - 1}.assign")
     case.close(F.pad(image.sizes, (1, 0), value=1).unsqueeze(-1), f"out.b{depth - 1}.size")
     case.close(image.tokens, f"out.b{depth - 1}.x_out")
     for block in range(depth):

@@ -89,7 +89,7 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
         tokens=torch.randn(2, 7, 8),
         block=0,
         sizes=torch.arange(1.0, 7).expand(2, 6),
-        origin=torch.arange(6).expand(2, 6),
+        patch_to_token=torch.arange(6).expand(2, 6),
         seeds=torch.zeros(2, dtype=torch.int64),
         mask=torch.tensor([[True, True, False, True, True, True, True], [True] * 7]),
     )
@@ -217,8 +217,8 @@ def test_clusters_have_no_weight_in_attention_unless_asked_for() -> None:
 
 
 def test_matching_asks_for_one_false_image() -> None:
-    assert Pretraining().needs.false_images == 1
-    assert Pretraining(itm=0.0).needs.false_images == 0
+    assert Pretraining().spec.false_images == 1
+    assert Pretraining(itm=0.0).spec.false_images == 0
 
 
 def test_the_table_has_the_spread_of_the_last_count() -> None:
@@ -235,7 +235,7 @@ def test_default_layers_of_a_shallow_encoder_begin_at_its_first_block() -> None:
 
 
 def test_the_rank_head_meets_fifteen_false_texts_as_in_meter() -> None:
-    assert Retrieval().needs.false_texts == 15
+    assert Retrieval().spec.false_texts == 15
 
 
 class Misreads(Looks):
@@ -295,6 +295,6 @@ def test_the_table_has_the_precision_as_it_was_given() -> None:
 def test_what_pretraining_does_not_read_is_not_trained(itm: float) -> None:
     """Processes that train together would wait for its gradients."""
     module = experiment(Pretraining(itm=itm), ELIP())
-    module.task.loss(module.meter, batch_for(module.task.needs)).total.backward()
+    module.task.loss(module.meter, batch_for(module.task.spec)).total.backward()
     waiting = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert waiting == []

@@ -40,7 +40,7 @@ def experiment(task: Task, reducer: Reducer | None) -> MeterModule:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_none_names_step_and_example(value: float) -> None:
     module = experiment(VQA(), None)
-    batch = batch_for(module.task.needs, 6)
+    batch = batch_for(module.task.spec, 6)
     assert batch.target is not None
     target = batch.target.clone()
     target[4, 1] = value
@@ -58,7 +58,7 @@ def test_weights_that_are_none_are_told_from_data_that_is_none() -> None:
     with torch.no_grad():
         module.meter.fusion.text_layers[0].self_attention.out.weight[0, 0] = float("nan")
     with pytest.raises(LossError, match="6 of the 6 examples") as stopped:
-        module.training_step(batch_for(module.task.needs, 6), 0)
+        module.training_step(batch_for(module.task.spec, 6), 0)
     assert "1 parameters are not finite already, meter.fusion.text_layers.0" in str(stopped.value)
 
 
@@ -106,7 +106,7 @@ def train(name: str, dtype: torch.dtype) -> int:
     optimizer = build_optimizer(module, Optimization(1e-3))
     # fp16 gradients are too small to be told from 0 unless the loss is scaled, as Lightning does.
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
-    batch = batch_for(module.task.needs, 4)
+    batch = batch_for(module.task.spec, 4)
     losses = []
     for number in range(STEPS):
         torch.manual_seed(number)
@@ -135,7 +135,7 @@ def test_massive_activations_do_not_overflow_in_fp16(name: str) -> None:
     """
     module = experiment(Retrieval(false_texts=1), REDUCERS[name]()).eval()
     module.meter.image.vit.norm_pre.weight.data[7] = 300
-    batch = batch_for(module.task.needs, 4)
+    batch = batch_for(module.task.spec, 4)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         text = module.meter.encode_text(batch.text)
         image = module.meter.encode_image(batch.images[:, 0], text)

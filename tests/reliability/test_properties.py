@@ -58,11 +58,11 @@ def test_any_schedule_is_refused_or_can_be_carried_out(
     except ValueError as error:
         assert len(str(error)) > 20  # noqa: PT017
         return
-    assert len(plan.entering) == blocks + 1
-    assert list(plan.entering) == sorted(plan.entering, reverse=True)
-    assert all(1 <= count <= patches for count in plan.entering)
+    assert len(plan.tokens_per_block) == blocks + 1
+    assert list(plan.tokens_per_block) == sorted(plan.tokens_per_block, reverse=True)
+    assert all(1 <= count <= patches for count in plan.tokens_per_block)
     assert 0 < plan.keep_ratio <= 1
-    assert all(isinstance(count, int) for count in plan.entering)
+    assert all(isinstance(count, int) for count in plan.tokens_per_block)
     if counts is not None:
         assert list(plan.keep.values()) == [min(count, patches) for count in counts]
     elif ratio is not None and 1 not in plan.keep.values():

@@ -19,7 +19,7 @@ from tests.tasks.tiny import ANSWERS, batch_for, built, tiny_meter
 def test_vqa_loss_and_score_by_hand() -> None:
     meter = tiny_meter()
     task = built(VQA(), meter)
-    batch = batch_for(task.needs)
+    batch = batch_for(task.spec)
     pooled = meter(batch.images[:, 0], batch.text).pooled
     logits = task.classifier(pooled)
     loss = F.binary_cross_entropy_with_logits(logits, batch.target) * ANSWERS
@@ -42,7 +42,7 @@ def test_vqa_submission_names_each_question_once() -> None:
     meter = tiny_meter()
     task = built(VQA(), meter)
     answers = [f"answer {i}" for i in range(ANSWERS)]
-    rows = task.predict(meter, batch_for(task.needs))
+    rows = task.predict(meter, batch_for(task.spec))
     entries = task.submission([*rows, rows[0]], answers)
     assert [entry["question_id"] for entry in entries] == list(range(1000, 1006))
     assert entries[2]["answer"] == answers[rows[2]["label"]]
@@ -57,7 +57,7 @@ def test_vqa_submission_names_each_question_once() -> None:
 def test_nlvr2_gives_each_image_its_own_token_type() -> None:
     meter = tiny_meter()
     task = built(NLVR2(), meter)
-    batch = batch_for(task.needs)
+    batch = batch_for(task.spec)
     assert task.classifier[0].in_features == 4 * meter.width
     text = meter.encode_text(batch.text)
     pooled = [
@@ -76,7 +76,7 @@ def test_another_number_of_images_is_refused() -> None:
     meter = tiny_meter()
     task = built(Statement(), meter)
     with pytest.raises(ValueError, match="looks at 1 image"):
-        task.loss(meter, batch_for(NLVR2.needs))
+        task.loss(meter, batch_for(NLVR2.spec))
 
 
 @pytest.mark.parametrize("kind", [SNLIVE, Statement])
@@ -84,7 +84,7 @@ def test_another_number_of_images_is_refused() -> None:
 def test_accuracy_and_majority_by_hand(kind) -> None:
     meter = tiny_meter()
     task = built(kind(), meter)
-    batch = batch_for(task.needs, count=9)
+    batch = batch_for(task.spec, count=9)
     evaluator = task.evaluator()
     evaluator.update(meter, batch)
     labels = [row["label"] for row in task.predict(meter, batch)]
@@ -98,7 +98,7 @@ def test_accuracy_and_majority_by_hand(kind) -> None:
 def test_a_split_without_truth_has_no_score_and_cannot_train() -> None:
     meter = tiny_meter()
     task = built(VQA(), meter)
-    batch = replace(batch_for(task.needs), target=None)
+    batch = replace(batch_for(task.spec), target=None)
     evaluator = task.evaluator()
     evaluator.update(meter, batch)
     assert task.predict(meter, batch)

@@ -46,7 +46,7 @@ class Costly(Reducer):
 def test_training_loss_is_finite_and_reaches_every_part(kind: type[Task], reducer) -> None:
     meter = tiny_meter(reducer(), dropout=0.1).train()
     task = built(kind(), meter).train()
-    loss = task.loss(meter, batch_for(task.needs))
+    loss = task.loss(meter, batch_for(task.spec))
     assert loss.total.ndim == 0
     assert math.isfinite(loss.total.item())
     assert not any(part.requires_grad for part in loss.parts.values())
@@ -73,9 +73,9 @@ def test_scores_lie_in_range_beside_chance_and_do_not_depend_on_batches(
 ) -> None:
     meter = tiny_meter(reducer())
     task = built(kind(), meter)
-    batch = batch_for(task.needs, count=7)
+    batch = batch_for(task.spec, count=7)
     whole, parts = task.evaluator(), task.evaluator()
-    assert (whole.keeps_rows, whole.rows) == (False, [])
+    assert (whole.keeps_predictions, whole.predictions) == (False, [])
     whole.update(meter, batch)
     torch.manual_seed(5)
     for rows in ([3, 6, 0], [1], [5, 2, 4]):
@@ -86,17 +86,17 @@ def test_scores_lie_in_range_beside_chance_and_do_not_depend_on_batches(
     assert chance.keys() <= scores.keys()
     assert parts.compute(meter) == pytest.approx(scores, rel=1e-5, abs=1e-5)
     assert parts.chance(meter) == pytest.approx(chance, abs=1e-6)
-    outcomes = whole.outcomes(meter)
+    outcomes = whole.per_example_scores(meter)
     assert outcomes[:, 2].mean().item() == pytest.approx(scores[task.main_metric], abs=1e-6)
     assert outcomes[:, 1].diff().min() > 0
-    if task.needs.kind != "caption" or task.main_metric != "r1":
+    if task.spec.kind != "caption" or task.main_metric != "r1":
         assert outcomes[:, :2].tolist() == [
             [image, example]
             for example, image in sorted(
                 zip(batch.example.tolist(), batch.image_id.tolist(), strict=True)
             )
         ]
-    torch.testing.assert_close(parts.outcomes(meter), outcomes)
+    torch.testing.assert_close(parts.per_example_scores(meter), outcomes)
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -104,7 +104,7 @@ def test_scores_lie_in_range_beside_chance_and_do_not_depend_on_batches(
 def test_predictions_are_one_plain_row_an_example(kind: type[Task]) -> None:
     meter = tiny_meter(ELIP())
     task = built(kind(), meter)
-    batch = batch_for(task.needs)
+    batch = batch_for(task.spec)
     rows = task.predict(meter, batch)
     assert [row["example"] for row in rows] == batch.example.tolist()
     assert [row["key"] for row in rows] == list(batch.keys)
@@ -121,14 +121,14 @@ def test_predictions_are_one_plain_row_an_example(kind: type[Task]) -> None:
 def test_the_reducers_own_loss_is_added(kind: type[Task], acts: Acts, layers: int) -> None:
     meter = tiny_meter(Costly(acts))
     task = built(kind(), meter)
-    batch = batch_for(task.needs)
+    batch = batch_for(task.spec)
     loss = task.loss(meter, batch)
     loss.total.backward()
     # 2 squared at each layer, in one or more passes.
     assert loss.parts["reducer"] >= 4.0 * layers
     assert loss.parts["reducer"] % (4.0 * layers) == 0
     assert meter.reducer.price.grad > 0
-    with meter.unreduced():
+    with meter.reduction_disabled():
         assert "reducer" not in task.loss(meter, batch).parts
 
 
@@ -137,6 +137,6 @@ def test_loss_is_finite_in_bfloat16(kind: type[Task]) -> None:
     meter = tiny_meter(ELIP()).train()
     task = built(kind(), meter).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = task.loss(meter, batch_for(task.needs))
+        loss = task.loss(meter, batch_for(task.spec))
     assert loss.total.dtype == torch.float32
     assert math.isfinite(loss.total.item())

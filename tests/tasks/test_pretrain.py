@@ -24,7 +24,7 @@ def naive_loss(task: Pretraining, meter: Meter, batch: Batch) -> torch.Tensor:
 
     def encode(images, text):
         begun = begin_images(meter, images, training=False)
-        return meter.image.finish(begun, text)
+        return meter.encode_suffix(begun, text)
 
     masked = meter.encode_text(batch.masked)
     words = task.mlm(meter.fuse(masked, encode(batch.images[:, 0], masked), "text").text)
@@ -42,7 +42,7 @@ def naive_loss(task: Pretraining, meter: Meter, batch: Batch) -> torch.Tensor:
 def test_sharing_images_changes_neither_loss_nor_gradients(reducer) -> None:
     meter = tiny_meter(reducer())
     task = built(Pretraining(), meter)
-    batch = batch_for(task.needs, count=5)
+    batch = batch_for(task.spec, count=5)
     parameters = {**dict(meter.named_parameters()), **dict(task.named_parameters())}
     grads = []
     for loss in (task.loss(meter, batch).total, naive_loss(task, meter, batch)):
@@ -66,13 +66,13 @@ def test_each_distinct_image_enters_once(options: dict[str, float], encoded: int
     meter.image.vit.patch_embed.register_forward_hook(
         lambda m, args, out: seen.append(len(args[0]))
     )
-    task.loss(meter, batch_for(task.needs, count=5))
+    task.loss(meter, batch_for(task.spec, count=5))
     assert seen == [encoded]
 
 
 def test_training_keeps_half_of_the_true_images_drawn_anew() -> None:
     task = built(Pretraining(), tiny_meter()).train()
-    batch = batch_for(task.needs, count=7)
+    batch = batch_for(task.spec, count=7)
     draws = set()
     for _ in range(20):
         keep, swap = task._halves(batch)
@@ -84,7 +84,7 @@ def test_training_keeps_half_of_the_true_images_drawn_anew() -> None:
 
 def test_evaluation_keeps_the_same_examples_in_any_batch() -> None:
     task = built(Pretraining(), tiny_meter())
-    batch = take(batch_for(task.needs), [5, 0, 3, 2])
+    batch = take(batch_for(task.spec), [5, 0, 3, 2])
     keep, swap = task._halves(batch)
     assert batch.example[keep].tolist() == [0, 2]
     assert batch.example[swap].tolist() == [5, 3]
@@ -92,7 +92,7 @@ def test_evaluation_keeps_the_same_examples_in_any_batch() -> None:
 
 def test_seeds_follow_the_pixels_in_evaluation_and_the_step_in_training() -> None:
     meter = tiny_meter(Random())
-    images = batch_for(Pretraining().needs).false_images[:, 0]
+    images = batch_for(Pretraining().spec).false_images[:, 0]
     seeds = begin_images(meter, images, training=False).seeds
     assert len(set(seeds.tolist())) == len(images)
     torch.testing.assert_close(begin_images(meter, images.flip(0), False).seeds, seeds.flip(0))
@@ -107,7 +107,7 @@ def test_seeds_follow_the_pixels_in_evaluation_and_the_step_in_training() -> Non
 def test_scores_by_hand() -> None:
     meter = tiny_meter()
     task = built(Pretraining(), meter)
-    batch = batch_for(task.needs)
+    batch = batch_for(task.spec)
     evaluator = task.evaluator()
     evaluator.update(meter, batch)
     scores, chance = evaluator.compute(meter), evaluator.chance(meter)
@@ -128,7 +128,7 @@ def test_scores_by_hand() -> None:
 def test_a_batch_without_masked_words_has_a_loss() -> None:
     meter = tiny_meter()
     task = built(Pretraining(itm=0), meter)
-    batch = batch_for(task.needs)
+    batch = batch_for(task.spec)
     batch = replace(batch, masked_labels=torch.full_like(batch.masked_labels, -100))
     loss = task.loss(meter, batch)
     loss.total.backward()
@@ -138,7 +138,7 @@ def test_a_batch_without_masked_words_has_a_loss() -> None:
 def test_weights_scale_the_losses() -> None:
     meter = tiny_meter()
     task = built(Pretraining(mlm=0.5, itm=2.0), meter)
-    loss = task.loss(meter, batch_for(task.needs))
+    loss = task.loss(meter, batch_for(task.spec))
     torch.testing.assert_close(
         loss.total.detach(), 0.5 * loss.parts["mlm"] + 2.0 * loss.parts["itm"]
     )
@@ -154,16 +154,16 @@ def test_weights_out_of_range_are_refused(weights: tuple[float, float]) -> None:
 
 
 def test_a_pass_that_is_off_asks_for_no_data() -> None:
-    assert Pretraining(itm=0).needs.false_images == 0
+    assert Pretraining(itm=0).spec.false_images == 0
     assert Pretraining(itm=0).main_metric == "mlm_accuracy"
-    assert not Pretraining(mlm=0).needs.masked
+    assert not Pretraining(mlm=0).spec.masked
 
 
 @torch.no_grad()
 def test_without_matching_the_forward_pass_gives_words_and_there_is_nothing_to_predict() -> None:
     meter = tiny_meter(ELIP())
     task = built(Pretraining(itm=0), meter)
-    batch = batch_for(task.needs)
+    batch = batch_for(task.spec)
     assert task.infer(meter, batch).shape == (6, LENGTH, VOCAB)
     with pytest.raises(ValueError, match="itm above 0"):
         task.predict(meter, batch)

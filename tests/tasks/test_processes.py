@@ -26,7 +26,7 @@ REDUCERS = {"blind": Random, "reads_text": ELIP}
 def prepared(kind: type[Task], reducer: str) -> tuple[Meter, Task, Batch]:
     meter = tiny_meter(REDUCERS[reducer]())
     task = built(kind(), meter)
-    return meter, task, batch_for(task.needs, count=9)
+    return meter, task, batch_for(task.spec, count=9)
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def _work(rank: int, folder: Path) -> None:
             shard = take(batch, SHARDS[rank]) if SHARDS[rank] else None
             evaluator = evaluated(meter, task, shard)
             scores = evaluator.compute(meter)
-            outcomes = evaluator.outcomes(meter)
+            outcomes = evaluator.per_example_scores(meter)
             found[f"{name} {reducer}"] = (scores, evaluator.chance(meter), outcomes)
             if isinstance(task, Retrieval):
                 scores = evaluator.gallery.scores(meter, task.score, task.pairs)
@@ -79,7 +79,7 @@ def test_scores_and_chance_are_those_of_one_process(found, name: str, reducer: s
     for scores, chance, outcomes in (part[f"{name} {reducer}"] for part in found):
         assert scores == pytest.approx(single.compute(meter), rel=1e-5, abs=1e-5)
         assert chance == pytest.approx(single.chance(meter), abs=1e-6)
-        torch.testing.assert_close(outcomes, single.outcomes(meter))
+        torch.testing.assert_close(outcomes, single.per_example_scores(meter))
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)

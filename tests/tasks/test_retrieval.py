@@ -40,7 +40,7 @@ def prepared(reducer: Reducer | None, pairs: int = 5) -> tuple[Meter, Retrieval,
     meter = tiny_meter(reducer)
     task = Retrieval(false_texts=3, pairs=pairs)
     built(task, meter)
-    return meter, task, batch_for(task.needs, count=9)
+    return meter, task, batch_for(task.spec, count=9)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def pair_by_pair(meter: Meter, task: Retrieval, batch: Batch) -> Tensor:
         for t in range(len(batch)):
             text = meter.encode_text(TextBatch(batch.text.ids[[t]], batch.text.mask[[t]]))
             begun = begin_images(meter, batch.images[[row], 0], training=False)
-            scores[i, t] = task.score(meter, meter.image.finish(begun, text), text)
+            scores[i, t] = task.score(meter, meter.encode_suffix(begun, text), text)
     return scores
 
 
@@ -140,7 +140,7 @@ def test_training_loss_and_gradients_equal_repeating_the_images(reducer) -> None
     mask = torch.cat([batch.text.mask[:, None], batch.false_text.mask], 1).flatten(0, 1)
     text = meter.encode_text(TextBatch(ids, mask))
     begun = begin_images(meter, batch.images[:, 0].repeat_interleave(4, dim=0), training=False)
-    scores = task.score(meter, meter.image.finish(begun, text), text).view(-1, 4)
+    scores = task.score(meter, meter.encode_suffix(begun, text), text).view(-1, 4)
     naive = F.cross_entropy(scores, torch.zeros(len(batch), dtype=torch.int64))
     shared = task.loss(meter, batch).total
     torch.testing.assert_close(shared, naive)

@@ -92,7 +92,7 @@ def read(root: Path) -> list[dict[str, Any]]:
 
 def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path, shares: list[Any]) -> None:
     module = experiment(VQA(), TopK())
-    batch = batch_for(module.task.needs, 6)
+    batch = batch_for(module.task.spec, 6)
     watched = Predictions(images=0)
     predict(module, [take(batch, [5, 1, 2])], watched, trainer(tmp_path, rank=1, world=2))
     assert not (tmp_path / ROWS_NAME).exists()
@@ -112,15 +112,15 @@ def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path, shares: l
 
 def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None:
     module = experiment(VQA(), TopK())
-    batch = batch_for(module.task.needs, 6)
+    batch = batch_for(module.task.spec, 6)
     at, written = trainer(tmp_path), AnswerRows()
     for answered in (batch, replace(batch, target=None)):
         evaluator = module.task.evaluator()
-        evaluator.keeps_rows = True
+        evaluator.keeps_predictions = True
         with torch.no_grad():
             evaluator.update(module.meter, take(answered, [4, 1, 0]))
             evaluator.update(module.meter, take(answered, [2, 5, 3]))
-        module.rows = {"test": evaluator.rows}
+        module.rows = {"test": evaluator.predictions}
         written.on_test_end(at, module)
         rows = read(tmp_path)
         assert [row["example"] for row in rows] == [0, 1, 2, 3, 4, 5]
@@ -134,7 +134,7 @@ def test_a_process_without_examples_takes_part_in_joining_the_answers(
     tmp_path: Path, shares: list[Any]
 ) -> None:
     module, written = experiment(VQA(), None), AnswerRows()
-    batch = batch_for(module.task.needs, 6)
+    batch = batch_for(module.task.spec, 6)
     for rank, rows in ((1, []), (0, module.task.predict(module.meter, batch))):
         module.rows = {"test": rows}
         written.on_test_end(trainer(tmp_path, rank, world=2), module)
@@ -151,7 +151,7 @@ def test_a_test_run_of_a_task_without_rows_leaves_none(tmp_path: Path) -> None:
 
 def test_a_task_without_a_server_leaves_no_submission(tmp_path: Path) -> None:
     module = experiment(Statement(), None)
-    predict(module, [batch_for(module.task.needs)], Predictions(images=0), trainer(tmp_path))
+    predict(module, [batch_for(module.task.spec)], Predictions(images=0), trainer(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [ROWS_NAME]
 
 
@@ -161,7 +161,7 @@ def test_a_submission_that_cannot_be_made_does_not_cost_the_rows(
     module = experiment(VQA(), None)
     at = trainer(tmp_path)
     at.datamodule.answers = ("one",)
-    predict(module, [batch_for(module.task.needs)], Predictions(images=0), at)
+    predict(module, [batch_for(module.task.spec)], Predictions(images=0), at)
     assert len(read(tmp_path)) == 6
     assert "No submission for test" in caplog.text
 
@@ -174,7 +174,7 @@ def test_token_maps_are_those_of_the_model(
     reducer: Reducer, where: str, layers: list[int], tmp_path: Path
 ) -> None:
     module = experiment(Statement(), reducer)
-    batch = batch_for(module.task.needs, 6)
+    batch = batch_for(module.task.spec, 6)
     predict(module, [batch], Predictions(images=3, texts=1), trainer(tmp_path))
     content = json.loads((tmp_path / TOKENS_NAME).read_text())
     assert content["reducer"] == type(reducer).__name__
@@ -189,7 +189,7 @@ def test_token_maps_are_those_of_the_model(
         assert [stage["layer"] for stage in image["stages"]] == layers
         for stage, known in zip(image["stages"], fused.stages, strict=True):
             assert len(stage["origin"]) == PATCHES
-            assert stage["origin"] == known.origin[image["example"]].tolist()
+            assert stage["origin"] == known.patch_to_token[image["example"]].tolist()
         with Image.open(tmp_path / "tokens" / image["file"]) as saved:
             pixels = torch.from_numpy(np.array(saved)).permute(2, 0, 1)
         assert torch.equal(pixels, batch.images[image["example"], 0])
@@ -197,7 +197,7 @@ def test_token_maps_are_those_of_the_model(
 
 def test_both_images_of_a_pair_are_shown(tmp_path: Path) -> None:
     module = experiment(NLVR2(), TopK())
-    batch = batch_for(module.task.needs, 2)
+    batch = batch_for(module.task.spec, 2)
     predict(module, [batch], Predictions(images=2), trainer(tmp_path))
     images = json.loads((tmp_path / TOKENS_NAME).read_text())["images"]
     assert [(image["example"], image["image"]) for image in images] == [
@@ -211,7 +211,7 @@ def test_both_images_of_a_pair_are_shown(tmp_path: Path) -> None:
 
 def test_without_reduction_there_are_images_and_no_stages(tmp_path: Path) -> None:
     module = experiment(Statement(), None)
-    predict(module, [batch_for(module.task.needs)], Predictions(images=1), trainer(tmp_path))
+    predict(module, [batch_for(module.task.spec)], Predictions(images=1), trainer(tmp_path))
     content = json.loads((tmp_path / TOKENS_NAME).read_text())
     assert content["reducer"] == "Identity"
     assert [image["stages"] for image in content["images"]] == [[]]

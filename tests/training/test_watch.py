@@ -237,7 +237,7 @@ def test_away_from_the_cpu_only_some_batches_are_looked_at(monkeypatch) -> None:
 def test_what_is_timed_at_the_end_is_not_looked_at(monkeypatch, end: str) -> None:
     module, seen = experiment(VQA(), TopK()), []
     monkeypatch.setattr("elip.training.watch.examine", lambda *_: seen.append(1))
-    guard, batch = ContractGuard(), batch_for(module.task.needs)
+    guard, batch = ContractGuard(), batch_for(module.task.spec)
     guard.setup(None, module, "fit")
     module.task.infer(module.meter, batch)
     assert len(seen) == 2  # one for each reduction layer
@@ -253,15 +253,15 @@ def test_counts_that_depend_on_content_are_measured() -> None:
     images, text, seeds = pairs()
     with torch.no_grad():
         found = meter.encode_image(images, meter.encode_text(text), seeds)
-    stages = [(stage.origin.unsqueeze(1) == torch.arange(36).view(1, -1, 1)).any(2).sum(1)
+    stages = [(stage.patch_to_token.unsqueeze(1) == torch.arange(36).view(1, -1, 1)).any(2).sum(1)
               for stage in found.stages]  # fmt: skip
     means, spreads = kept.entering(lambda sums: sums)
     assert spreads is not None
-    assert len(means) == len(spreads) == len(meter.plan.entering)
+    assert len(means) == len(spreads) == len(meter.plan.tokens_per_block)
     assert means[0] == meter.plan.num_patches
     last = stages[-1].double()
     assert means[-1] == pytest.approx(float(last.mean()))
     assert spreads[-1] == pytest.approx(float(last.std(correction=0)))
-    assert means[-1] < meter.plan.entering[-1]
+    assert means[-1] < meter.plan.tokens_per_block[-1]
     kept.clear()
-    assert kept.entering(lambda sums: sums)[0] == tuple(map(float, meter.plan.entering))
+    assert kept.entering(lambda sums: sums)[0] == tuple(map(float, meter.plan.tokens_per_block))
