@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from elip.cost import time_interleaved
 from elip.cost.report import tell
-from elip.data.images import find_transform
+from elip.data.transforms import find_transform
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
 

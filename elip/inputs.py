@@ -21,7 +21,7 @@ from elip.old_record import Origin, origin_from_json
 from elip.weights.read import BROKEN
 
 if TYPE_CHECKING:
-    from elip.data.module import DataModule
+    from elip.data.datamodule import DataModule
     from elip.tasks.base import Task
     from reducers.contract import Reducer
 

@@ -116,7 +116,7 @@ def _solve(
 
     from elip.cost.bench import random_batch
     from elip.cost.budget import Budget, meet
-    from elip.data.module import DataModule
+    from elip.data.datamodule import DataModule
     from elip.model.config import MeterConfig
     from elip.training.module import MeterModule
 

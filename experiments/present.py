@@ -11,8 +11,8 @@ from typing import Any
 import timm
 from jsonargparse import ArgumentParser
 
+from elip.data.datamodule import DataModule
 from elip.data.datasets import DataError
-from elip.data.module import DataModule
 from elip.inputs import code_digests, file_digest, input_files
 from elip.tasks.base import Task
 from experiments.budgets import find_class

@@ -243,7 +243,7 @@ def _forward_cost(candidate: _Candidate, device: torch.device) -> Cost:
 
 
 def _training_cost(meter: Meter, task: Task) -> float:
-    """Count a training step on shapes alone; of two examples, one gets a false image."""
+    """Count a training step on shapes alone; of two examples, one gets a negative image."""
     batch = random_batch(meter, 2).to("meta")
     both = nn.ModuleList([meter, task]).train()
     return measure_training_cost(both, lambda: task.loss(meter, batch).total, len(batch))
@@ -342,5 +342,5 @@ def random_batch(meter: Meter, count: int, images: int = 1) -> Batch:
         image_id=torch.arange(count),
         masked=text,
         masked_labels=text.ids,
-        false_images=torch.randint(256, shape, generator=generator).to(torch.uint8),
+        negative_images=torch.randint(256, shape, generator=generator).to(torch.uint8),
     )

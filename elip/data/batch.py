@@ -1,6 +1,6 @@
 """What flows from the data to the model: one batch, and what a task asks of it.
 
-Shape legend: B batch, I images an example, F false images or texts, L text length, S image size
+Shape legend: B batch, I images an example, F negative images or texts, L text length, S image size
 in pixels, A answers.
 """
 
@@ -19,21 +19,21 @@ true-or-false sentence about one image."""
 
 
 @dataclass(frozen=True)
-class Needs:
+class SampleSpec:
     """What a task asks of the data.
 
     Attributes:
         kind: The kind of example.
         masked: Whether a copy of the text with masked words is wanted.
-        false_images: F, how many images drawn from other examples go with each example.
-        false_texts: F, how many texts drawn from other examples go with each example.
+        negative_images: F, how many images drawn from other examples go with each example.
+        negative_texts: F, how many texts drawn from other examples go with each example.
         every_text: One example per text (True), or one per image with a text drawn for it.
     """
 
     kind: Kind
     masked: bool = False
-    false_images: int = 0
-    false_texts: int = 0
+    negative_images: int = 0
+    negative_texts: int = 0
     every_text: bool = True
 
 
@@ -62,8 +62,8 @@ class Batch:
         image_id: [B] int64, which image (row) an example shows.
         masked: The text with masked words, when asked for: [B,L].
         masked_labels: [B,L] int64, the true id at masked places and -100 elsewhere.
-        false_images: [B,F,3,S,S] uint8.
-        false_text: [B,F,L].
+        negative_images: [B,F,3,S,S] uint8.
+        negative_text: [B,F,L].
         target: [B] int64 class, or [B,A] float32 soft answers; None where there is no truth.
         keys: B identifiers of the examples as the dataset calls them (question ids, for instance).
     """
@@ -75,8 +75,8 @@ class Batch:
     image_id: Tensor
     masked: TextBatch | None = None
     masked_labels: Tensor | None = None
-    false_images: Tensor | None = None
-    false_text: TextBatch | None = None
+    negative_images: Tensor | None = None
+    negative_text: TextBatch | None = None
     target: Tensor | None = None
     keys: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ import torch
 from elip.data.batch import Batch, TextBatch
 from elip.data.dataset import Example
 from elip.data.datasets.base import DataError
-from elip.data.draw import source_of_chance
+from elip.data.draw import sample_rng
 from elip.data.masking import Masking
 from elip.data.reader import SoftAnswers, Target
 from elip.data.tokenize import TextTokenizer, Tokens
@@ -52,8 +52,8 @@ class Collator:
             image_id=torch.tensor([example.image_id for example in kept]),
             masked=masked,
             masked_labels=labels,
-            false_images=_false_images(kept),
-            false_text=self._false_text(kept),
+            negative_images=_negative_images(kept),
+            negative_text=self._negative_text(kept),
             target=self._targets(kept),
             keys=tuple(example.key for example in kept),
         )
@@ -64,17 +64,19 @@ class Collator:
         if self.masking is None:
             return None, None
         pairs = [
-            self.masking(ids, words, source_of_chance(self.seed, example.draw, "masks"))
+            self.masking(ids, words, sample_rng(self.seed, example.draw, "masks"))
             for ids, words, example in zip(tokens.ids, tokens.words, examples, strict=True)
         ]
         ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
         return TextBatch(ids, torch.from_numpy(tokens.mask)), labels
 
-    def _false_text(self, examples: list[Example]) -> TextBatch | None:
-        count = len(examples[0].false_texts)
+    def _negative_text(self, examples: list[Example]) -> TextBatch | None:
+        count = len(examples[0].negative_texts)
         if not count:
             return None
-        text = _text(self.encoder([text for example in examples for text in example.false_texts]))
+        text = _text(
+            self.encoder([text for example in examples for text in example.negative_texts])
+        )
         shape = (len(examples), count, self.encoder.length)
         return TextBatch(text.ids.reshape(shape), text.mask.reshape(shape))
 
@@ -105,6 +107,8 @@ def _text(tokens: Tokens) -> TextBatch:
     return TextBatch(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
 
 
-def _false_images(examples: list[Example]) -> torch.Tensor | None:
-    false = [example.false_images for example in examples if example.false_images is not None]
-    return torch.from_numpy(np.stack(false)) if false else None
+def _negative_images(examples: list[Example]) -> torch.Tensor | None:
+    negative = [
+        example.negative_images for example in examples if example.negative_images is not None
+    ]
+    return torch.from_numpy(np.stack(negative)) if negative else None

@@ -25,8 +25,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from elip.data.arrow import ArrowWriter
 from elip.data.datasets.base import DataError, MissingFilesError
 from elip.data.entries import Note, Parsed, Row, note_file, read_reasons, unexpected
-from elip.data.images import ImageError, decoded_mode
 from elip.data.opening import open_batches
+from elip.data.transforms import ImageError, decoded_mode
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

@@ -10,7 +10,7 @@ import random
 from typing import NamedTuple
 
 
-class Draw(NamedTuple):
+class SampleIndex(NamedTuple):
     """One example of one epoch: what a sampler hands to a dataset.
 
     Attributes:
@@ -22,6 +22,6 @@ class Draw(NamedTuple):
     example: int
 
 
-def source_of_chance(seed: int, draw: Draw, purpose: str) -> random.Random:
+def sample_rng(seed: int, draw: SampleIndex, purpose: str) -> random.Random:
     """Return the random numbers for one purpose of one example in one epoch."""
     return random.Random(f"{seed}/{draw.epoch}/{draw.example}/{purpose}")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from elip.data.batch import Batch
 from elip.data.collate import Collator
 from elip.data.dataset import Examples
-from elip.data.sampling import Batches
+from elip.data.sampling import DistributedBatchSampler
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,11 @@ class Loader(DataLoader[Any]):
     """
 
     def __init__(
-        self, examples: Examples, batches: Batches, collate: Collator, num_workers: int = 0
+        self,
+        examples: Examples,
+        batches: DistributedBatchSampler,
+        collate: Collator,
+        num_workers: int = 0,
     ) -> None:
         super().__init__(
             examples,
@@ -91,7 +95,7 @@ class TrainLoader(Loader):
     def __init__(
         self,
         examples: Examples,
-        batches: Batches,
+        batches: DistributedBatchSampler,
         collate: Collator,
         num_workers: int,
         num_done: Callable[[], int],

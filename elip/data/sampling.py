@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from elip.data.datasets.base import DataError
-from elip.data.draw import Draw
+from elip.data.draw import SampleIndex
 
 
-class Batches(Sampler[list[Draw]]):
+class DistributedBatchSampler(Sampler[list[SampleIndex]]):
     """Batches of one process.
 
     Training: a permutation that depends on seed and epoch only; batch b of all processes together
@@ -65,7 +65,7 @@ class Batches(Sampler[list[Draw]]):
         self.num_dropped = num_examples % whole if train else 0
 
     @property
-    def sampler(self) -> Batches:
+    def sampler(self) -> DistributedBatchSampler:
         """Return this object: Lightning calls `set_epoch` on a batch sampler's sampler."""
         return self
 
@@ -79,12 +79,12 @@ class Batches(Sampler[list[Draw]]):
             return self.num_examples // (self.batch_size * self.world_size)
         return -(-len(self._stretch()) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         """Yield the batches of the current epoch from `start` on."""
         mine = self._shuffled() if self.train else self._stretch()
         for number in range(self.start, len(self)):
             batch = mine[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [Draw(self.epoch, int(example)) for example in batch]
+            yield [SampleIndex(self.epoch, int(example)) for example in batch]
 
     def _shuffled(self) -> NDArray[np.int64]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_examples)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elip.data.batch import Batch, Needs
+from elip.data.batch import Batch, SampleSpec
 from elip.model.image_encoder import EncodedImage
 from elip.model.meter import Fused, Meter
 
@@ -76,7 +76,7 @@ class Task(nn.Module, ABC):
         main_metric: The score that selects a model and heads the tables; higher is better.
     """
 
-    spec: Needs
+    spec: SampleSpec
     main_metric: str
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elip.data.batch import Needs
+from elip.data.batch import SampleSpec
 from elip.tasks.classification import Classification
 
 
@@ -12,5 +12,5 @@ class SNLIVE(Classification):
     Source: Xie et al., 2019, arXiv:1901.06706; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """
 
-    spec = Needs(kind="entailment")
+    spec = SampleSpec(kind="entailment")
     classes = 3  # contradiction, neutral, entailment

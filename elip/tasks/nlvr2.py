@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elip.data.batch import Needs
+from elip.data.batch import SampleSpec
 from elip.tasks.classification import Classification
 
 
@@ -15,6 +15,6 @@ class NLVR2(Classification):
     Source: Suhr et al., 2019, arXiv:1811.00491; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """
 
-    spec = Needs(kind="pair")
+    spec = SampleSpec(kind="pair")
     images = 2
     classes = 2  # false, true

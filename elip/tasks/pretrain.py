@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elip.data.batch import Batch, Needs
+from elip.data.batch import Batch, SampleSpec
 from elip.model.heads import MaskedLanguageHead
 from elip.model.meter import Fused, Meter, initialise
 from elip.tasks.base import (
@@ -48,9 +48,9 @@ class Pretraining(Task):
     """Fill in masked words, and tell true image-text pairs from false ones.
 
     Two passes a step, as in the reference: masked text beside its own image for the words;
-    unmasked text, half of it beside a false image, for the matching. In training half of the batch
-    (rounded down) keeps its true image, drawn anew at each step; in evaluation the examples with an
-    even number do, so that evaluation repeats in any batch size and any number of processes.
+    unmasked text, half of it beside a negative image, for the matching. In training half of the
+    batch (rounded down) keeps its true image, drawn anew at each step; in evaluation the examples
+    with an even number do, so that evaluation repeats in any batch size and number of processes.
 
     Each distinct image is encoded once a step as far as no text can change it: 1.5 images an
     example instead of 2, with the same gradients.
@@ -76,10 +76,10 @@ class Pretraining(Task):
         self.mlm_weight = mlm
         self.itm_weight = itm
         self.main_metric = "itm_accuracy" if itm else "mlm_accuracy"
-        self.spec = Needs(
+        self.spec = SampleSpec(
             kind="caption",
             masked=mlm > 0,
-            false_images=1 if itm else 0,
+            negative_images=1 if itm else 0,
             every_text=every_text,
         )
         self.mlm: MaskedLanguageHead | None = None
@@ -149,10 +149,10 @@ class Pretraining(Task):
         distinct = true if self.mlm is not None else true[keep]
         beside = keep if self.mlm is not None else torch.arange(len(keep), device=device)
         if self.itm is not None:
-            assert batch.false_images is not None
+            assert batch.negative_images is not None
             others = torch.arange(len(swap), device=device) + len(distinct)
             beside = torch.cat([beside, others])
-            distinct = torch.cat([distinct, batch.false_images[swap, 0]])
+            distinct = torch.cat([distinct, batch.negative_images[swap, 0]])
         begun = begin_images(meter, distinct, self.training)
         words = matching = None
         fused = []

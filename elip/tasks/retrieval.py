@@ -1,4 +1,4 @@
-"""Image and text retrieval: fine-tuning against false texts, evaluation of every pair."""
+"""Image and text retrieval: fine-tuning against negative texts, evaluation of every pair."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elip.data.batch import Batch, Needs, TextBatch
+from elip.data.batch import Batch, SampleSpec, TextBatch
 from elip.model.image_encoder import EncodedImage
 from elip.model.meter import Fused, Meter, initialise
 from elip.tasks.base import (
@@ -32,10 +32,10 @@ class Retrieval(Task):
     "match" when pre-trained weights are loaded.
 
     Source: Dou et al., 2022, arXiv:2111.02387, section 4.1; Kim et al., ViLT, 2021,
-    arXiv:2102.03334 (15 false texts).
+    arXiv:2102.03334 (15 negative texts).
 
     Args:
-        false_texts: F, at least 1.
+        negative_texts: F, at least 1.
         pairs: How many pairs are scored at once in evaluation.
 
     Raises:
@@ -44,13 +44,13 @@ class Retrieval(Task):
 
     main_metric = "r1"
 
-    def __init__(self, false_texts: int = 15, pairs: int = 128) -> None:
+    def __init__(self, negative_texts: int = 15, pairs: int = 128) -> None:
         super().__init__()
-        if false_texts < 1 or pairs < 1:
+        if negative_texts < 1 or pairs < 1:
             raise ValueError(
-                f"false_texts is {false_texts} and pairs is {pairs}; both must be at least 1."
+                f"negative_texts is {negative_texts} and pairs is {pairs}; both must be at least 1."
             )
-        self.spec = Needs(kind="caption", false_texts=false_texts)
+        self.spec = SampleSpec(kind="caption", negative_texts=negative_texts)
         self.pairs = pairs
         self.rank: nn.Linear | None = None
 
@@ -61,9 +61,9 @@ class Retrieval(Task):
 
     def loss(self, meter: Meter, batch: Batch) -> Loss:
         """Return the cross entropy of the true text among 1 + F; each image is begun once."""
-        assert batch.false_text is not None
-        ids = torch.cat([batch.text.ids[:, None], batch.false_text.ids], dim=1)
-        mask = torch.cat([batch.text.mask[:, None], batch.false_text.mask], dim=1)
+        assert batch.negative_text is not None
+        ids = torch.cat([batch.text.ids[:, None], batch.negative_text.ids], dim=1)
+        mask = torch.cat([batch.text.mask[:, None], batch.negative_text.mask], dim=1)
         count, texts = ids.shape[:2]
         text = meter.encode_text(TextBatch(ids.flatten(0, 1), mask.flatten(0, 1)))
         begun = begin_images(meter, batch.images[:, 0], self.training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elip.data.batch import Needs
+from elip.data.batch import SampleSpec
 from elip.tasks.classification import Classification
 
 
@@ -12,5 +12,5 @@ class Statement(Classification):
     Source: Suhr et al., A Corpus of Natural Language for Visual Reasoning, ACL 2017.
     """
 
-    spec = Needs(kind="statement")
+    spec = SampleSpec(kind="statement")
     classes = 2  # false, true

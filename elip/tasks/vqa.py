@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from elip.data.batch import Needs
+from elip.data.batch import SampleSpec
 from elip.model.meter import Meter
 from elip.tasks.classification import Classification
 
@@ -23,7 +23,7 @@ class VQA(Classification):
     Source: Goyal et al., 2017, arXiv:1612.00837; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """
 
-    spec = Needs(kind="question")
+    spec = SampleSpec(kind="question")
     main_metric = "vqa_score"
     classes = 0
 

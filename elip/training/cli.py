@@ -26,9 +26,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from elip.checkpoints import CheckpointError
+from elip.data.datamodule import DataModule
 from elip.data.datasets import known_datasets
 from elip.data.datasets.base import DataError
-from elip.data.module import DataModule
 from elip.inputs import input_files, read_origin, run_inputs
 from elip.model.guard import ContractError
 from elip.old_record import Origin

@@ -207,7 +207,7 @@ class MeterModule(LightningModule):
         return self.task.predict(self.meter, batch)
 
     def _splits(self, stage: str) -> list[str]:
-        names: list[str] = self.trainer.datamodule.eval_names(stage)  # type: ignore[attr-defined]
+        names: list[str] = self.trainer.datamodule.split_names(stage)  # type: ignore[attr-defined]
         return names
 
     def _start(self, stage: str) -> None:

@@ -72,7 +72,7 @@ class Predictions(Callback):
     ) -> None:
         """Keep the rows of a batch, and write the pictures while some are wanted."""
         assert isinstance(pl_module, MeterModule)
-        split = trainer.datamodule.eval_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
+        split = trainer.datamodule.split_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
         self._rows += [{"split": split, **row} for row in outputs]
         if self._hook is None:
             return

@@ -225,7 +225,7 @@ class Recorder(Callback):
     def _see(self, trainer: Trainer, batch: Batch, stage: str, loader: int) -> None:
         if not trainer.sanity_checking:
             self._sample = self._sample or batch
-            name = trainer.datamodule.eval_names(stage)[loader]  # type: ignore[attr-defined]
+            name = trainer.datamodule.split_names(stage)[loader]  # type: ignore[attr-defined]
             self._counts[name] = self._counts.get(name, 0) + len(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

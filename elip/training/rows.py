@@ -49,7 +49,7 @@ def write_rows(trainer: Trainer, task: Task, stage: str, rows: list[dict[str, An
         dist.all_gather_object(shares, rows)
     if not (trainer.is_global_zero and any(shares)):
         return
-    splits: list[str] = trainer.datamodule.eval_names(stage)  # type: ignore[attr-defined]
+    splits: list[str] = trainer.datamodule.split_names(stage)  # type: ignore[attr-defined]
     once = {(splits.index(row["split"]), row["example"]): row for share in shares for row in share}
     rows = [once[key] for key in sorted(once)]
     target = Path(trainer.default_root_dir) / ROWS_NAME

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from elip.data.datasets.base import DataError
-from elip.data.images import TRANSFORMS, ImageError, find_transform
+from elip.data.transforms import TRANSFORMS, ImageError, find_transform
 from tests.data.tiny import noise
 
 CLIP = TRANSFORMS["clip"]

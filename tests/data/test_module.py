@@ -11,12 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from elip.data.batch import Batch, Needs
+from elip.data.batch import Batch, SampleSpec
+from elip.data.datamodule import DataModule
 from elip.data.datasets.base import DataError, MissingFilesError
-from elip.data.module import DataModule
 from tests.data.tiny import Tiny, captions, noise, png, write, write_tiny
 
-NEEDS = Needs("caption", masked=True, false_images=1)
+SPEC = SampleSpec("caption", masked=True, negative_images=1)
 TINY, SECOND = "tests.data.tiny.Tiny", "tests.data.tiny.Second"
 
 pytestmark = [
@@ -27,10 +27,10 @@ pytestmark = [
 ]
 
 
-def module(root: Path, needs: Needs | None = NEEDS, **options: object) -> DataModule:
+def module(root: Path, spec: SampleSpec | None = SPEC, **options: object) -> DataModule:
     settings = {"datasets": TINY, "batch_size": 4, "image_size": 8, "max_text_len": 8} | options
     data = DataModule(root=str(root), **settings)  # type: ignore[arg-type]
-    data.needs = needs
+    data.spec = spec
     return data
 
 
@@ -40,12 +40,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_what_a_model_must_know_before_it_is_built(root: Path) -> None:
-    data = module(root, needs=None)
+    data = module(root, spec=None)
     assert data.vocab_size == len(data.tokenizer)
     assert data.num_answers == 7
     assert data.answers == ("yes", "no", "maybe", *["unknown"] * 4)
     (root / "answers.json").write_text(json.dumps(["yes", "no", "maybe"]))
-    with_file = module(root, needs=None)
+    with_file = module(root, spec=None)
     assert with_file.num_answers == 3
     assert with_file.answers == ("yes", "no", "maybe")
     with pytest.raises(DataError, match="does not know its task"):
@@ -54,31 +54,31 @@ def test_what_a_model_must_know_before_it_is_built(root: Path) -> None:
 
 def test_what_each_stage_reads_has_digests_by_phase(root: Path) -> None:
     (root / "answers.json").write_text('["yes", "no", "maybe"]')
-    needs = Needs("caption")
+    spec = SampleSpec("caption")
     fit, validate, test, predict = (
-        module(root).digests(stage, needs) for stage in ("fit", "validate", "test", "predict")
+        module(root).digests(stage, spec) for stage in ("fit", "validate", "test", "predict")
     )
     assert set(fit) == {"tokenizer", "train_data", "val_data"}
     assert validate == {name: fit[name] for name in ("tokenizer", "val_data")}
     assert set(test) == {"tokenizer", "test_data"}
     assert test == predict
-    questions = module(root).digests("fit", Needs("question"))
+    questions = module(root).digests("fit", SampleSpec("question"))
     assert set(questions) == {"tokenizer", "train_data", "answers"}  # none to validate on
     captions(root / "tiny_val.arrow", 21, 3)
-    changed = module(root).digests("fit", needs)
+    changed = module(root).digests("fit", spec)
     assert {name for name in fit if fit[name] != changed[name]} == {"val_data"}
 
 
 def test_named_splits(root: Path) -> None:
     data = module(root)
-    assert data.eval_names("validate") == ["val"]
-    assert data.eval_names("test") == data.eval_names("predict") == ["one", "two"]
+    assert data.split_names("validate") == ["val"]
+    assert data.split_names("test") == data.split_names("predict") == ["one", "two"]
     assert [len(loader.dataset) for loader in data.test_dataloader()] == [9, 6]
     joined = module(root, datasets=[TINY, SECOND])
-    assert joined.eval_names("validate") == ["tiny_val", "second_val"]
+    assert joined.split_names("validate") == ["tiny_val", "second_val"]
     assert len(joined.train_examples()) == 39
     with pytest.raises(DataError, match="no split to test on"):
-        module(root, datasets=SECOND).eval_names("test")
+        module(root, datasets=SECOND).split_names("test")
 
 
 def test_limits(root: Path) -> None:
@@ -97,7 +97,7 @@ def test_mistakes_are_found_before_any_work(root: Path) -> None:
     with pytest.raises(DataError, match="No dataset is named"):
         module(root, datasets=[])
     with pytest.raises(DataError, match="no examples of kind 'statement'; it has caption"):
-        module(root, Needs("statement")).setup("fit")
+        module(root, SampleSpec("statement")).setup("fit")
     with pytest.raises(MissingFilesError, match=r"coco_caption_karpathy_train.arrow"):
         module(root, datasets="coco").setup("fit")
     with pytest.raises(DataError, match="no folder `tokenizer`"):
@@ -157,7 +157,7 @@ def test_as_many_but_other_answers_cannot_be_joined(root: Path) -> None:
 def test_a_label_that_its_kind_does_not_have_is_found(root: Path) -> None:
     columns = {"image_0": [png(1)], "image_1": [png(2)], "questions": [["a"]], "identifier": ["i"]}
     write(root / "tiny_pairs.arrow", columns | {"answers": [[2]]})
-    data = module(root, Needs("pair"), datasets=f"{__name__}.Unstated")
+    data = module(root, SampleSpec("pair"), datasets=f"{__name__}.Unstated")
     with pytest.raises(DataError, match=r"label 2; labels go from 0 to 1"):
         data.first_batch()
 
@@ -168,11 +168,11 @@ def all_of(loader: object) -> list[tuple[object, ...]]:
 
 def content(batch: Batch) -> tuple[object, ...]:
     assert batch.masked is not None
-    assert batch.false_images is not None
+    assert batch.negative_images is not None
     return (
         tuple(batch.example.tolist()),
         tuple(batch.masked.ids.flatten().tolist()),
-        tuple(batch.false_images[:, 0, 0, 0, 0].tolist()),
+        tuple(batch.negative_images[:, 0, 0, 0, 0].tolist()),
     )
 
 
@@ -192,7 +192,7 @@ def test_skipped_images_are_counted_over_workers(tmp_path: Path, num_workers: in
     images = [png(0), *[noise(0)[:100]] * 4, png(5), png(6)]
     columns = {"image": images, "caption": [["a"]] * 7, "image_id": ["i"] * 7}
     write(root / "tiny_val.arrow", columns)
-    data = module(root, Needs("caption"), skip_bad=True, num_workers=num_workers, batch_size=2)
+    data = module(root, SampleSpec("caption"), skip_bad=True, num_workers=num_workers, batch_size=2)
     batches = list(data.val_dataloader()[0])
     assert [batch.example.tolist() for batch in batches] == [[0], [5], [6]]
     assert data.num_skipped == {"val/val": 4}
@@ -213,7 +213,7 @@ class Toy(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
-        self.task = SimpleNamespace(needs=NEEDS)
+        self.task = SimpleNamespace(spec=SPEC)
         self.seen: list[tuple[object, ...]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -240,7 +240,7 @@ def fit(
     callbacks: list[Callback] | None = None,
     **options: object,
 ) -> list[tuple[object, ...]]:
-    data = module(root, needs=None, num_workers=num_workers, **options)  # 27 examples: 6 batches
+    data = module(root, spec=None, num_workers=num_workers, **options)  # 27 examples: 6 batches
     toy = Toy()
     trainer = pl.Trainer(
         max_epochs=3,

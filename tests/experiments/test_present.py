@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elip.data.module import DataModule
+from elip.data.datamodule import DataModule
 from elip.data.shapes.write import Options, write_shapes
 from elip.tasks.pretrain import Pretraining
 from experiments.check import Checked, check

@@ -23,16 +23,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from elip.data.augment import OPERATIONS, rand_augment
-from elip.data.batch import Needs
+from elip.data.batch import SampleSpec
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
 from elip.data.datasets import find_dataset
 from elip.data.datasets.base import LAYOUT
-from elip.data.draw import Draw
-from elip.data.images import TRANSFORMS, Pixels, Transform
+from elip.data.draw import SampleIndex
 from elip.data.masking import IGNORED
 from elip.data.reader import ArrowTable, SoftAnswers
 from elip.data.tokenize import TextTokenizer, load_tokenizer
+from elip.data.transforms import TRANSFORMS, Pixels, Transform
 from elip.model.meter import _PIXELS
 
 SOURCES = {"vqa": "vqav2", "snli": "snli_ve"}
@@ -130,7 +130,7 @@ def test_joined_datasets(golden: Path) -> None:
     tables = [
         table_of(golden, name, index[f"{name}/train"]["existing"]) for name in joined["datasets"]
     ]
-    examples = Examples(tables, Needs("caption"), Reading(TRANSFORMS["clip"], 8, train=True))
+    examples = Examples(tables, SampleSpec("caption"), Reading(TRANSFORMS["clip"], 8, train=True))
     assert len(examples) == joined["cumulative_train"][-1]
     for end, size, table in zip(joined["cumulative_train"], joined["train"], tables, strict=True):
         last, first = examples[end - 1], examples[end - size]
@@ -148,16 +148,18 @@ def test_false_draws_are_over_all_items(golden: Path) -> None:
     table = table_of(golden, "f30k", names)
     assert table.num_items == rule["length"]
     reading = Reading(TRANSFORMS["clip"], 8, train=True, exclude_own=False)
-    examples = Examples([table], Needs("caption", false_images=1, false_texts=3), reading)
+    examples = Examples(
+        [table], SampleSpec("caption", negative_images=1, negative_texts=3), reading
+    )
     texts = {table.text(*table.locate(item)) for item in range(table.num_items)}
     found = set()
     for epoch in range(100):
-        example = examples[Draw(epoch, 0)]
+        example = examples[SampleIndex(epoch, 0)]
         assert example is not None
-        assert example.false_images is not None
-        assert example.false_images.shape == (1, 3, 8, 8)
-        assert len(example.false_texts) == 3
-        found |= set(example.false_texts)
+        assert example.negative_images is not None
+        assert example.negative_images.shape == (1, 3, 8, 8)
+        assert len(example.negative_texts) == 3
+        found |= set(example.negative_texts)
     assert found == texts
 
 
@@ -266,7 +268,7 @@ def test_batches(golden: Path) -> None:
         encoder = TextTokenizer(tokenizer, case["max_text_len"])
         table = table_of(golden, source, index["existing"])
         reading = Reading(TRANSFORMS["clip"], 32, train=False)
-        examples = Examples([table], Needs(kind), reading)
+        examples = Examples([table], SampleSpec(kind), reading)
         batch = Collator(encoder, num_answers=4)([examples[i] for i in case["indices"]])
         assert batch is not None
         assert list(batch.strings) == case["text"]
@@ -308,13 +310,13 @@ def test_masking_rates(golden: Path, case: str) -> None:
     names = load(golden, "index_meter.json")["coco/train"]["existing"]
     examples = Examples(
         [table_of(golden, "coco", names)],
-        Needs("caption", masked=True),
+        SampleSpec("caption", masked=True),
         Reading(TRANSFORMS["clip"], 8, train=True),
     )
     collate = Collator(encoder, masked=True)
     tokens = chosen = hidden = 0
     for epoch in range(100):
-        batch = collate([examples[Draw(epoch, number)] for number in range(len(examples))])
+        batch = collate([examples[SampleIndex(epoch, number)] for number in range(len(examples))])
         assert batch is not None
         assert batch.masked is not None
         assert batch.masked_labels is not None

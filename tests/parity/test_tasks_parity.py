@@ -78,7 +78,7 @@ def test_pretraining_losses_and_gradients(golden: Path, tmp_path: Path, name: st
         **{
             **vars(plain),
             "example": 2 * torch.arange(len(plain)) + 1 - matches,
-            "false_images": case.tensors["in.false_image_0"][:, None],
+            "negative_images": case.tensors["in.false_image_0"][:, None],
             "masked": case.text("_mlm"),
             "masked_labels": case.tensors["in.text_labels_mlm"],
         }
@@ -116,13 +116,13 @@ def test_nlvr2(golden: Path, tmp_path: Path, name: str) -> None:
 def test_retrieval(golden: Path, tmp_path: Path, name: str) -> None:
     case = load_case(golden, name)
     count = sum(key.startswith("in.false_text_") and key.endswith("_ids") for key in case.tensors)
-    whole = whole_of(case, Retrieval(false_texts=count), tmp_path)
+    whole = whole_of(case, Retrieval(negative_texts=count), tmp_path)
     ids, masks = (
         torch.stack([case.tensors[f"in.false_text_{i}_{part}"] for i in range(count)], dim=1)
         for part in ("ids", "masks")
     )
     plain = batch_of(case, case.tensors["in.image"][:, None])
-    batch = Batch(**{**vars(plain), "false_text": TextBatch(ids, masks.bool())})
+    batch = Batch(**{**vars(plain), "negative_text": TextBatch(ids, masks.bool())})
     assert_close(whole.task.loss(whole.meter, batch).total, case.tensors["out.irtr_loss"], LOSS)
     official = case.tensors["out.scores"]
     own = [row["score"] for row in whole.task.predict(whole.meter, batch)]

@@ -217,8 +217,8 @@ def test_clusters_have_no_weight_in_attention_unless_asked_for() -> None:
 
 
 def test_matching_asks_for_one_false_image() -> None:
-    assert Pretraining().spec.false_images == 1
-    assert Pretraining(itm=0.0).spec.false_images == 0
+    assert Pretraining().spec.negative_images == 1
+    assert Pretraining(itm=0.0).spec.negative_images == 0
 
 
 def test_the_table_has_the_spread_of_the_last_count() -> None:
@@ -235,7 +235,7 @@ def test_default_layers_of_a_shallow_encoder_begin_at_its_first_block() -> None:
 
 
 def test_the_rank_head_meets_fifteen_false_texts_as_in_meter() -> None:
-    assert Retrieval().spec.false_texts == 15
+    assert Retrieval().spec.negative_texts == 15
 
 
 class Misreads(Looks):
@@ -279,7 +279,7 @@ def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -
 
 
 def test_the_least_that_is_allowed_is_allowed() -> None:
-    assert Retrieval(false_texts=1, pairs=1).pairs == 1
+    assert Retrieval(negative_texts=1, pairs=1).pairs == 1
     assert Tokens(patches=9, entering=(9.0, 5.0)).entering == (9.0, 5.0)
     plan = Schedule(None, layers=(1, 2), counts=(5, 5)).plan(100, 6, "before_block")
     assert plan.keep == {1: 5, 2: 5}

@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from elip.data.batch import Needs
+from elip.data.batch import SampleSpec
 from elip.data.catalog import Catalog
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
 from elip.data.datasets.base import LAYOUT, Columns, DataError
-from elip.data.images import TRANSFORMS, ImageError, find_transform
 from elip.data.reader import ArrowTable
 from elip.data.tokenize import TextTokenizer, load_tokenizer, wrap
+from elip.data.transforms import TRANSFORMS, ImageError, find_transform
 from tests.data.tiny import Tiny, noise, png, tokenizer, write, write_tiny
 
 SIDE = 16
@@ -161,7 +161,7 @@ def captions(folder: Path, images: list[bytes], texts: list[list[str]]) -> Arrow
 
 def examples(table: ArrowTable, train: bool = False, skip_bad: bool = False) -> Examples:
     reading = Reading(find_transform("clip"), SIDE, train, skip_bad=skip_bad)
-    return Examples([table], Needs("caption"), reading)
+    return Examples([table], SampleSpec("caption"), reading)
 
 
 TEXTS = {
@@ -313,7 +313,7 @@ COLLATOR = Collator(TextTokenizer(wrap(tokenizer()), length=12), num_answers=5)
 def read_all(paths: list[Path], kind: str) -> int:
     """Read every cell of some files as a run does; return the number of examples."""
     table = ArrowTable(paths, LAYOUT[kind], classes=3)  # type: ignore[index]
-    found = Examples([table], Needs(kind), Reading(find_transform("clip"), SIDE, train=False))  # type: ignore[arg-type]
+    found = Examples([table], SampleSpec(kind), Reading(find_transform("clip"), SIDE, train=False))  # type: ignore[arg-type]
     return sum(len(COLLATOR([found[i]]) or ()) for i in range(len(found)))
 
 

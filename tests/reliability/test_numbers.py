@@ -54,7 +54,7 @@ def test_a_loss_that_is_none_names_step_and_example(value: float) -> None:
 
 
 def test_weights_that_are_none_are_told_from_data_that_is_none() -> None:
-    module = experiment(Retrieval(false_texts=1), None)
+    module = experiment(Retrieval(negative_texts=1), None)
     with torch.no_grad():
         module.meter.fusion.text_layers[0].self_attention.out.weight[0, 0] = float("nan")
     with pytest.raises(LossError, match="6 of the 6 examples") as stopped:
@@ -102,7 +102,7 @@ def test_200_steps_in_half_precision_stay_finite(
 
 def train(name: str, dtype: torch.dtype) -> int:
     """Train with a method in half precision; return the number of steps that went well."""
-    module = experiment(Retrieval(false_texts=1), REDUCERS[name]())
+    module = experiment(Retrieval(negative_texts=1), REDUCERS[name]())
     optimizer = build_optimizer(module, Optimization(1e-3))
     # fp16 gradients are too small to be told from 0 unless the loss is scaled, as Lightning does.
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
@@ -133,7 +133,7 @@ def test_massive_activations_do_not_overflow_in_fp16(name: str) -> None:
 
     Its squares do not fit in fp16. Source: Sun et al., 2024, arXiv:2402.17762.
     """
-    module = experiment(Retrieval(false_texts=1), REDUCERS[name]()).eval()
+    module = experiment(Retrieval(negative_texts=1), REDUCERS[name]()).eval()
     module.meter.image.vit.norm_pre.weight.data[7] = 300
     batch = batch_for(module.task.spec, 4)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):

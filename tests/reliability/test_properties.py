@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from analysis.statistics import by_image, curve_area, holm, t_interval
 from elip.data.datasets.base import Columns
 from elip.data.reader import ArrowTable
-from elip.data.sampling import Batches
+from elip.data.sampling import DistributedBatchSampler
 from elip.old_record import Evaluation, RecordError, read_record, write_record
 from elip.provenance import config_hash
 from elip.schedule import Schedule
@@ -162,7 +162,7 @@ def test_processes_share_out_the_examples(
     def shares(train: bool, begin: int = 0) -> list[list[list[int]]]:
         found = []
         for rank in range(world):
-            batches = Batches(examples, size, train, seed, rank, world)
+            batches = DistributedBatchSampler(examples, size, train, seed, rank, world)
             batches.start = begin
             found.append([[draw.example for draw in batch] for batch in batches])
         return found

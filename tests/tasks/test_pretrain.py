@@ -31,7 +31,7 @@ def naive_loss(task: Pretraining, meter: Meter, batch: Batch) -> torch.Tensor:
     mlm = F.cross_entropy(words.flatten(0, 1), batch.masked_labels.flatten(), ignore_index=-100)
     match = (batch.example % 2 == 0).long()
     mixed = torch.where(
-        match[:, None, None, None] == 1, batch.images[:, 0], batch.false_images[:, 0]
+        match[:, None, None, None] == 1, batch.images[:, 0], batch.negative_images[:, 0]
     )
     text = meter.encode_text(batch.text)
     pooled = meter.fuse(text, encode(mixed, text), "pooled").pooled
@@ -92,7 +92,7 @@ def test_evaluation_keeps_the_same_examples_in_any_batch() -> None:
 
 def test_seeds_follow_the_pixels_in_evaluation_and_the_step_in_training() -> None:
     meter = tiny_meter(Random())
-    images = batch_for(Pretraining().spec).false_images[:, 0]
+    images = batch_for(Pretraining().spec).negative_images[:, 0]
     seeds = begin_images(meter, images, training=False).seeds
     assert len(set(seeds.tolist())) == len(images)
     torch.testing.assert_close(begin_images(meter, images.flip(0), False).seeds, seeds.flip(0))
@@ -154,7 +154,7 @@ def test_weights_out_of_range_are_refused(weights: tuple[float, float]) -> None:
 
 
 def test_a_pass_that_is_off_asks_for_no_data() -> None:
-    assert Pretraining(itm=0).spec.false_images == 0
+    assert Pretraining(itm=0).spec.negative_images == 0
     assert Pretraining(itm=0).main_metric == "mlm_accuracy"
     assert not Pretraining(mlm=0).spec.masked
 

@@ -38,7 +38,7 @@ REDUCERS = [
 
 def prepared(reducer: Reducer | None, pairs: int = 5) -> tuple[Meter, Retrieval, Batch]:
     meter = tiny_meter(reducer)
-    task = Retrieval(false_texts=3, pairs=pairs)
+    task = Retrieval(negative_texts=3, pairs=pairs)
     built(task, meter)
     return meter, task, batch_for(task.spec, count=9)
 
@@ -136,8 +136,8 @@ def test_scores_run_in_the_precision_of_the_update() -> None:
 @pytest.mark.parametrize("reducer", [lambda: None, Random, ELIP])
 def test_training_loss_and_gradients_equal_repeating_the_images(reducer) -> None:
     meter, task, batch = prepared(reducer())
-    ids = torch.cat([batch.text.ids[:, None], batch.false_text.ids], 1).flatten(0, 1)
-    mask = torch.cat([batch.text.mask[:, None], batch.false_text.mask], 1).flatten(0, 1)
+    ids = torch.cat([batch.text.ids[:, None], batch.negative_text.ids], 1).flatten(0, 1)
+    mask = torch.cat([batch.text.mask[:, None], batch.negative_text.mask], 1).flatten(0, 1)
     text = meter.encode_text(TextBatch(ids, mask))
     begun = begin_images(meter, batch.images[:, 0].repeat_interleave(4, dim=0), training=False)
     scores = task.score(meter, meter.encode_suffix(begun, text), text).view(-1, 4)
@@ -165,10 +165,10 @@ def test_the_true_text_stands_first() -> None:
 
 
 def _parts(batch: Batch) -> tuple[Tensor, Tensor]:
-    return batch.false_text.ids, batch.false_text.mask
+    return batch.negative_text.ids, batch.negative_text.mask
 
 
-@pytest.mark.parametrize(("false_texts", "pairs"), [(0, 8), (3, 0)])
-def test_numbers_below_one_are_refused(false_texts: int, pairs: int) -> None:
+@pytest.mark.parametrize(("negative_texts", "pairs"), [(0, 8), (3, 0)])
+def test_numbers_below_one_are_refused(negative_texts: int, pairs: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        Retrieval(false_texts, pairs)
+        Retrieval(negative_texts, pairs)

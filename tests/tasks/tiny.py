@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from elip.data.batch import Batch, Needs, TextBatch
+from elip.data.batch import Batch, SampleSpec, TextBatch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
@@ -52,7 +52,7 @@ def built(task: Task, meter: Meter) -> Task:
     return task.eval()
 
 
-def batch_for(needs: Needs, count: int = 6, seed: int = 0) -> Batch:
+def batch_for(needs: SampleSpec, count: int = 6, seed: int = 0) -> Batch:
     """A batch as the loader would make it for a task that asks for ``needs``."""
     draw = torch.Generator().manual_seed(seed)
     images = 2 if needs.kind == "pair" else 1
@@ -74,12 +74,14 @@ def batch_for(needs: Needs, count: int = 6, seed: int = 0) -> Batch:
         batch = replace(batch, images=batch.images[torch.arange(count) // 2 * 2])
     if needs.masked:
         batch = replace(batch, masked=TextBatch(masked, text.mask), masked_labels=labels)
-    if needs.false_images:
-        batch = replace(batch, false_images=_pixels(count, needs.false_images, draw))
-    if needs.false_texts:
-        false = _texts(count * needs.false_texts, draw)
-        shape = (count, needs.false_texts, LENGTH)
-        batch = replace(batch, false_text=TextBatch(false.ids.view(shape), false.mask.view(shape)))
+    if needs.negative_images:
+        batch = replace(batch, negative_images=_pixels(count, needs.negative_images, draw))
+    if needs.negative_texts:
+        false = _texts(count * needs.negative_texts, draw)
+        shape = (count, needs.negative_texts, LENGTH)
+        batch = replace(
+            batch, negative_text=TextBatch(false.ids.view(shape), false.mask.view(shape))
+        )
     return batch
 
 
@@ -91,8 +93,8 @@ def take(batch: Batch, rows: list[int]) -> Batch:
             return TextBatch(value.ids[rows], value.mask[rows])
         return None if value is None else value[rows]
 
-    tensors = ("images", "text", "example", "image_id", "masked", "masked_labels", "false_images",
-               "false_text", "target")  # fmt: skip
+    tensors = ("images", "text", "example", "image_id", "masked", "masked_labels",
+               "negative_images", "negative_text", "target")  # fmt: skip
     changed = {name: pick(getattr(batch, name)) for name in tensors}
     strings = tuple(batch.strings[row] for row in rows)
     return replace(batch, strings=strings, keys=tuple(batch.keys[row] for row in rows), **changed)

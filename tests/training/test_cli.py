@@ -17,9 +17,9 @@ import torch
 from torch.optim import AdamW
 
 from elip.checkpoints import CheckpointError
+from elip.data.datamodule import DataModule
 from elip.data.dataset import Examples
 from elip.data.datasets.base import DataError
-from elip.data.module import DataModule
 from elip.examples import read_examples
 from elip.old_record import Earlier, Origin, Record, origin_as_json, read_record, write_record
 from elip.training import costs

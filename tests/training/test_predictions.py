@@ -60,7 +60,7 @@ def trainer(root: Path, rank: int = 0, world: int = 1) -> Any:
         global_rank=rank,
         world_size=world,
         is_global_zero=rank == 0,
-        datamodule=SimpleNamespace(eval_names=lambda stage: ["test"], answers=answers),
+        datamodule=SimpleNamespace(split_names=lambda stage: ["test"], answers=answers),
     )
 
 

@@ -15,15 +15,15 @@ import torch
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerFast
 
-from elip.data.batch import Batch, Needs
+from elip.data.batch import Batch, SampleSpec
 from elip.data.catalog import Catalog
 from elip.data.collate import Collator
 from elip.data.dataset import Examples, Reading
 from elip.data.datasets.base import DataError, Phase
-from elip.data.images import find_transform
 from elip.data.loader import Loader, PlainLoader, TrainLoader
-from elip.data.sampling import Batches
+from elip.data.sampling import DistributedBatchSampler
 from elip.data.tokenize import TextTokenizer, load_tokenizer
+from elip.data.transforms import find_transform
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _PHASES: dict[str, Phase] = {"fit": "val", "validate": "val", "test": "test", "p
 class DataModule(LightningDataModule):
     """Datasets in ViLT's and METER's Arrow files.
 
-    What an example is, and what goes with it, is asked of the task (`needs`).
+    What an example is, and what goes with it, is asked of the task (`spec`).
 
     Args:
         datasets: Name of a dataset, or several that are joined for training (coco, vg, sbu, gcc)
@@ -57,7 +57,7 @@ class DataModule(LightningDataModule):
             about twice as fast, pixels differ by a few of 255 levels. Evaluation stays exact.
         skip_bad: Leave out, and count, evaluation examples whose image is not readable, instead
             of stopping there. (In training another example takes their place.)
-        exclude_own: Draw false images and texts from other images only; the reference's draws
+        exclude_own: Draw negative images and texts from other images only; the reference's draws
             (False) hit the true one now and then.
     """
 
@@ -102,7 +102,7 @@ class DataModule(LightningDataModule):
         self.max_text_len = max_text_len
         self.num_workers = num_workers
         self.seed = seed
-        self.needs: Needs | None = None
+        self.spec: SampleSpec | None = None
         self._tokenizer_name = tokenizer
         self._examples: dict[tuple[Phase, str], Examples] = {}
         self.reading = Reading(
@@ -166,13 +166,13 @@ class DataModule(LightningDataModule):
         """Ask the task what it needs, and open the files of the stage."""
         if self.trainer is not None:
             task: Any = self.trainer.lightning_module.task
-            self.needs = task.spec
+            self.spec = task.spec
         if stage == "fit":
             self.train_examples()
-        for name in self.eval_names(stage or "validate"):
+        for name in self.split_names(stage or "validate"):
             self.eval_examples(stage or "validate", name)
 
-    def digests(self, stage: str, needs: Needs) -> dict[str, str]:
+    def digests(self, stage: str, spec: SampleSpec) -> dict[str, str]:
         """Return digests of what a stage reads.
 
         They are ``train_data``, ``val_data`` and ``test_data``, each where the stage reads it, the
@@ -180,17 +180,17 @@ class DataModule(LightningDataModule):
 
         Args:
             stage: "fit", "validate", "test" or "predict".
-            needs: What the task asks of the data.
+            spec: What the task asks of the data.
         """
         self.prepare_data()
         phases: list[Phase] = ["train", "val"] if stage == "fit" else [_PHASES[stage]]
         digests = {"tokenizer": _digest(self.tokenizer.backend_tokenizer.to_str())}
         for phase in phases:
-            tables = self.catalog.tables(needs.kind, phase).items()
+            tables = self.catalog.tables(spec.kind, phase).items()
             if tables:
                 data = {name: table.digest() for name, table in tables}
                 digests[f"{phase}_data"] = _digest(json.dumps(data))
-        answers = self.catalog.listed_answers() if needs.kind == "question" else ()
+        answers = self.catalog.listed_answers() if spec.kind == "question" else ()
         return {**digests, **({"answers": _digest(json.dumps(answers))} if answers else {})}
 
     def train_dataloader(self) -> TrainLoader:
@@ -202,16 +202,16 @@ class DataModule(LightningDataModule):
         return TrainLoader(examples, batches, self._collator(), self.num_workers, self._num_done)
 
     def val_dataloader(self) -> list[Loader]:
-        """Return one loader for each of `eval_names("validate")`; none in a fit without such."""
+        """Return one loader for each of `split_names("validate")`; none in a fit without such."""
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         return self._eval_loaders("fit" if fitting else "validate")
 
     def test_dataloader(self) -> list[Loader]:
-        """Return one loader for each of `eval_names("test")`."""
+        """Return one loader for each of `split_names("test")`."""
         return self._eval_loaders("test")
 
     def predict_dataloader(self) -> list[PlainLoader]:
-        """Return one loader for each of `eval_names("predict")`, the test splits."""
+        """Return one loader for each of `split_names("predict")`, the test splits."""
         return [PlainLoader(loader) for loader in self._eval_loaders("predict")]
 
     def transfer_batch_to_device(
@@ -220,7 +220,7 @@ class DataModule(LightningDataModule):
         """Move a batch, without waiting where it is pinned."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
-    def eval_names(self, stage: str) -> list[str]:
+    def split_names(self, stage: str) -> list[str]:
         """Return the names of the splits that a stage evaluates, in the order of the loaders.
 
         Args:
@@ -230,7 +230,7 @@ class DataModule(LightningDataModule):
         Raises:
             DataError: If there is none; only a fit can do without.
         """
-        names = list(self.catalog.tables(self._needed().kind, _PHASES[stage]))
+        names = list(self.catalog.tables(self._spec().kind, _PHASES[stage]))
         if not names and stage != "fit":
             raise DataError(f"{self.catalog} has no split to {stage} on.")
         return names
@@ -238,20 +238,20 @@ class DataModule(LightningDataModule):
     def train_examples(self) -> Examples:
         """Return the training examples of all datasets."""
         if ("train", "") not in self._examples:
-            needs = self._needed()
-            tables = list(self.catalog.tables(needs.kind, "train").values())
+            spec = self._spec()
+            tables = list(self.catalog.tables(spec.kind, "train").values())
             if not tables:
                 raise DataError(f"{self.catalog} has no training split.")
-            self._examples["train", ""] = Examples(tables, needs, self.train_reading)
+            self._examples["train", ""] = Examples(tables, spec, self.train_reading)
         return self._examples["train", ""]
 
     def eval_examples(self, stage: str, name: str) -> Examples:
-        """Return the examples of one of `eval_names(stage)`."""
+        """Return the examples of one of `split_names(stage)`."""
         phase = _PHASES[stage]
         if (phase, name) not in self._examples:
-            needs = self._needed()
-            table = self.catalog.tables(needs.kind, phase)[name]
-            self._examples[phase, name] = Examples([table], needs, self.reading)
+            spec = self._spec()
+            table = self.catalog.tables(spec.kind, phase)[name]
+            self._examples[phase, name] = Examples([table], spec, self.reading)
         return self._examples[phase, name]
 
     def first_batch(self) -> Batch:
@@ -263,13 +263,13 @@ class DataModule(LightningDataModule):
 
     def _eval_loaders(self, stage: str) -> list[Loader]:
         loaders = []
-        for name in self.eval_names(stage):
+        for name in self.split_names(stage):
             examples = self.eval_examples(stage, name)
             batches = self._batches(examples, self.eval_batch_size, train=False)
             loaders.append(Loader(examples, batches, self._collator(), self.num_workers))
         return loaders
 
-    def _batches(self, examples: Examples, batch_size: int, train: bool) -> Batches:
+    def _batches(self, examples: Examples, batch_size: int, train: bool) -> DistributedBatchSampler:
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if len(examples) < world_size:
@@ -277,15 +277,17 @@ class DataModule(LightningDataModule):
                 f"{len(examples)} examples cannot be shared out to {world_size} processes: each "
                 "needs one at least. Use fewer devices, or more examples."
             )
-        return Batches(len(examples), batch_size, train, self.seed, rank, world_size)
+        return DistributedBatchSampler(
+            len(examples), batch_size, train, self.seed, rank, world_size
+        )
 
     def _collator(self) -> Collator:
-        return Collator(self.encoder, self._needed().masked, self.seed, self.num_answers)
+        return Collator(self.encoder, self._spec().masked, self.seed, self.num_answers)
 
-    def _needed(self) -> Needs:
-        if self.needs is None:
-            raise DataError("The data does not know its task yet: call setup(), or set `needs`.")
-        return self.needs
+    def _spec(self) -> SampleSpec:
+        if self.spec is None:
+            raise DataError("The data does not know its task yet: call setup(), or set `spec`.")
+        return self.spec
 
     def _num_done(self) -> int:
         """Return how many batches of the current epoch Lightning has counted as done."""
