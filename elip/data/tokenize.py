@@ -1,15 +1,24 @@
-"""From strings to token ids of a fixed length."""
+"""From strings to token ids of a fixed length; the command makes a tokenizer for your own data.
+
+``python -m elip.data.tokenize --data ARROWS --vocab 8000``
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Sequence
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models
+from rich.console import Console
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
 from elip.data.datasets.base import DataError
@@ -144,3 +153,100 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         if all(tokenizer.token_to_id(name) is not None for name in names)
     ]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(found[0] if found else {}))
+
+
+_BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a lower-casing WordPiece tokenizer for these texts; the same texts give the same one.
+
+    WordPiece's own trainer numbers the letters in the order of a hash table, and so breaks ties
+    differently at each run. Here pairs are merged as in byte-pair encoding, and all letters are
+    numbered beforehand, by their code.
+
+    Args:
+        texts: What the vocabulary is made from.
+        vocab_size: Most tokens, the five special ones included. At most half of them are letters,
+            the commonest ones.
+
+    Raises:
+        DataError: If the texts hold no word, or the vocabulary has no room for words.
+    """
+    texts = list(texts)
+    bert, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    if vocab_size < 100:
+        raise DataError(f"The vocabulary size is {vocab_size}; it must be at least 100.")
+    counts = Counter(letter for text in texts for letter in bert.normalize_str(text))
+    found = sorted((letter for letter in counts if not letter.isspace()), key=_commonest(counts))
+    if not found:
+        raise DataError("There are no words to make a tokenizer from.")
+    letters = sorted(found[: vocab_size // 4])  # each alone, and inside a word with ## before it
+    rare = str.maketrans(dict.fromkeys(found[len(letters) :], " "))
+    first = [*_BERT, *letters, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=first, continuing_subword_prefix="##",
+        show_progress=False,
+    )  # fmt: skip
+    merged = Tokenizer(models.BPE(unk_token="[UNK]", continuing_subword_prefix="##"))
+    merged.pre_tokenizer = words
+    merged.train_from_iterator(
+        (bert.normalize_str(text).translate(rare) for text in texts), trainer
+    )
+    tokenizer = Tokenizer(models.WordPiece(merged.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = bert, words
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, _BERT.index(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens(list(_BERT))
+    return wrap(tokenizer)
+
+
+def _commonest(counts: Counter[str]) -> Callable[[str], tuple[int, str]]:
+    return lambda letter: (-counts[letter], letter)
+
+
+def training_texts(folder: Path) -> Iterator[str]:
+    """Yield every text of the Arrow files in a folder, except those of evaluation splits.
+
+    Raises:
+        DataError: If there is no file that holds texts.
+    """
+    paths = sorted(folder.glob("*.arrow"))
+    held_out = re.compile(r"(^|[_-])(val|dev|test)\d*([_-]|$)")
+    for path in [path for path in paths if not held_out.search(path.stem)] or paths:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+            names = {"caption", "questions", "sentences"} & set(reader.schema.names)
+            for number in range(reader.num_record_batches):
+                for name in sorted(names):
+                    column = reader.get_batch(number).column(name)
+                    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+                        column = column.flatten()
+                    yield from filter(None, column.to_pylist())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a tokenizer from the training texts in a folder, and write it beside them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m elip.data.tokenize",
+        description="Make a WordPiece tokenizer from the texts of your Arrow files.",
+    )
+    parser.add_argument(
+        "--data", metavar="ARROWS", type=Path, required=True, help="folder of the Arrow files"
+    )
+    parser.add_argument("--vocab", type=int, default=8000, help="tokens (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        tokenizer = train_wordpiece(training_texts(given.data), given.vocab)
+    except (DataError, OSError, pa.ArrowException) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    tokenizer.save_pretrained(str(given.data / "tokenizer"))
+    Console().print(f"{len(tokenizer):,} tokens, written to {given.data / 'tokenizer'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
