@@ -31,10 +31,10 @@ from elip.model.fusion import Fusion
 from elip.model.fusion_reduction import FusionReduction
 from elip.model.image_encoder import EncodedImage, ImageEncoder
 from elip.model.meter import build_vit
-from elip.model.signals import SharedSpace
+from elip.model.signals import JointEmbeddings
 from elip.provenance import hardware
 from elip.schedule import Schedule
-from reducers import Reducer, Text, shelf
+from reducers import EncodedText, Reducer, shelf
 
 _LENGTH = 50
 
@@ -105,7 +105,7 @@ class Bench:
         with torch.device(device):
             self.vit = build_vit(self.sizes).eval()
             self.pixels = torch.randn(batch, 3, image_size, image_size)
-            self.text = Text(
+            self.text = EncodedText(
                 torch.randn(batch, _LENGTH, width),
                 torch.ones(batch, _LENGTH, dtype=torch.bool),
             )
@@ -117,7 +117,9 @@ class Bench:
     def encoder(self, reducer: Reducer | None, schedule: Schedule) -> ImageEncoder:
         """Put a reducer into the encoder."""
         encoder = ImageEncoder(self.vit, reducer, schedule, self.text.tokens.shape[-1])
-        encoder.shared = SharedSpace(self.vit.norm, self.image_projection, self.text_projection)
+        encoder.joint_embeddings = JointEmbeddings(
+            self.vit.norm, self.image_projection, self.text_projection
+        )
         return encoder.eval()
 
     def fusion(self, reducer: Reducer | None, schedule: Schedule) -> tuple[Fusion, EncodedImage]:
@@ -148,7 +150,9 @@ class Bench:
             clock = Clock([fusion.reduction])
             return lambda: fusion(self.text, image, "pooled"), clock, Clock([])
         encoder = self.encoder(reducer, schedule)
-        clock = Clock([encoder.reducer, encoder.signals, encoder.shared] if reducer else [])
+        clock = Clock(
+            [encoder.reducer, encoder.signals, encoder.joint_embeddings] if reducer else []
+        )
         return lambda: encoder(self.pixels, self.text), clock, Clock([encoder.probe])
 
 
@@ -210,12 +214,12 @@ def plans(ratios: list[float], only: list[str] | None) -> list[Plan]:
     """Return what is measured: no reduction in both places, then all methods at each ratio."""
     none = [Plan("Identity", None, None, "encoder"), Plan("Identity", None, None, "fusion")]
     methods: dict[str, Callable[[], Reducer]] = {
-        name: method for name, method in shelf().items() if method.acts != "never"
+        name: method for name, method in shelf().items() if method.placement != "never"
     }
     methods["ELIP (probe_depth=1)"] = partial(shelf()["ELIP"], probe_depth=1)
     chosen = {n: m for n, m in sorted(methods.items()) if not only or n in only}
     return none + [
-        Plan(name, make, ratio, "fusion" if make().acts == "fusion" else "encoder")
+        Plan(name, make, ratio, "fusion" if make().placement == "fusion" else "encoder")
         for ratio in ratios
         for name, make in chosen.items()
     ]

@@ -33,7 +33,7 @@ from elip.schedule import Schedule
 from elip.tasks.base import begin_images
 from elip.tasks.gallery import Gallery
 from elip.tasks.retrieval import Retrieval
-from reducers import Reducer, Text, shelf
+from reducers import EncodedText, Reducer, shelf
 
 METHODS: dict[str, Callable[[], Reducer]] = {
     **shelf(),
@@ -112,7 +112,7 @@ def _bounds(name: str, options: argparse.Namespace, lengths: list[int]) -> tuple
     begun, text = begin_images(meter, batch.images[:, 0], False), meter.encode_text(batch.text)
 
     def pair(length: int | None) -> int:
-        cut = Text(text.tokens[:, :length], text.mask[:, :length])
+        cut = EncodedText(text.tokens[:, :length], text.mask[:, :length])
         return count_run(
             lambda: task.score(meter, meter.encode_suffix(begun.rows(slice(1)), cut), cut)
         )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from reducers.contract import Acts
+from reducers.contract import Placement
 
 # ELIP on METER: layers 2, 4, 9 of 11 blocks, kept shares 0.90, 0.70, 0.45 of the patches.
 # Source: Guo et al., ELIP, 2023, arXiv:2309.16738 (official METER configuration).
@@ -95,7 +95,7 @@ class Schedule:
                     "larger than the one before."
                 )
 
-    def layers_in(self, num_blocks: int, acts: Acts) -> tuple[int, ...]:
+    def layers_in(self, num_blocks: int, placement: Placement) -> tuple[int, ...]:
         """Return the reduction layers in an encoder (or fusion) of ``num_blocks`` blocks.
 
         Raises:
@@ -103,7 +103,7 @@ class Schedule:
         """
         if self.layers is None:
             scaled = [math.floor(layer * num_blocks / _BLOCKS + 0.5) for layer in _LAYERS]
-            early = int(acts == "after_attention")
+            early = int(placement == "after_attention")
             return tuple(sorted({max(0, min(layer, num_blocks - 1) - early) for layer in scaled}))
         if self.layers[-1] >= num_blocks:
             raise ValueError(
@@ -112,7 +112,7 @@ class Schedule:
             )
         return self.layers
 
-    def plan(self, num_patches: int, num_blocks: int, acts: Acts) -> Plan:
+    def plan(self, num_patches: int, num_blocks: int, placement: Placement) -> Plan:
         """Turn the schedule into integer counts.
 
         A reducer that acts before a block thins what enters that block; one that acts after the
@@ -123,16 +123,16 @@ class Schedule:
         Args:
             num_patches: P.
             num_blocks: Number of blocks (fusion: layers) that run.
-            acts: Where the reducer acts.
+            placement: Where the reducer acts.
 
         Raises:
             ValueError: The schedule does not fit the encoder, or the keep ratio cannot be reached
                 with these layers; the message gives the reachable range.
         """
-        if acts == "never":
+        if placement == "never":
             return Plan(num_patches, {}, (num_patches,) * (num_blocks + 1))
-        layers = self.layers_in(num_blocks, acts)
-        first = tuple(layer + (acts == "after_attention") for layer in layers)
+        layers = self.layers_in(num_blocks, placement)
+        first = tuple(layer + (placement == "after_attention") for layer in layers)
         if self.counts is not None:
             self._same_length("counts", len(self.counts), layers)
             keep = [min(count, num_patches) for count in self.counts]

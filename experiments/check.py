@@ -25,7 +25,7 @@ from experiments.grid_file import read_grid
 
 if TYPE_CHECKING:
     from experiments.present import Present
-    from reducers.contract import Acts
+    from reducers.contract import Placement
 
 # Groups of options; the parser takes anything in their place.
 _GROUPS = ("trainer", "data", "model", "model.meter", "model.schedule")
@@ -170,11 +170,11 @@ def _reduces(resolved: dict[str, Any]) -> bool:
     model = resolved["model"]
     sizes = MeterConfig(**model["meter"]).resolve()
     schedule = read_schedule(model["schedule"])
-    acts: Acts = find_class(model["reducer"]).acts if model["reducer"] else "never"
-    blocks = sizes.fusion_layers if acts == "fusion" else sizes.image_blocks
-    if acts != "never" and blocks is not None:
-        schedule.plan((sizes.image_size // sizes.patch_size) ** 2, blocks, acts)
-    return acts != "never"
+    placement: Placement = find_class(model["reducer"]).placement if model["reducer"] else "never"
+    blocks = sizes.fusion_layers if placement == "fusion" else sizes.image_blocks
+    if placement != "never" and blocks is not None:
+        schedule.plan((sizes.image_size // sizes.patch_size) ** 2, blocks, placement)
+    return placement != "never"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import importlib
 import inspect
 import pkgutil
 
-from reducers.contract import Host, Probe, Reduced, Reducer, Signal, Signals, Text
+from reducers.contract import EncodedText, Host, Probe, Reduced, Reducer, Signal, Signals
 
-__all__ = ["Host", "Probe", "Reduced", "Reducer", "Signal", "Signals", "Text", "shelf"]
+__all__ = ["Host", "Probe", "Reduced", "Reducer", "Signal", "Signals", "EncodedText", "shelf"]
 
 
 def shelf() -> dict[str, type[Reducer]]:

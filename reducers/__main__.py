@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from reducers import Reducer, shelf
 
-_COLUMNS = ("name", "family", "needs", "acts", "trained", "source")
+_COLUMNS = ("name", "family", "needs", "placement", "trained", "source")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def table() -> str:
             name,
             method.family,
             " ".join(sorted(_needs(method))) or "-",
-            method.acts,
+            method.placement,
             "yes" if method.trained else "no",
             _short(_section(method, "Source:")),
         )
@@ -65,7 +65,7 @@ def card(name: str) -> str:
     method = methods[name]
     properties = {
         "family": method.family,
-        "acts": method.acts,
+        "placement": method.placement,
         "needs": ", ".join(sorted(_needs(method))) or "nothing",
         "trained": "yes" if method.trained else "no",
         "count": "fixed" if method.fixed_count else "depends on content (with a mask)",

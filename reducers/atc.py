@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import cosine_similarity, merge_tokens, number_groups
 
 
@@ -28,7 +28,7 @@ class ATC(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"keys", "sizes"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "clustering"
 
     def __init__(

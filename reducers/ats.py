@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import assignment_of_kept, gather_tokens, top_indices
 
 
@@ -35,7 +35,7 @@ class ATS(Reducer):
             paper's own code.
     """
 
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "attention"
     equivariant = False
     fixed_count = False

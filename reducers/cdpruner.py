@@ -28,7 +28,7 @@ class CDPruner(Reducer):
         over_batch: Scale relevance over the whole batch, as the official code does.
     """
 
-    needs: frozenset[Signal] = frozenset({"text", "shared"})
+    needs: frozenset[Signal] = frozenset({"text", "joint_embeddings"})
     family = "text"
 
     def __init__(self, negate: bool = False, over_batch: bool = False) -> None:
@@ -38,9 +38,9 @@ class CDPruner(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep`` patches."""
-        assert signals.shared is not None
+        assert signals.joint_embeddings is not None
         with torch.no_grad():
-            relevance = self._relevance(*signals.shared)
+            relevance = self._relevance(*signals.joint_embeddings)
             kernel = cosine_similarity(patches)
             kernel = relevance.unsqueeze(2) * kernel * relevance.unsqueeze(1)
             kept = greedy_determinant(kernel, num_keep)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 Signal = Literal[
     "cls_attention",
     "head_attention",
-    "received",
+    "attention_received",
     "text_attention",
     "keys",
     "values",
     "text",
-    "shared",
+    "joint_embeddings",
     "probe",
     "sizes",
     "positions",
@@ -29,7 +29,7 @@ Signal = Literal[
 ]
 """A quantity that the host computes for a reducer, and only on request."""
 
-Acts = Literal["never", "before_block", "after_attention", "fusion"]
+Placement = Literal["never", "before_block", "after_attention", "fusion"]
 """Where the reducer acts: in an image block on the tokens that enter it, or between its attention
 and its feed-forward half; or in a fusion layer of the text side, between its cross-attention and
 its feed-forward half. ``never`` is no reduction."""
@@ -65,7 +65,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Text:
+class EncodedText:
     """The text encoder's output, before the projection to the fusion width.
 
     Attributes:
@@ -98,8 +98,8 @@ class Signals:
             CLS and patches. ``after_attention``: this block's. ``before_block``: that which this
             block would compute on the tokens as they are.
         head_attention: [B,H,N] float, the same by head.
-        received: [B,N] float, attention that each patch receives, mean over heads and over all
-            queries, CLS among them. The one signal that takes a full attention map.
+        attention_received: [B,N] float, attention that each patch receives, mean over heads and
+            over all queries, CLS among them. The one signal that takes a full attention map.
         text_attention: [B,N] float, head-mean attention of the text CLS to the patches, softmax
             over the patches: the text CLS takes the image CLS's place in this block's first norm
             and query projection, so text and image width must be equal.
@@ -107,8 +107,8 @@ class Signals:
             cross-attention of the text side sees.
         values: [B,H,N,D/H] float, this block's values of the patches.
         text: The text, when there is one. Fusion: the text side after its cross-attention.
-        shared: Patches [B,N,C] and text [B,T,C] in one space: METER's projections to the fusion
-            width, of the patches behind the final norm and of the text CLS (T = 1).
+        joint_embeddings: Patches [B,N,C] and text [B,T,C] in one space: METER's projections to the
+            fusion width, of the patches behind the final norm and of the text CLS (T = 1).
         probe: Runs ``depth`` blocks ahead from this one on a copy, without gradient, with the
             CLS that it is given, and returns the last of these blocks' head-mean attention of CLS
             to each patch. Of that last block only the CLS row is computed, so depth 1 is nearly
@@ -127,12 +127,12 @@ class Signals:
     mask: Tensor | None = None
     cls_attention: Tensor | None = None
     head_attention: Tensor | None = None
-    received: Tensor | None = None
+    attention_received: Tensor | None = None
     text_attention: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
-    text: Text | None = None
-    shared: tuple[Tensor, Tensor] | None = None
+    text: EncodedText | None = None
+    joint_embeddings: tuple[Tensor, Tensor] | None = None
     probe: Probe | None = None
     sizes: Tensor | None = None
     positions: Tensor | None = None
@@ -167,7 +167,7 @@ class Reducer(nn.Module, ABC):
 
     Attributes:
         needs: The signals that the host must compute.
-        acts: Where the reducer acts.
+        placement: Where the reducer acts.
         proportional_attention: Whether the encoder adds log(token size) to the attention logits
             (Bolya et al., 2023, arXiv:2210.09461, section 3).
         family: One word for the idea, for tables and colours.
@@ -175,20 +175,20 @@ class Reducer(nn.Module, ABC):
         equivariant: Whether the choice ignores the order of the patches.
         fixed_count: Whether every token of the result is real; otherwise the count depends on
             content and a mask says which are.
-        takes_cls: Fusion only: hand over CLS as patch 0 (one more in and out) and take whatever
+        includes_cls: Fusion only: hand over CLS as patch 0 (one more in and out) and take whatever
             comes back first as CLS. Official code of some methods does so; it is never a default.
     """
 
     needs: frozenset[Signal] = frozenset()
-    acts: Acts = "before_block"
+    placement: Placement = "before_block"
     proportional_attention: bool = False
     family: Family = "other"
     trained: bool = False
     equivariant: bool = True
     fixed_count: bool = True
-    takes_cls: bool = False
+    includes_cls: bool = False
 
-    def bind(self, host: Host) -> None:
+    def configure(self, host: Host) -> None:
         """Learn the host's sizes; called once, before the first forward pass.
 
         Raises:

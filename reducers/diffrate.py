@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import assignment_of_kept, cosine_similarity, gather_tokens, merge_tokens
 
 
@@ -30,7 +30,7 @@ class DiffRate(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention", "sizes"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     proportional_attention = True
     family = "similarity"
 

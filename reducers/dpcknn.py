@@ -41,7 +41,7 @@ class DPCKNN(Reducer):
         self.trained = weighted
         self.score: nn.Module | None = None
 
-    def bind(self, host: Host) -> None:
+    def configure(self, host: Host) -> None:
         """Make the learnt weight, where there is one."""
         if self.trained:
             self.score = nn.Linear(host.width, 1)

@@ -50,7 +50,7 @@ class ELIP(Reducer):
         needs: set[Signal] = {"probe"} if mix == 1 else {"probe", "text"}
         self.needs = frozenset(needs)
 
-    def bind(self, host: Host) -> None:
+    def configure(self, host: Host) -> None:
         """Settle the probe depths and check the widths.
 
         Raises:

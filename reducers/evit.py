@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import keep_and_fuse, top_indices
 
 
@@ -25,7 +25,7 @@ class EViT(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "attention"
 
     def __init__(self, normalise: bool = False) -> None:

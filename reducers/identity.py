@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signals
 
 
 class Identity(Reducer):
@@ -15,7 +15,7 @@ class Identity(Reducer):
     Differs: not at all.
     """
 
-    acts: Acts = "never"
+    placement: Placement = "never"
     family = "baseline"
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import (
     distances,
     farthest_first,
@@ -39,7 +39,7 @@ class KMedoids(Reducer):
             takes, as that code does, the patch that is farthest from any chosen one.
     """
 
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "clustering"
 
     def __init__(
@@ -52,7 +52,7 @@ class KMedoids(Reducer):
         self.weighted = weighted
         self.first = first
         self.official = official
-        needs: set[Signal] = {"received"} if weighted else set()
+        needs: set[Signal] = {"attention_received"} if weighted else set()
         self.needs = frozenset(needs)
         # Without weights the start depends on which patch comes first.
         self.equivariant = weighted
@@ -61,7 +61,7 @@ class KMedoids(Reducer):
         """Keep ``num_keep`` medoids."""
         with torch.no_grad():
             distance = distances(patches)
-            weights, medoids = self._start(distance, num_keep, signals.received)
+            weights, medoids = self._start(distance, num_keep, signals.attention_received)
             cluster = nearest_centre(distance, medoids)
             for _ in range(self.rounds):
                 medoids = self._move(distance, weights, cluster, num_keep)

@@ -41,7 +41,7 @@ class MCTF(Reducer):
         by_attention: Weight a merge by attention received times size; False by size.
     """
 
-    needs: frozenset[Signal] = frozenset({"received", "sizes"})
+    needs: frozenset[Signal] = frozenset({"attention_received", "sizes"})
     family = "similarity"
     equivariant = False
 
@@ -64,9 +64,9 @@ class MCTF(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Merge ``N - num_keep`` patches away."""
-        assert signals.received is not None
+        assert signals.attention_received is not None
         assert signals.sizes is not None
-        received, sizes = signals.received.float(), signals.sizes.float()
+        received, sizes = signals.attention_received.float(), signals.sizes.float()
         weights = received * sizes if self.by_attention else sizes
         with torch.no_grad():
             assignment = self._assignment(patches, num_keep, received, sizes)

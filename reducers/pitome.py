@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reducers.contract import Acts, Host, Reduced, Reducer, Signal, Signals
+from reducers.contract import Host, Placement, Reduced, Reducer, Signal, Signals
 from reducers.matching import assign, repeat_until
 from reducers.tokens import cosine_similarity, merge_tokens, submatrix
 
@@ -34,7 +34,7 @@ class PiToMe(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"keys", "sizes"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "similarity"
 
     def __init__(self, margin: float = 0.9, alpha: float = 1.0, split_all: bool = False) -> None:
@@ -44,7 +44,7 @@ class PiToMe(Reducer):
         self.split_all = split_all
         self.num_blocks = 1
 
-    def bind(self, host: Host) -> None:
+    def configure(self, host: Host) -> None:
         """Learn the number of blocks, by which the margin falls."""
         self.num_blocks = host.num_blocks
 

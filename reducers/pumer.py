@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.matching import alternate, assign, match, repeat_until
 from reducers.tokens import (
     assignment_of_kept,
@@ -40,7 +40,7 @@ class PuMer(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"cross_attention", "keys", "sizes", "text"})
-    acts: Acts = "fusion"
+    placement: Placement = "fusion"
     family = "text"
 
     def __init__(self, prune: float = 0.5, merge_text: float = 0.2, official: bool = False) -> None:
@@ -52,7 +52,7 @@ class PuMer(Reducer):
         self.prune = prune
         self.merge_text = merge_text
         self.official = official
-        self.takes_cls = official
+        self.includes_cls = official
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Prune and merge until ``num_keep`` image tokens are left."""

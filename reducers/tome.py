@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.matching import alternate, match, repeat_until
 from reducers.tokens import merge_tokens
 
@@ -32,7 +32,7 @@ class ToMe(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"keys", "sizes"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "similarity"
     equivariant = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import keep_tokens, top_indices
 
 
@@ -21,7 +21,7 @@ class TopK(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "attention"
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:

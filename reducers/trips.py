@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from reducers.contract import Acts, Host, Reduced, Reducer, Signal, Signals
+from reducers.contract import Host, Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import keep_and_fuse, top_indices
 
 
@@ -28,14 +28,14 @@ class TRIPS(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"text_attention", "text"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "text"
 
     def __init__(self, normalise: bool = True) -> None:
         super().__init__()
         self.normalise = normalise
 
-    def bind(self, host: Host) -> None:
+    def configure(self, host: Host) -> None:
         """Check the widths.
 
         Raises:

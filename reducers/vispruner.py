@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reducers.contract import Acts, Reduced, Reducer, Signal, Signals
+from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
 from reducers.tokens import cosine_similarity, keep_tokens, submatrix, top_indices
 
 _PER_ROUND = 8
@@ -28,7 +28,7 @@ class VisPruner(Reducer):
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention"})
-    acts: Acts = "after_attention"
+    placement: Placement = "after_attention"
     family = "diversity"
 
     def __init__(self, important: float = 0.5) -> None:

@@ -15,13 +15,13 @@ ACTS = ["before_block", "after_attention", "fusion"]
     ratio=st.floats(0.35, 1.0),
     patches=st.integers(1, 1500),
     blocks=st.integers(3, 24),
-    acts=st.sampled_from(ACTS),
+    placement=st.sampled_from(ACTS),
 )
 def test_counts_fall_stay_above_0_and_meet_the_ratio(
-    ratio: float, patches: int, blocks: int, acts: str
+    ratio: float, patches: int, blocks: int, placement: str
 ) -> None:
     try:
-        plan = Schedule(keep_ratio=ratio).plan(patches, blocks, acts)
+        plan = Schedule(keep_ratio=ratio).plan(patches, blocks, placement)
     except ValueError as error:
         assume("cannot be reached" not in str(error))
         raise
@@ -35,9 +35,9 @@ def test_counts_fall_stay_above_0_and_meet_the_ratio(
     assert plan.keep_ratio == pytest.approx(ratio, abs=0.5 / patches + 1e-6) or 1 in counts
 
 
-@given(patches=st.integers(1, 600), blocks=st.integers(2, 24), acts=st.sampled_from(ACTS))
-def test_keep_ratio_1_keeps_all(patches: int, blocks: int, acts: str) -> None:
-    plan = Schedule(keep_ratio=1.0).plan(patches, blocks, acts)
+@given(patches=st.integers(1, 600), blocks=st.integers(2, 24), placement=st.sampled_from(ACTS))
+def test_keep_ratio_1_keeps_all(patches: int, blocks: int, placement: str) -> None:
+    plan = Schedule(keep_ratio=1.0).plan(patches, blocks, placement)
     assert set(plan.keep.values()) == {patches}
     assert plan.keep_ratio == 1.0
 
@@ -45,11 +45,11 @@ def test_keep_ratio_1_keeps_all(patches: int, blocks: int, acts: str) -> None:
 @given(
     low=st.floats(0.4, 1.0),
     high=st.floats(0.4, 1.0),
-    acts=st.sampled_from(ACTS),
+    placement=st.sampled_from(ACTS),
 )
-def test_a_higher_ratio_never_keeps_fewer(low: float, high: float, acts: str) -> None:
+def test_a_higher_ratio_never_keeps_fewer(low: float, high: float, placement: str) -> None:
     low, high = sorted((low, high))
-    fewer, more = (Schedule(keep_ratio=ratio).plan(324, 11, acts) for ratio in (low, high))
+    fewer, more = (Schedule(keep_ratio=ratio).plan(324, 11, placement) for ratio in (low, high))
     pairs = zip(fewer.tokens_per_block, more.tokens_per_block, strict=True)
     assert all(a <= b for a, b in pairs)
 
@@ -63,7 +63,8 @@ def test_official_shares_are_the_profile_as_it_stands() -> None:
 
 def test_every_kind_thins_the_same_blocks_by_default() -> None:
     before, after = (
-        Schedule(keep_ratio=0.7).plan(324, 11, acts) for acts in ("before_block", "after_attention")
+        Schedule(keep_ratio=0.7).plan(324, 11, placement)
+        for placement in ("before_block", "after_attention")
     )
     assert before.tokens_per_block == after.tokens_per_block
     assert tuple(before.keep) == (2, 4, 9)

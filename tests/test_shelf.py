@@ -8,7 +8,7 @@ import pytest
 
 from reducers import shelf
 from reducers.__main__ import card, main, table
-from reducers.contract import Acts, Family, Signal
+from reducers.contract import Family, Placement, Signal
 
 
 def test_table_has_a_line_for_every_method() -> None:
@@ -27,7 +27,7 @@ def test_cards_show_options_source_and_difference(name: str) -> None:
 @pytest.mark.parametrize("method", shelf().values())
 def test_methods_use_the_words_of_the_contract(method: type) -> None:
     assert method.family in get_args(Family)
-    assert method.acts in get_args(Acts)
+    assert method.placement in get_args(Placement)
     assert set(method().needs) <= set(get_args(Signal))
 
 

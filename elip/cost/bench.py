@@ -210,7 +210,7 @@ def _candidates(
     add(NO_REDUCTION, None, None)
     for name, make in methods.items():
         # A method that never acts is no reduction: it has no ratio.
-        for schedule in schedules if make().acts != "never" else ():
+        for schedule in schedules if make().placement != "never" else ():
             add(name, make(), schedule)
     return found
 

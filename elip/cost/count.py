@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 
 _GIGA = 1e9
 # Submodules of METER that run only because a reducer asks for signals.
-_FOR_THE_REDUCER = ("image.signals", "image.shared", "fusion.reduction")
+_FOR_THE_REDUCER = ("image.signals", "image.joint_embeddings", "fusion.reduction")
 _SIZES = (
     Tensor.shape.__get__,  # type: ignore[attr-defined]
     Tensor.size,

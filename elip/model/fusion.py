@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elip.model.fusion_reduction import FusionReduction
 from elip.model.image_encoder import EncodedImage
-from reducers.contract import Text
+from reducers.contract import EncodedText
 
 _EPS = 1e-12
 
@@ -150,7 +150,9 @@ class Fusion(nn.Module):
         )
         self.reduction = reduction
 
-    def forward(self, text: Text, image: EncodedImage, read: Read) -> tuple[Tensor, EncodedImage]:
+    def forward(
+        self, text: EncodedText, image: EncodedImage, read: Read
+    ) -> tuple[Tensor, EncodedImage]:
         """Fuse [B,L,W] text and [B,1+N,W] image tokens.
 
         Returns:
@@ -177,8 +179,8 @@ class Fusion(nn.Module):
         return text.tokens, image
 
     def _reducing_layer(
-        self, level: int, text: Text, image: EncodedImage, read: Read, rows: int | None
-    ) -> tuple[Text, EncodedImage]:
+        self, level: int, text: EncodedText, image: EncodedImage, read: Read, rows: int | None
+    ) -> tuple[EncodedText, EncodedImage]:
         """Run a text layer that reduces the image, and the text where only its CLS is read.
 
         All text rows take part up to the reduction, since all of them choose.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from elip.model.guard import check
 from elip.model.image_encoder import EncodedImage
 from elip.schedule import Plan, Schedule
-from reducers.contract import Host, Reduced, Reducer, Signals, Text
+from reducers.contract import EncodedText, Host, Reduced, Reducer, Signals
 
 _SIGNALS = {"keys", "text", "sizes", "positions", "cross_attention"}
 
@@ -25,7 +25,7 @@ class FusionReduction(nn.Module):
     """Calls the reducer and keeps its record.
 
     Args:
-        reducer: A method with ``acts: "fusion"``.
+        reducer: A method with ``placement: "fusion"``.
         schedule: When it acts (fusion layers, from 0) and how many patch tokens it leaves.
         grid: Rows and columns of the patch grid.
         width: W.
@@ -55,7 +55,7 @@ class FusionReduction(nn.Module):
                 f"{type(reducer).__name__} acts in the fusion and needs {foreign}; the fusion can "
                 f"give {sorted(_SIGNALS)}."
             )
-        reducer.bind(Host(width, heads, layers, tuple(self.plan.keep), width))
+        reducer.configure(Host(width, heads, layers, tuple(self.plan.keep), width))
 
     def reduces(self, level: int, image: EncodedImage) -> bool:
         """Whether anything is left to reduce at this level."""
@@ -63,7 +63,7 @@ class FusionReduction(nn.Module):
         return self.plan.keep.get(level, count) < count
 
     def forward(
-        self, level: int, image: EncodedImage, text: Text, query: Tensor, key: Tensor
+        self, level: int, image: EncodedImage, text: EncodedText, query: Tensor, key: Tensor
     ) -> EncodedImage:
         """Reduce the image tokens at one level.
 
@@ -77,7 +77,7 @@ class FusionReduction(nn.Module):
         Raises:
             ValueError: The reducer broke its contract.
         """
-        whole = self.reducer.takes_cls
+        whole = self.reducer.includes_cls
         num_keep = self.plan.keep[level] + whole
         patches = image.tokens if whole else image.tokens[:, 1:]
         signals = self._signals(level, image, text, query, key)
@@ -93,9 +93,9 @@ class FusionReduction(nn.Module):
         return image.reduce(level, cls, reduced)
 
     def _signals(
-        self, level: int, image: EncodedImage, text: Text, query: Tensor, key: Tensor
+        self, level: int, image: EncodedImage, text: EncodedText, query: Tensor, key: Tensor
     ) -> Signals:
-        needs, start = self.reducer.needs, 0 if self.reducer.takes_cls else 1
+        needs, start = self.reducer.needs, 0 if self.reducer.includes_cls else 1
         attention = sizes = positions = None
         if "cross_attention" in needs:
             logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
@@ -121,7 +121,7 @@ class FusionReduction(nn.Module):
             cross_attention=attention,
         )
 
-    def reduce_text(self, text: Text, key: Tensor) -> Text:
+    def reduce_text(self, text: EncodedText, key: Tensor) -> EncodedText:
         """Let the reducer reduce the text side, where it does that.
 
         Args:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reducers import shelf
-from reducers.contract import Acts, Reduced, Reducer, Signal
+from reducers.contract import Placement, Reduced, Reducer, Signal
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -48,7 +48,7 @@ def declared(reducer: Reducer) -> None:
         ContractError: It acts at no known place, needs a signal that there is none of, cannot be
             called with what reducers are handed, or goes by the name of another on the shelf.
     """
-    name, places, signals = type(reducer).__name__, get_args(Acts), get_args(Signal)
+    name, places, signals = type(reducer).__name__, get_args(Placement), get_args(Signal)
     refuse_namesake(type(reducer), shelf())
     if not hasattr(reducer, "_forward_hooks"):
         raise ContractError(f"Reducer {name}: its __init__ must call super().__init__() first.")
@@ -58,9 +58,9 @@ def declared(reducer: Reducer) -> None:
         raise ContractError(
             f"Reducer {name}: forward must take (patches, num_keep, signals): {error}."
         ) from error
-    if reducer.acts not in places:
+    if reducer.placement not in places:
         raise ContractError(
-            f"Reducer {name} acts {reducer.acts!r}; it may act {', '.join(places)}."
+            f"Reducer {name}: placement is {reducer.placement!r}; it may be {', '.join(places)}."
         )
     if not isinstance(reducer.needs, frozenset) or not reducer.needs <= set(signals):
         raise ContractError(

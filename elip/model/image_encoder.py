@@ -16,9 +16,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from elip.model.guard import check
-from elip.model.signals import BlockSignals, Heads, Probe, SharedSpace
+from elip.model.signals import BlockSignals, Heads, JointEmbeddings, Probe
 from elip.schedule import Plan, Schedule
-from reducers.contract import Host, Reduced, Reducer, Signals, Text
+from reducers.contract import EncodedText, Host, Reduced, Reducer, Signals
 
 
 @dataclass(frozen=True)
@@ -137,29 +137,29 @@ class ImageEncoder(nn.Module):
         self.reducer = reducer
         self.probe = Probe(vit.blocks)
         self.signals = BlockSignals(vit)
-        self.shared: SharedSpace | None = None
+        self.joint_embeddings: JointEmbeddings | None = None
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.num_patches = self.grid[0] * self.grid[1]
         self.num_blocks = len(vit.blocks)
         self.width: int = vit.embed_dim
-        acts = "never" if reducer is None else reducer.acts
-        self.plan: Plan = schedule.plan(self.num_patches, self.num_blocks, acts)
+        placement = "never" if reducer is None else reducer.placement
+        self.plan: Plan = schedule.plan(self.num_patches, self.num_blocks, placement)
         self.layers = tuple(self.plan.keep)
         if reducer is not None:
             heads = vit.blocks[0].attn.num_heads
-            reducer.bind(Host(self.width, heads, self.num_blocks, self.layers, text_width))
+            reducer.configure(Host(self.width, heads, self.num_blocks, self.layers, text_width))
 
     @property
     def reads_text(self) -> bool:
         """Whether the image tokens depend on the text."""
-        if self.reducer is None or self.reducer.acts == "fusion" or not self.layers:
+        if self.reducer is None or self.reducer.placement == "fusion" or not self.layers:
             return False
-        return not self.reducer.needs.isdisjoint({"text", "text_attention", "shared"})
+        return not self.reducer.needs.isdisjoint({"text", "text_attention", "joint_embeddings"})
 
     def forward(
         self,
         image: Tensor | EncodedImage,
-        text: Text | None = None,
+        text: EncodedText | None = None,
         seeds: Tensor | None = None,
         end: int | None = None,
     ) -> EncodedImage:
@@ -196,7 +196,7 @@ class ImageEncoder(nn.Module):
         begun: EncodedImage = self(pixels, seeds=seeds, end=end)
         return begun
 
-    def encode_suffix(self, image: EncodedImage, text: Text | None = None) -> EncodedImage:
+    def encode_suffix(self, image: EncodedImage, text: EncodedText | None = None) -> EncodedImage:
         """Run what `encode_prefix` left.
 
         Raises:
@@ -222,10 +222,10 @@ class ImageEncoder(nn.Module):
             seeds=seeds,
         )
 
-    def _block(self, image: EncodedImage, text: Text | None) -> EncodedImage:
+    def _block(self, image: EncodedImage, text: EncodedText | None) -> EncodedImage:
         block, layer = self.vit.blocks[image.block], image.block
         reducing = self.plan.keep.get(layer, image.sizes.shape[1]) < image.sizes.shape[1]
-        before = reducing and self.reducer is not None and self.reducer.acts == "before_block"
+        before = reducing and self.reducer is not None and self.reducer.placement == "before_block"
         if before:
             image = self._reduce(image, text, None)
         tokens_per_block = (*image.tokens_per_block, image.sizes.shape[1])
@@ -264,7 +264,9 @@ class ImageEncoder(nn.Module):
         context = attention.norm(context.transpose(1, 2).reshape(batch, count, -1))
         return attention.proj(context), (query, key, value)
 
-    def _reduce(self, image: EncodedImage, text: Text | None, heads: Heads | None) -> EncodedImage:
+    def _reduce(
+        self, image: EncodedImage, text: EncodedText | None, heads: Heads | None
+    ) -> EncodedImage:
         assert self.reducer is not None
         num_keep = self.plan.keep[image.block]
         patches = image.tokens[:, 1:]
@@ -272,7 +274,9 @@ class ImageEncoder(nn.Module):
         check(self.reducer, reduced, patches, num_keep, padded=image.mask is not None)
         return image.reduce(image.block, image.tokens[:, :1], reduced)
 
-    def _signals(self, image: EncodedImage, text: Text | None, heads: Heads | None) -> Signals:
+    def _signals(
+        self, image: EncodedImage, text: EncodedText | None, heads: Heads | None
+    ) -> Signals:
         assert self.reducer is not None
         needs, layer, bias = self.reducer.needs, image.block, self._bias(image)
 
@@ -280,11 +284,11 @@ class ImageEncoder(nn.Module):
             scores: Tensor = self.probe(cls, patches, bias, layer, depth)
             return scores
 
-        shared = None
-        if "shared" in needs:
-            assert self.shared is not None
+        joint = None
+        if "joint_embeddings" in needs:
+            assert self.joint_embeddings is not None
             assert text is not None
-            shared = self.shared(image.tokens[:, 1:], text.tokens)
+            joint = self.joint_embeddings(image.tokens[:, 1:], text.tokens)
         known = Signals(
             cls=image.tokens[:, :1],
             stage=len(image.stages),
@@ -293,7 +297,7 @@ class ImageEncoder(nn.Module):
             seeds=image.seeds,
             mask=None if image.mask is None else image.mask[:, 1:],
             text=text if "text" in needs else None,
-            shared=shared,
+            joint_embeddings=joint,
             probe=probe if "probe" in needs else None,
             sizes=image.sizes if "sizes" in needs else None,
             positions=image.positions(self.grid) if "positions" in needs else None,

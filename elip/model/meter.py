@@ -25,10 +25,10 @@ from elip.model.fusion import Fusion, Pooler, Read
 from elip.model.fusion_reduction import FusionReduction
 from elip.model.guard import declared
 from elip.model.image_encoder import EncodedImage, ImageEncoder, ReductionStage
-from elip.model.signals import SharedSpace
+from elip.model.signals import JointEmbeddings
 from elip.model.text_encoder import TextEncoder, start_size, text_config
 from elip.schedule import Plan, Schedule
-from reducers.contract import Reducer, Text
+from reducers.contract import EncodedText, Reducer
 
 # Pixel statistics in [0, 1]: CLIP (Radford et al., 2021, arXiv:2103.00020) and ImageNet.
 _PIXELS = {
@@ -89,11 +89,13 @@ class Meter(nn.Module):
         self.text = TextEncoder(text_config(sizes, vocab_size))
         vit = build_vit(sizes)
         schedule, heads = schedule or Schedule(), sizes.fusion_heads
-        fused = reducer is not None and reducer.acts == "fusion"
+        fused = reducer is not None and reducer.placement == "fusion"
         self.image = ImageEncoder(vit, None if fused else reducer, schedule, self.text.width)
         self.text_projection = nn.Linear(self.text.width, width)
         self.image_projection = nn.Linear(self.image.width, width)
-        self.image.shared = SharedSpace(vit.norm, self.image_projection, self.text_projection)
+        self.image.joint_embeddings = JointEmbeddings(
+            vit.norm, self.image_projection, self.text_projection
+        )
         # Row 0 text, row 1 the image, row 2 the second image of a pair.
         self.token_types = nn.Embedding(3, width)
         reduction = None
@@ -133,8 +135,8 @@ class Meter(nn.Module):
         """
         host = self.fusion.reduction or self.image
         blocks = len(host.plan.tokens_per_block) - 1
-        acts = "never" if self.reducer is None else self.reducer.acts
-        host.plan = schedule.plan(host.plan.num_patches, blocks, acts)
+        placement = "never" if self.reducer is None else self.reducer.placement
+        host.plan = schedule.plan(host.plan.num_patches, blocks, placement)
         return host.plan
 
     def recompute_activations(self) -> None:
@@ -147,9 +149,9 @@ class Meter(nn.Module):
         for layer in chain(*parts):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
-    def encode_text(self, text: TextBatch) -> Text:
+    def encode_text(self, text: TextBatch) -> EncodedText:
         """Encode [B,L] token ids to [B,L,Dt] tokens, before the projection."""
-        encoded: Text = self.text(text)
+        encoded: EncodedText = self.text(text)
         return encoded
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -160,7 +162,7 @@ class Meter(nn.Module):
         return (images.to(dtype) / 255 - self.pixel_mean) / self.pixel_std
 
     def encode_image(
-        self, images: Tensor, text: Text | None = None, seeds: Tensor | None = None
+        self, images: Tensor, text: EncodedText | None = None, seeds: Tensor | None = None
     ) -> EncodedImage:
         """Encode images [B,3,S,S] (uint8, or normalised float), reducing tokens on the way.
 
@@ -184,7 +186,7 @@ class Meter(nn.Module):
         """
         return self.image.encode_prefix(self.normalise(images), seeds)
 
-    def encode_suffix(self, image: EncodedImage, text: Text | None = None) -> EncodedImage:
+    def encode_suffix(self, image: EncodedImage, text: EncodedText | None = None) -> EncodedImage:
         """Run what `encode_prefix` left.
 
         Raises:
@@ -192,7 +194,9 @@ class Meter(nn.Module):
         """
         return self.image.encode_suffix(image, text)
 
-    def fuse(self, text: Text, image: EncodedImage, read: Read, image_type: int = 1) -> Fused:
+    def fuse(
+        self, text: EncodedText, image: EncodedImage, read: Read, image_type: int = 1
+    ) -> Fused:
         """Fuse an encoded text and an encoded image.
 
         Args:
@@ -204,7 +208,7 @@ class Meter(nn.Module):
         texts = self.text_projection(text.tokens) + self.token_types.weight[0]
         images = self.image_projection(image.tokens) + self.token_types.weight[image_type]
         image = replace(image, tokens=images)
-        texts, fused = self.fusion(Text(texts, text.mask), image, read)
+        texts, fused = self.fusion(EncodedText(texts, text.mask), image, read)
         if read == "text":
             return Fused(texts, None, None, fused.stages, fused.loss)
         pooled = torch.cat([self.text_pooler(texts), self.image_pooler(fused.tokens)], dim=-1)

@@ -20,8 +20,8 @@ Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values [B,H,1+N,D/H] of a block."""
 
 _QUERY, _KEY, _VALUE = 0, 1, 2
-_WITH_KEYS = {"cls_attention", "head_attention", "received", "text_attention", "keys"}
-_WITH_QUERIES = {"cls_attention", "head_attention", "received"}
+_WITH_KEYS = {"cls_attention", "head_attention", "attention_received", "text_attention", "keys"}
+_WITH_QUERIES = {"cls_attention", "head_attention", "attention_received"}
 
 
 class Probe(nn.Module):
@@ -57,7 +57,7 @@ class Probe(nn.Module):
         return _attention(query, key, last.attn.scale, bias)[:, :, 0, 1:].mean(dim=1)
 
 
-class SharedSpace(nn.Module):
+class JointEmbeddings(nn.Module):
     """Patches and text CLS in METER's fusion width, where the two meet.
 
     The projections are borrowed, not registered.
@@ -113,7 +113,7 @@ class BlockSignals(nn.Module):
             assert key is not None
             by_head = _attention(query[:, :, :1], key, block.attn.scale, bias)[:, :, 0, 1:]
             attention = by_head.mean(dim=1)
-        if "received" in needs:
+        if "attention_received" in needs:
             assert query is not None
             assert key is not None
             received = _received(query, key, block.attn.scale, bias)[:, 1:]
@@ -128,7 +128,7 @@ class BlockSignals(nn.Module):
             known,
             cls_attention=attention if "cls_attention" in needs else None,
             head_attention=by_head if "head_attention" in needs else None,
-            received=received,
+            attention_received=received,
             text_attention=steered,
             keys=key[:, :, 1:] if key is not None and "keys" in needs else None,
             values=value[:, :, 1:] if value is not None and "values" in needs else None,
@@ -140,7 +140,7 @@ def _project(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Compute of a block's queries, keys and values what ``needs`` takes."""
     hidden = block.norm1(tokens)
-    asking = hidden if "received" in needs else hidden[:, :1]
+    asking = hidden if "attention_received" in needs else hidden[:, :1]
     return (
         _part(block, asking, _QUERY) if needs & _WITH_QUERIES else None,
         _part(block, hidden, _KEY) if needs & _WITH_KEYS else None,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig, Ro
 
 from elip.data.batch import TextBatch
 from elip.model.config import Sizes
-from reducers.contract import Text
+from reducers.contract import EncodedText
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TextEncoder(nn.Module):
         self.vocab_size: int = config.vocab_size
         self.transformer = AutoModel.from_config(config, add_pooling_layer=False)
 
-    def forward(self, text: TextBatch) -> Text:
+    def forward(self, text: TextBatch) -> EncodedText:
         """Encode token ids.
 
         Args:
@@ -128,4 +128,4 @@ class TextEncoder(nn.Module):
         bias = bias.masked_fill(~mask, torch.finfo(hidden.dtype).min)
         for layer in self.transformer.encoder.layer:
             hidden = layer(hidden, bias)
-        return Text(hidden, text.mask)
+        return EncodedText(hidden, text.mask)

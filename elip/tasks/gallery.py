@@ -22,9 +22,9 @@ from elip.model.image_encoder import EncodedImage
 from elip.model.meter import Meter
 from elip.tasks.base import begin_images
 from elip.tasks.scores import gather
-from reducers.contract import Text
+from reducers.contract import EncodedText
 
-Score = Callable[[Meter, EncodedImage, Text], Tensor]
+Score = Callable[[Meter, EncodedImage, EncodedText], Tensor]
 """``score(meter, image, text) -> [B]``: one score for each image beside its text."""
 
 
@@ -38,7 +38,7 @@ class Gallery:
 
     def __init__(self) -> None:
         self._begun: list[EncodedImage] = []
-        self._texts: list[Text] = []
+        self._texts: list[EncodedText] = []
         self._images: dict[int, None] = {}
         self._examples: dict[int, int] = {}
         self._precision: torch.dtype | None = None
@@ -106,21 +106,21 @@ class Gallery:
         device = meter.pixel_mean.device
         return torch.tensor(names, dtype=torch.int64, device=device).view(-1, 2)
 
-    def _all_texts(self, meter: Meter) -> Text:
+    def _all_texts(self, meter: Meter) -> EncodedText:
         """Return the texts of all processes, one a column."""
         mean = meter.pixel_mean
         # A process without examples still has to take part.
-        empty = Text(
+        empty = EncodedText(
             mean.new_zeros(0, 1, meter.text.width),
             torch.zeros(0, 1, dtype=torch.bool, device=mean.device),
         )
         own = _stack_texts(self._texts or [empty])
         tokens, masks = gather(own.tokens.contiguous()), gather(own.mask.long())
         shards = zip(tokens, masks, strict=True)
-        text = _stack_texts([Text(tokens, mask.bool()) for tokens, mask in shards])
+        text = _stack_texts([EncodedText(tokens, mask.bool()) for tokens, mask in shards])
         column = {name: row for row, name in enumerate(_everywhere(self._names(meter)))}
         order = torch.tensor([column[name] for name in sorted(column)], device=mean.device)
-        return Text(text.tokens[order], text.mask[order]) if len(column) else text
+        return EncodedText(text.tokens[order], text.mask[order]) if len(column) else text
 
     def _own_rows(self, meter: Meter) -> list[int]:
         """Return which of its images this process scores: each is scored once, loads are even."""
@@ -141,7 +141,7 @@ class Gallery:
 
 
 def score_pairs(
-    meter: Meter, score: Score, begun: EncodedImage, rows: Tensor, text: Text, pairs: int
+    meter: Meter, score: Score, begun: EncodedImage, rows: Tensor, text: EncodedText, pairs: int
 ) -> Tensor:
     """Return the scores [I,T] of the begun images at ``predictions`` [I] beside encoded texts.
 
@@ -163,7 +163,7 @@ def score_pairs(
             cut = None
             if meter.fusion.reduction is None:
                 cut = longest[(start + len(index) - 1) // num_images]
-            chunk = Text(text.tokens[column, :cut], text.mask[column, :cut])
+            chunk = EncodedText(text.tokens[column, :cut], text.mask[column, :cut])
             image = meter.encode_suffix(begun.rows(rows[index % num_images]), chunk)
             flat[index] = score(meter, image, chunk)
             progress.advance(bar, len(index))
@@ -184,12 +184,12 @@ def _everywhere(names: Tensor) -> list[tuple[int, int]]:
     return [(image, example) for image, example in torch.cat(gather(names)).tolist()]
 
 
-def _stack_texts(texts: list[Text]) -> Text:
+def _stack_texts(texts: list[EncodedText]) -> EncodedText:
     """Join texts, padded to the longest."""
     longest = max(text.mask.shape[1] for text in texts)
     tokens = [F.pad(text.tokens, (0, 0, 0, longest - text.tokens.shape[1])) for text in texts]
     masks = [F.pad(text.mask, (0, longest - text.mask.shape[1])) for text in texts]
-    return Text(torch.cat(tokens), torch.cat(masks))
+    return EncodedText(torch.cat(tokens), torch.cat(masks))
 
 
 def _stack_images(images: list[EncodedImage]) -> EncodedImage:

@@ -22,7 +22,7 @@ from elip.tasks.base import (
     with_reducer_loss,
 )
 from elip.tasks.scores import ExampleScores, Sums
-from reducers.contract import Text
+from reducers.contract import EncodedText
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Pretraining(Task):
             words = self.mlm(fused[-1].text)
         if self.itm is not None:
             text = meter.encode_text(batch.text)
-            text = Text(text.tokens[order], text.mask[order])
+            text = EncodedText(text.tokens[order], text.mask[order])
             image = meter.encode_suffix(begun.rows(beside), text)
             fused.append(meter.fuse(text, image, "pooled"))
             matching = self.itm(fused[-1].pooled)

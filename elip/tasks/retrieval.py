@@ -21,7 +21,7 @@ from elip.tasks.base import (
 )
 from elip.tasks.gallery import Gallery
 from elip.tasks.ranking import first_hits, guesses, recalls
-from reducers.contract import Text
+from reducers.contract import EncodedText
 
 
 class Retrieval(Task):
@@ -74,7 +74,7 @@ class Retrieval(Task):
         loss = F.cross_entropy(self._rank(fused).view(count, texts), true)
         return with_reducer_loss(Loss(loss), fused)
 
-    def score(self, meter: Meter, image: EncodedImage, text: Text) -> Tensor:
+    def score(self, meter: Meter, image: EncodedImage, text: EncodedText) -> Tensor:
         """Return how well each image goes with the text beside it: [B] float32, unbounded."""
         return self._rank(meter.fuse(text, image, "pooled"))
 

@@ -13,7 +13,7 @@ from elip.data.batch import TextBatch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
-from reducers import Host, Reducer, Signals, Text, shelf
+from reducers import EncodedText, Host, Reducer, Signals, shelf
 
 WIDTH, HEADS, WORDS = 32, 4, 6
 FOREIGN = "tests.contract.foreign.Longest"
@@ -27,14 +27,14 @@ def by_import_path(path: str) -> Reducer:
     return reducer
 
 
-METHODS = [pytest.param(cls, id=name) for name, cls in shelf().items() if cls.acts != "never"] + [
-    pytest.param(lambda: by_import_path(FOREIGN), id="foreign")
-]
+METHODS = [
+    pytest.param(cls, id=name) for name, cls in shelf().items() if cls.placement != "never"
+] + [pytest.param(lambda: by_import_path(FOREIGN), id="foreign")]
 
 
 def bound(reducer: Reducer) -> Reducer:
     """Bind a reducer to a host whose second block is the only reduction layer."""
-    reducer.bind(Host(WIDTH, HEADS, num_blocks=4, layers=(1,), text_width=WIDTH))
+    reducer.configure(Host(WIDTH, HEADS, num_blocks=4, layers=(1,), text_width=WIDTH))
     return reducer.eval()
 
 
@@ -61,12 +61,12 @@ def scene(
         seeds=torch.arange(batch) * 7919 + 11,
         cls_attention=by_head.mean(dim=1),
         head_attention=by_head,
-        received=normal(batch, count).softmax(dim=-1),
+        attention_received=normal(batch, count).softmax(dim=-1),
         text_attention=normal(batch, count).softmax(dim=-1),
         keys=normal(batch, HEADS, count, WIDTH // HEADS),
         values=normal(batch, HEADS, count, WIDTH // HEADS),
-        text=Text(normal(batch, WORDS, WIDTH), mask),
-        shared=(normal(batch, count, 8), normal(batch, 1, 8)),
+        text=EncodedText(normal(batch, WORDS, WIDTH), mask),
+        joint_embeddings=(normal(batch, count, 8), normal(batch, 1, 8)),
         probe=lambda cls, tokens, depth: (tokens @ cls.transpose(1, 2))[..., 0].softmax(dim=1),
         sizes=torch.randint(1, 5, (batch, count), generator=rng).float(),
         positions=places.expand(batch, -1, -1),
@@ -77,7 +77,7 @@ def scene(
     return patches, replace(signals, **dict.fromkeys(hidden))
 
 
-_BY_PATCH = {"cls_attention": 1, "head_attention": 2, "received": 1, "text_attention": 1,
+_BY_PATCH = {"cls_attention": 1, "head_attention": 2, "attention_received": 1, "text_attention": 1,
              "keys": 2, "values": 2, "sizes": 1, "positions": 1, "cross_attention": 2}  # fmt: skip
 
 
@@ -88,8 +88,11 @@ def permuted(signals: Signals, order: Tensor) -> Signals:
         for name, axis in _BY_PATCH.items()
         if getattr(signals, name) is not None
     }
-    if signals.shared is not None:
-        changed["shared"] = (signals.shared[0][:, order], signals.shared[1])
+    if signals.joint_embeddings is not None:
+        changed["joint_embeddings"] = (
+            signals.joint_embeddings[0][:, order],
+            signals.joint_embeddings[1],
+        )
     return replace(signals, **changed)
 
 
@@ -100,9 +103,9 @@ def mapped(signals: Signals, function) -> Signals:
         value = getattr(signals, field.name)
         if isinstance(value, Tensor) and value.is_floating_point():
             changed[field.name] = function(value)
-        elif isinstance(value, Text):
-            changed[field.name] = Text(function(value.tokens), value.mask)
-        elif field.name == "shared" and value is not None:
+        elif isinstance(value, EncodedText):
+            changed[field.name] = EncodedText(function(value.tokens), value.mask)
+        elif field.name == "joint_embeddings" and value is not None:
             changed[field.name] = tuple(function(part) for part in value)
     return replace(signals, **changed)
 
@@ -114,9 +117,9 @@ def rows(signals: Signals, index: slice) -> Signals:
         value = getattr(signals, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = value[index]
-        elif isinstance(value, Text):
-            changed[field.name] = Text(value.tokens[index], value.mask[index])
-        elif field.name == "shared" and value is not None:
+        elif isinstance(value, EncodedText):
+            changed[field.name] = EncodedText(value.tokens[index], value.mask[index])
+        elif field.name == "joint_embeddings" and value is not None:
             changed[field.name] = tuple(part[index] for part in value)
     return replace(signals, **changed)
 

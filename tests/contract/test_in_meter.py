@@ -39,7 +39,7 @@ def test_counts_sizes_and_origins_are_kept(make: Make) -> None:
         if meter.reducer.fixed_count:
             assert all(len(set(row[row >= 0].tolist())) == count for row in stage.patch_to_token)
     assert meter.plan.keep_ratio == pytest.approx(0.6, abs=0.02)
-    if meter.reducer.acts != "fusion":
+    if meter.reducer.placement != "fusion":
         assert image.tokens_per_block == meter.plan.tokens_per_block[:-1]
         assert image.tokens.shape[1] == 1 + meter.plan.tokens_per_block[-1]
         stands_for = (image.patch_to_token >= 0).sum(dim=1).float()

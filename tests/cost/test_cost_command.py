@@ -144,7 +144,7 @@ def test_misspelt_option_of_the_experiment(
 
 def test_candidates_share_their_weights_and_methods_keep_their_own() -> None:
     class Scaling(shelf()["Random"]):
-        def bind(self, host: Host) -> None:
+        def configure(self, host: Host) -> None:
             self.scale = nn.Linear(host.width, 1)
 
     config = MeterConfig(image_size=32, image_width=16, image_blocks=4, text_width=16)

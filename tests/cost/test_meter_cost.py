@@ -25,7 +25,7 @@ LAYERS, COUNTS = (1, 2), (10, 5)
 
 def build(reducer: Reducer | None) -> tuple[Meter, torch.Tensor, TextBatch]:
     layers, counts = (LAYERS, COUNTS)
-    if reducer is not None and reducer.acts == "fusion":
+    if reducer is not None and reducer.placement == "fusion":
         layers, counts = (0,), (5,)
     meter = Meter(CONFIG.resolve(), reducer, Schedule(layers=layers, counts=counts))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -86,9 +86,9 @@ def test_every_reducer_is_counted(name: str) -> None:
     with meter.reduction_disabled():
         full = measure_cost(meter, lambda: meter(images, text), examples=2)
     assert full == on_paper([PATCHES] * BLOCKS, PATCHES, "pooled")
-    if meter.reducer.acts == "before_block":
+    if meter.reducer.placement == "before_block":
         assert cost.vision == on_paper(list(meter.plan.tokens_per_block[:-1]), 5, "pooled").vision
-    if meter.reducer.acts != "never":
+    if meter.reducer.placement != "never":
         assert cost.fusion < full.fusion
 
 

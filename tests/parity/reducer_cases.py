@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elip.model.image_encoder import EncodedImage, ImageEncoder
 from elip.schedule import Schedule
-from reducers import Reduced, Reducer, Signals, Text
+from reducers import EncodedText, Reduced, Reducer, Signals
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def encode(encoder: ImageEncoder, tokens: Tensor, text_cls: Tensor | None = None
     """Run the rebuilt blocks on the recorded tokens [B,1+P,D]."""
     text = None
     if text_cls is not None:
-        text = Text(text_cls.unsqueeze(1), torch.ones(len(tokens), 1, dtype=torch.bool))
+        text = EncodedText(text_cls.unsqueeze(1), torch.ones(len(tokens), 1, dtype=torch.bool))
     return encoder.encode_suffix(start(tokens), text)
 
 

@@ -17,7 +17,7 @@ from elip.model.meter import build_vit
 from elip.schedule import Schedule
 from elip.weights.load import resize_positions
 from elip.weights.names import from_clip
-from reducers import Host, Text
+from reducers import EncodedText, Host
 from reducers.atc import ATC
 from reducers.ats import ATS
 from reducers.cdpruner import CDPruner
@@ -161,8 +161,8 @@ def _elip_past_the_count(
     The fused token is then the sum of nothing, a zero token, which is one token more.
     """
     encoder = encoder_of(case, None, Schedule())
-    text = Text(case["in.text_cls"].unsqueeze(1), torch.ones(len(case["in.x"]), 1).bool())
-    reducer.bind(Host(encoder.width, 1, encoder.num_blocks, layers, encoder.width))
+    text = EncodedText(case["in.text_cls"].unsqueeze(1), torch.ones(len(case["in.x"]), 1).bool())
+    reducer.configure(Host(encoder.width, 1, encoder.num_blocks, layers, encoder.width))
     image = start(case["in.x"])
     for number, (layer, count) in enumerate(zip(layers, counts, strict=True)):
         image = encoder(image, end=layer)
@@ -321,7 +321,7 @@ def _kmedoids(case: Case) -> None:
         official=True,
     )
     received = case["in.weight"].squeeze(-1) if weighted else None
-    reduced = reducer(patches, params["clusters"], signals(patches, received=received))
+    reduced = reducer(patches, params["clusters"], signals(patches, attention_received=received))
     case.same(reduced.assignment, "out.assign")
     assert torch.equal(
         reduced.tokens,
@@ -341,7 +341,7 @@ def _divprune(case: Case) -> None:
 def _cdpruner(case: Case) -> None:
     patches = case["in.features"]
     text = case["in.text_embeds"].expand(len(patches), -1, -1)
-    known = signals(patches, shared=(case["in.image_embeds"], text))
+    known = signals(patches, joint_embeddings=(case["in.image_embeds"], text))
     reduced = CDPruner(negate=True, over_batch=True)(patches, case.params["T"], known)
     case.same(kept_indices(reduced, case.params["T"]), "out.keep_idx")
     if len(patches) == 1:  # then the batch is the image, and the default scaling is the official
@@ -473,7 +473,7 @@ def _pumer(case: Case) -> None:
             cross_attention=case[f"{name}.t2i_attn"].mean(dim=1),
             keys=heads(case[f"{name}.img_metric"]),
             sizes=ones(image),
-            text=Text(case[f"{name}.text_pre"], mask),
+            text=EncodedText(case[f"{name}.text_pre"], mask),
         )
         reduced = reducer(image, num_keep, known)
         gone = torch.ones(len(image), count, dtype=torch.bool).scatter(1, kept, False)
@@ -511,7 +511,9 @@ def _mctf(case: Case) -> None:
         by_attention=bool(params["pooling_type"]),
     )
     count = case["out.x"].shape[1] - 1
-    known = signals(patches, received=case["in.attn"].mean(dim=(1, 2))[:, 1:], sizes=sizes)
+    known = signals(
+        patches, attention_received=case["in.attn"].mean(dim=(1, 2))[:, 1:], sizes=sizes
+    )
     reduced = reducer(patches, count, known)
     # Ours come in the order of their leaders: compare what each old token became.
     ours, official = reduced.assignment, case["out.assign"][:, 1:]

@@ -16,7 +16,7 @@ from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from elip.tasks.pretrain import Pretraining
 from elip.tasks.retrieval import Retrieval
-from reducers import Reducer, Signals, Text
+from reducers import EncodedText, Reducer, Signals
 from reducers.atc import ATC
 from reducers.ats import ATS
 from reducers.cdpruner import CDPruner
@@ -69,7 +69,7 @@ class Looks(Reducer):
     """Acts in the fusion and looks at everything there is."""
 
     needs = frozenset({"keys", "text", "sizes", "positions", "cross_attention"})
-    acts = "fusion"
+    placement = "fusion"
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep the first patches."""
@@ -83,7 +83,7 @@ class Looks(Reducer):
 @pytest.mark.parametrize("whole", [False, True])
 def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
     reducer = Looks()
-    reducer.takes_cls = whole
+    reducer.includes_cls = whole
     host = FusionReduction(reducer, Schedule(0.5, layers=(0,), profile=(0.5,)), (2, 3), 8, 2, 2)
     image = EncodedImage(
         tokens=torch.randn(2, 7, 8),
@@ -93,7 +93,7 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
         seeds=torch.zeros(2, dtype=torch.int64),
         mask=torch.tensor([[True, True, False, True, True, True, True], [True] * 7]),
     )
-    text = Text(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
+    text = EncodedText(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
     query, key = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 7, 4)
     reduced = host(0, image, text, query, key)
     patches, signals = reducer.seen
@@ -248,7 +248,7 @@ class Misreads(Looks):
 
 def test_a_reduced_text_is_held_to_the_contract() -> None:
     host = FusionReduction(Misreads(), Schedule(0.5, layers=(0,), profile=(0.5,)), (2, 3), 8, 2, 2)
-    text = Text(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
+    text = EncodedText(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="Misreads broke its contract"):
         host.reduce_text(text, torch.randn(2, 2, 4, 4))
 
@@ -259,7 +259,7 @@ def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -
     assert reduction is not None
     seen, reduce_text, forward = [], reduction.reduce_text, reduction.forward
 
-    def merging(text: Text, key: Tensor) -> Text:
+    def merging(text: EncodedText, key: Tensor) -> EncodedText:
         after = reduce_text(text, key)
         seen.append((text.tokens.shape[1], after.tokens.shape[1]))
         return after

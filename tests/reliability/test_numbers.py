@@ -27,7 +27,7 @@ STEPS = 200
 
 def experiment(task: Task, reducer: Reducer | None) -> MeterModule:
     torch.manual_seed(0)
-    fused = reducer is not None and reducer.acts == "fusion"
+    fused = reducer is not None and reducer.placement == "fusion"
     sizes = MeterConfig(
         image_size=PIXELS, patch_size=4, image_width=16, image_blocks=3, image_heads=2,
         text_width=16, text_layers=1, text_heads=2, fusion_width=16, fusion_layers=2,
@@ -87,7 +87,7 @@ def test_a_run_stops_in_the_step_whose_loss_is_none(shapes: Path, tmp_path: Path
     assert "The loss of step 3 is nan" in str(record.error)
 
 
-REDUCERS = {name: made for name, made in shelf().items() if made.acts != "never"}
+REDUCERS = {name: made for name, made in shelf().items() if made.placement != "never"}
 
 
 @pytest.mark.slow

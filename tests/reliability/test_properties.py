@@ -48,13 +48,13 @@ SHARE = st.floats(allow_nan=True, allow_infinity=True) | st.floats(0.01, 1)
     counts=st.none() | st.lists(st.integers(-2, 400), max_size=4).map(tuple),
     patches=st.integers(1, 400),
     blocks=st.integers(1, 14),
-    acts=ACTS,
+    placement=ACTS,
 )
 def test_any_schedule_is_refused_or_can_be_carried_out(
-    ratio: Any, layers: Any, profile: Any, counts: Any, patches: int, blocks: int, acts: Any
+    ratio: Any, layers: Any, profile: Any, counts: Any, patches: int, blocks: int, placement: Any
 ) -> None:
     try:
-        plan = Schedule(ratio, layers, profile, counts).plan(patches, blocks, acts)
+        plan = Schedule(ratio, layers, profile, counts).plan(patches, blocks, placement)
     except ValueError as error:
         assert len(str(error)) > 20  # noqa: PT017
         return
@@ -90,7 +90,7 @@ def test_the_learning_rate_stays_between_0_and_its_peak(
 
 # --- reducers
 
-REDUCERS = [name for name, made in shelf().items() if made.acts != "never"]
+REDUCERS = [name for name, made in shelf().items() if made.placement != "never"]
 
 
 @pytest.mark.parametrize("name", REDUCERS)

@@ -12,7 +12,7 @@ from torch import Tensor
 from elip.tasks import tasks
 from elip.tasks.base import Task
 from reducers import Reduced, Reducer, Signals
-from reducers.contract import Acts
+from reducers.contract import Placement
 from reducers.elip import ELIP
 from reducers.pumer import PuMer
 from reducers.random import Random
@@ -30,9 +30,9 @@ REDUCERS = [
 class Costly(Reducer):
     """Keeps the first patches, and has a loss of its own."""
 
-    def __init__(self, acts: Acts) -> None:
+    def __init__(self, placement: Placement) -> None:
         super().__init__()
-        self.acts = acts
+        self.placement = placement
         self.price = torch.nn.Parameter(torch.tensor(2.0))
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
@@ -116,10 +116,12 @@ def test_predictions_are_one_plain_row_an_example(kind: type[Task]) -> None:
         assert value == (pytest.approx(rows[2][name], abs=1e-5) if name != "text" else "text 2")
 
 
-@pytest.mark.parametrize(("acts", "layers"), [("before_block", 2), ("fusion", 1)])
+@pytest.mark.parametrize(("placement", "layers"), [("before_block", 2), ("fusion", 1)])
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_reducers_own_loss_is_added(kind: type[Task], acts: Acts, layers: int) -> None:
-    meter = tiny_meter(Costly(acts))
+def test_the_reducers_own_loss_is_added(
+    kind: type[Task], placement: Placement, layers: int
+) -> None:
+    meter = tiny_meter(Costly(placement))
     task = built(kind(), meter)
     batch = batch_for(task.spec)
     loss = task.loss(meter, batch)

@@ -39,7 +39,7 @@ def tiny_meter(reducer: Reducer | None = None, dropout: float = 0.0) -> Meter:
         max_text_len=LENGTH,
         dropout=dropout,
     ).resolve()
-    fused = reducer is not None and reducer.acts == "fusion"
+    fused = reducer is not None and reducer.placement == "fusion"
     schedule = IN_THE_FUSION if fused else IN_THE_ENCODER
     return Meter(sizes, reducer, schedule, vocab_size=VOCAB).eval()
 

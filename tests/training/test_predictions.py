@@ -47,7 +47,7 @@ def experiment(task: Task, reducer: Reducer | None) -> MeterModule:
         text_width=32, text_layers=1, text_heads=2, fusion_width=24, fusion_layers=2,
         fusion_heads=2, max_text_len=LENGTH,
     )  # fmt: skip
-    fused = reducer is not None and reducer.acts == "fusion"
+    fused = reducer is not None and reducer.placement == "fusion"
     schedule = IN_THE_FUSION if fused else IN_THE_ENCODER
     module = MeterModule(task, reducer, schedule, config, vocab_size=VOCAB, num_answers=ANSWERS)
     return module.eval()

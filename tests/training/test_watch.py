@@ -121,7 +121,7 @@ class GoesBad(TopK):
 class ActsNowhere(TopK):
     """Source: made up for the tests. Differs: in where it acts."""
 
-    acts = "sometimes"  # type: ignore[assignment]
+    placement = "sometimes"  # type: ignore[assignment]
 
 
 class NeedsTooMuch(TopK):
@@ -168,7 +168,7 @@ class Asking(VQA):
     [
         ("NotBegun", "Reducer NotBegun: its __init__ must call super().__init__() first"),
         ("TakesTwo", "forward must take (patches, num_keep, signals): too many"),
-        ("ActsNowhere", "acts 'sometimes'; it may act never, before_block"),
+        ("ActsNowhere", "placement is 'sometimes'; it may be never, before_block"),
         ("NeedsTooMuch", "needs frozenset({'everything'}); give a frozenset of cls_attention"),
         ("ReturnsTokens", "was to return a Reduced and returned a Tensor"),
     ],
