@@ -69,7 +69,9 @@ class Budgets:
 
     def _keep(self) -> None:
         if self._path is not None:
-            from elip.data.arrow import write_json  # late: the launcher needs only the file's name
+            from elip.data.arrow_writer import (
+                write_json,  # late: the launcher needs only the file's name
+            )
 
             write_json(self._path, self._known)
 

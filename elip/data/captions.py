@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from elip.data.arrow import CAPTION
+from elip.data.arrow_writer import CAPTION
 from elip.data.conversion import Conversion
 from elip.data.entries import Note, Parsed, Row, having, parsed, unexpected
 

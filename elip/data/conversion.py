@@ -22,7 +22,7 @@ import ijson
 import pyarrow as pa
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from elip.data.arrow import ArrowWriter
+from elip.data.arrow_writer import ArrowWriter
 from elip.data.datasets.base import DataError, MissingFilesError
 from elip.data.entries import Note, Parsed, Row, note_file, read_reasons, unexpected
 from elip.data.opening import open_batches

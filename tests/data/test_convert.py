@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from elip.data import arrow
+from elip.data import arrow_writer as arrow
 from elip.data.answers import normalise, scored, vocabulary
-from elip.data.arrow import ArrowWriter
+from elip.data.arrow_writer import ArrowWriter
 from elip.data.convert import convert as converted
 from elip.data.convert import main
 from elip.data.datasets import DataError

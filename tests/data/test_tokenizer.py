@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from elip.data.arrow import CAPTION, ArrowWriter
+from elip.data.arrow_writer import CAPTION, ArrowWriter
 from elip.data.datasets.base import DataError
 from elip.data.tokenize import TextTokenizer, load_tokenizer, main, train_wordpiece
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from elip.data.arrow import CAPTION
+from elip.data.arrow_writer import CAPTION
 from elip.data.captions import caption_row
 from elip.data.conversion import Conversion
 from elip.data.datasets.base import DatasetSpec, View

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from elip.data.arrow import STATEMENT
+from elip.data.arrow_writer import STATEMENT
 from elip.data.conversion import Conversion
 from elip.data.datasets.base import DataError, DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having, parsed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elip.data.arrow import PAIR
+from elip.data.arrow_writer import PAIR
 from elip.data.conversion import Conversion
 from elip.data.datasets.base import DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having, parsed

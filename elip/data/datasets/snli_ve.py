@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elip.data.arrow import ENTAILMENT
+from elip.data.arrow_writer import ENTAILMENT
 from elip.data.conversion import Conversion
 from elip.data.datasets.base import DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having

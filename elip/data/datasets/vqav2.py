@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from elip.data.answers import Scored, read_answers, scored, vocabulary
-from elip.data.arrow import QUESTION, QUESTION_WITHOUT_ANSWERS, write_json
+from elip.data.arrow_writer import QUESTION, QUESTION_WITHOUT_ANSWERS, write_json
 from elip.data.conversion import Conversion
 from elip.data.datasets.base import DatasetSpec, View
 from elip.data.entries import Note, Parsed, Row, having

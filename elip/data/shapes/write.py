@@ -14,7 +14,7 @@ import pyarrow as pa
 from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from elip.data import arrow
+from elip.data import arrow_writer as arrow
 from elip.data.datasets.base import DataError
 from elip.data.shapes import language
 from elip.data.shapes.draw import draw, png
