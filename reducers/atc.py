@@ -42,8 +42,6 @@ class ATC(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Form ``num_keep`` clusters."""
-        assert signals.keys is not None
-        assert signals.sizes is not None
         with torch.no_grad():
             distance = 1 - cosine_similarity(signals.keys.mean(dim=1))
             assignment = number_groups(self._leaders(distance, num_keep))

@@ -65,13 +65,10 @@ class ATS(Reducer):
         return Reduced(tokens, assignment, mask)
 
     def _scores(self, signals: Signals) -> Tensor:
-        assert signals.values is not None
         if self.rule == "official":
-            assert signals.cls_attention is not None
             norm = signals.values.float().square().sum(dim=(1, 3)).sqrt()
             scores = signals.cls_attention.float() * norm
         else:
-            assert signals.head_attention is not None
             norm = signals.values.float().norm(dim=-1)
             scores = (signals.head_attention.float() * norm).sum(dim=1)
         if signals.mask is not None and self.rule != "haurum":

@@ -38,7 +38,6 @@ class CDPruner(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep`` patches."""
-        assert signals.joint_embeddings is not None
         with torch.no_grad():
             relevance = self._relevance(*signals.joint_embeddings)
             kernel = cosine_similarity(patches)

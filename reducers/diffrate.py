@@ -43,8 +43,6 @@ class DiffRate(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Prune and merge until ``num_keep`` patches are left."""
-        assert signals.cls_attention is not None
-        assert signals.sizes is not None
         count = patches.shape[1]
         order = signals.cls_attention.argsort(dim=1, descending=True, stable=True)
         end = num_keep + round(self.merged * (count - num_keep))

@@ -85,10 +85,8 @@ class ELIP(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep - 1`` patches and fuse the others."""
-        assert signals.probe is not None
         cls = signals.cls
         if self.mix < 1:
-            assert signals.text is not None
             text = signals.text.tokens[:, :1]
             if self.shuffle_text:
                 text = text.roll(1, dims=0)

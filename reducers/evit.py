@@ -34,6 +34,5 @@ class EViT(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep - 1`` patches and fuse the others."""
-        assert signals.cls_attention is not None
         kept = top_indices(signals.cls_attention, num_keep - 1)
         return keep_and_fuse(patches, kept, signals.cls_attention, self.normalise)

@@ -61,18 +61,16 @@ class KMedoids(Reducer):
         """Keep ``num_keep`` medoids."""
         with torch.no_grad():
             distance = distances(patches)
-            weights, medoids = self._start(distance, num_keep, signals.attention_received)
+            weights, medoids = self._start(distance, num_keep, signals)
             cluster = nearest_centre(distance, medoids)
             for _ in range(self.rounds):
                 medoids = self._move(distance, weights, cluster, num_keep)
                 cluster = nearest_centre(distance, medoids)
         return Reduced(gather_tokens(patches, medoids), cluster)
 
-    def _start(
-        self, distance: Tensor, num_keep: int, received: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _start(self, distance: Tensor, num_keep: int, signals: Signals) -> tuple[Tensor, Tensor]:
         if self.weighted:
-            assert received is not None
+            received = signals.attention_received
             return received, top_indices(received, num_keep)
         first = torch.full_like(distance[:, 0, 0], self.first, dtype=torch.int64)
         combine = torch.maximum if self.official else torch.minimum

@@ -64,8 +64,6 @@ class MCTF(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Merge ``N - num_keep`` patches away."""
-        assert signals.attention_received is not None
-        assert signals.sizes is not None
         received, sizes = signals.attention_received.float(), signals.sizes.float()
         weights = received * sizes if self.by_attention else sizes
         with torch.no_grad():

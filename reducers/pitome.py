@@ -50,8 +50,6 @@ class PiToMe(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Merge ``N - num_keep`` patches away."""
-        assert signals.keys is not None
-        assert signals.sizes is not None
         margin = self.margin * (1 - signals.layer / self.num_blocks)
 
         def step(metric: Tensor, removed: int) -> Tensor:

@@ -28,8 +28,6 @@ class Pool(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Average down to ``num_keep`` tokens."""
-        assert signals.positions is not None
-        assert signals.sizes is not None
         count = patches.shape[1]
         order = z_order(signals.positions, signals.grid).argsort(dim=1, stable=True)
         piece = torch.arange(count, device=patches.device) * num_keep // count

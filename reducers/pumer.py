@@ -56,10 +56,6 @@ class PuMer(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Prune and merge until ``num_keep`` image tokens are left."""
-        assert signals.cross_attention is not None
-        assert signals.keys is not None
-        assert signals.sizes is not None
-        assert signals.text is not None
         count = patches.shape[1]
         weights = torch.ones_like(signals.sizes) if self.official else signals.sizes
         with torch.no_grad():

@@ -32,7 +32,6 @@ class Radial(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep the ``num_keep`` patches nearest to the centre."""
-        assert signals.positions is not None
         rows, columns = signals.grid
         centre = signals.positions.new_tensor([(rows - 1) / 2, (columns - 1) / 2])
         offset = (signals.positions - centre).abs()

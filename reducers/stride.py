@@ -26,6 +26,5 @@ class Stride(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep`` evenly spread patches."""
-        assert signals.positions is not None
         order = spread_order(signals.positions, signals.grid).argsort(dim=1, stable=True)
         return keep_tokens(patches, order[:, :num_keep].sort(dim=1).values)

@@ -43,8 +43,6 @@ class ToMe(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Merge ``N - num_keep`` patches away."""
-        assert signals.keys is not None
-        assert signals.sizes is not None
         assignment = self.assignment(signals.keys.mean(dim=1), signals.sizes, num_keep)
         return Reduced(merge_tokens(patches, assignment, num_keep, signals.sizes), assignment)
 

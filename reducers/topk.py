@@ -26,5 +26,4 @@ class TopK(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep the ``num_keep`` most attended patches."""
-        assert signals.cls_attention is not None
         return keep_tokens(patches, top_indices(signals.cls_attention, num_keep))

@@ -50,6 +50,5 @@ class TRIPS(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep - 1`` patches and fuse the others."""
-        assert signals.text_attention is not None
         kept = top_indices(signals.text_attention, num_keep - 1)
         return keep_and_fuse(patches, kept, signals.text_attention, self.normalise)

@@ -42,8 +42,6 @@ class VisionZip(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep dominant patches and merge the others."""
-        assert signals.cls_attention is not None
-        assert signals.keys is not None
         contextual = min(round(self.contextual * num_keep), num_keep - 1)
         dominant = num_keep - contextual
         order = signals.cls_attention.argsort(dim=1, descending=True, stable=True)

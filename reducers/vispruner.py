@@ -39,7 +39,6 @@ class VisPruner(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep ``num_keep`` patches."""
-        assert signals.cls_attention is not None
         important = int(num_keep * self.important)
         order = signals.cls_attention.argsort(dim=1, descending=True, stable=True)
         kept, rest = order[:, :important], order[:, important:]

@@ -8,7 +8,7 @@ import pytest
 
 from reducers import shelf
 from reducers.__main__ import card, main, table
-from reducers.contract import Family, Placement, Signal
+from reducers.contract import SIGNALS, Family, Placement
 
 
 def test_table_has_a_line_for_every_method() -> None:
@@ -28,7 +28,7 @@ def test_cards_show_options_source_and_difference(name: str) -> None:
 def test_methods_use_the_words_of_the_contract(method: type) -> None:
     assert method.family in get_args(Family)
     assert method.placement in get_args(Placement)
-    assert set(method().needs) <= set(get_args(Signal))
+    assert set(method().needs) <= set(SIGNALS)
 
 
 def test_misspelt_names_get_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ all later ones. Shape legend: B batch, L text length, N patch tokens, K kept, W 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from elip.model.guard import check
 from elip.model.image_encoder import EncodedImage
 from elip.schedule import Plan, Schedule
-from reducers.contract import EncodedText, Host, Reduced, Reducer, Signals
+from reducers.contract import EncodedText, Host, Reduced, Reducer, Signal, Signals
 
 _SIGNALS = {"keys", "text", "sizes", "positions", "cross_attention"}
 
@@ -96,17 +97,19 @@ class FusionReduction(nn.Module):
         self, level: int, image: EncodedImage, text: EncodedText, query: Tensor, key: Tensor
     ) -> Signals:
         needs, start = self.reducer.needs, 0 if self.reducer.includes_cls else 1
-        attention = sizes = positions = None
+        requested: dict[Signal, Any] = {"keys": key[:, :, start:], "text": text}
         if "cross_attention" in needs:
             logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             if image.mask is not None:
                 hidden = ~image.mask[:, None, None, :]
                 logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
-            attention = logits.softmax(dim=-1).mean(dim=1)[:, :, start:]
+            attention = logits.softmax(dim=-1).mean(dim=1)
+            requested["cross_attention"] = attention[:, :, start:]
         if "sizes" in needs:
-            sizes = F.pad(image.sizes, (1 - start, 0), value=1.0)
+            requested["sizes"] = F.pad(image.sizes, (1 - start, 0), value=1.0)
         if "positions" in needs:
-            positions = F.pad(image.positions(self.grid), (0, 0, 1 - start, 0))
+            positions = image.positions(self.grid)
+            requested["positions"] = F.pad(positions, (0, 0, 1 - start, 0))
         return Signals(
             cls=image.tokens[:, :1],
             stage=len(image.stages),
@@ -114,11 +117,8 @@ class FusionReduction(nn.Module):
             grid=self.grid,
             seeds=image.seeds,
             mask=None if image.mask is None else image.mask[:, start:],
-            keys=key[:, :, start:] if "keys" in needs else None,
-            text=text if "text" in needs else None,
-            sizes=sizes,
-            positions=positions,
-            cross_attention=attention,
+            requested={name: signal for name, signal in requested.items() if name in needs},
+            reader=type(self.reducer).__name__,
         )
 
     def reduce_text(self, text: EncodedText, key: Tensor) -> EncodedText:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reducers import shelf
-from reducers.contract import Placement, Reduced, Reducer, Signal
+from reducers.contract import SIGNALS, Placement, Reduced, Reducer
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -48,7 +48,7 @@ def declared(reducer: Reducer) -> None:
         ContractError: It acts at no known place, needs a signal that there is none of, cannot be
             called with what reducers are handed, or goes by the name of another on the shelf.
     """
-    name, places, signals = type(reducer).__name__, get_args(Placement), get_args(Signal)
+    name, places, signals = type(reducer).__name__, get_args(Placement), SIGNALS
     refuse_namesake(type(reducer), shelf())
     if not hasattr(reducer, "_forward_hooks"):
         raise ContractError(f"Reducer {name}: its __init__ must call super().__init__() first.")

@@ -8,6 +8,7 @@ N current patches, K kept, D width, H heads.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from elip.model.guard import check
 from elip.model.signals import BlockSignals, Heads, JointEmbeddings, Probe
 from elip.schedule import Plan, Schedule
-from reducers.contract import EncodedText, Host, Reduced, Reducer, Signals
+from reducers.contract import EncodedText, Host, Reduced, Reducer, Signal, Signals
 
 
 @dataclass(frozen=True)
@@ -284,24 +285,30 @@ class ImageEncoder(nn.Module):
             scores: Tensor = self.probe(cls, patches, bias, layer, depth)
             return scores
 
-        joint = None
+        if text is None and self.reads_text:
+            raise ValueError(
+                f"{type(self.reducer).__name__} needs the text; give encode_image the encoded text."
+            )
+        tokens = None if text is None else text.tokens
+        requested: dict[Signal, Any] = self.signals(needs, layer, image.tokens, bias, heads, tokens)
+        if "probe" in needs:
+            requested["probe"] = probe
+        if "text" in needs:
+            requested["text"] = text
         if "joint_embeddings" in needs:
             assert self.joint_embeddings is not None
-            assert text is not None
-            joint = self.joint_embeddings(image.tokens[:, 1:], text.tokens)
-        known = Signals(
+            requested["joint_embeddings"] = self.joint_embeddings(image.tokens[:, 1:], tokens)
+        if "sizes" in needs:
+            requested["sizes"] = image.sizes
+        if "positions" in needs:
+            requested["positions"] = image.positions(self.grid)
+        return Signals(
             cls=image.tokens[:, :1],
             stage=len(image.stages),
             layer=layer,
             grid=self.grid,
             seeds=image.seeds,
             mask=None if image.mask is None else image.mask[:, 1:],
-            text=text if "text" in needs else None,
-            joint_embeddings=joint,
-            probe=probe if "probe" in needs else None,
-            sizes=image.sizes if "sizes" in needs else None,
-            positions=image.positions(self.grid) if "positions" in needs else None,
+            requested=requested,
+            reader=type(self.reducer).__name__,
         )
-        tokens = None if text is None else text.tokens
-        signals: Signals = self.signals(known, needs, image.tokens, bias, heads, tokens)
-        return signals

@@ -6,15 +6,13 @@ own fused attention, from the same queries and keys.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from reducers.contract import Signal, Signals
+from reducers.contract import Signal
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values [B,H,1+N,D/H] of a block."""
@@ -87,52 +85,50 @@ class BlockSignals(nn.Module):
 
     def forward(
         self,
-        known: Signals,
         needs: frozenset[Signal],
+        layer: int,
         tokens: Tensor,
         bias: Tensor | None,
         heads: Heads | None,
         text: Tensor | None,
-    ) -> Signals:
-        """Add the signals that ``needs`` names.
+    ) -> dict[Signal, Tensor]:
+        """Compute the signals of a block that ``needs`` names.
 
         Args:
-            known: What is known already.
-            needs: The signals that are wanted.
+            needs: The signals that are wanted; those of other sources are ignored.
+            layer: The block.
             tokens: [B,1+N,D], the tokens that enter the block.
             bias: [B,1,1,1+N] added to the attention logits, or None.
             heads: The block's queries, keys and values where it ran already; otherwise what is
                 needed of them is computed here.
             text: [B,L,D], the text's tokens.
         """
-        block = self._blocks[known.layer]
+        block = self._blocks[layer]
         query, key, value = heads or _project(block, tokens, needs)
-        attention = by_head = received = steered = None
+        found: dict[Signal, Tensor] = {}
         if "cls_attention" in needs or "head_attention" in needs:
             assert query is not None
             assert key is not None
             by_head = _attention(query[:, :, :1], key, block.attn.scale, bias)[:, :, 0, 1:]
-            attention = by_head.mean(dim=1)
+            found["head_attention"] = by_head
+            found["cls_attention"] = by_head.mean(dim=1)
         if "attention_received" in needs:
             assert query is not None
             assert key is not None
-            received = _received(query, key, block.attn.scale, bias)[:, 1:]
+            received = _received(query, key, block.attn.scale, bias)
+            found["attention_received"] = received[:, 1:]
         if "text_attention" in needs:
             assert text is not None
             assert key is not None
             asking = _part(block, block.norm1(text[:, :1]), _QUERY)
             over = None if bias is None else bias[..., 1:]
             steered = _attention(asking, key[:, :, 1:], block.attn.scale, over)[:, :, 0]
-            steered = steered.mean(dim=1)
-        return replace(
-            known,
-            cls_attention=attention if "cls_attention" in needs else None,
-            head_attention=by_head if "head_attention" in needs else None,
-            attention_received=received,
-            text_attention=steered,
-            keys=key[:, :, 1:] if key is not None and "keys" in needs else None,
-            values=value[:, :, 1:] if value is not None and "values" in needs else None,
-        )
+            found["text_attention"] = steered.mean(dim=1)
+        if key is not None:
+            found["keys"] = key[:, :, 1:]
+        if value is not None:
+            found["values"] = value[:, :, 1:]
+        return {name: signal for name, signal in found.items() if name in needs}
 
 
 def _project(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +43,7 @@ def bound(reducer: Reducer) -> Reducer:
 def scene(
     reducer: Reducer, batch: int = 3, grid: tuple[int, int] = (6, 6), seed: int = 0
 ) -> tuple[Tensor, Signals]:
-    """Make random patches, and of all signals those that the reducer asks for."""
+    """Make random patches and the signals that the reducer requests."""
     rng = torch.Generator().manual_seed(seed)
     count = grid[0] * grid[1]
 
@@ -52,76 +54,60 @@ def scene(
     index = torch.arange(count)
     places = torch.stack([index // grid[1], index % grid[1]], dim=1).float()
     mask = torch.arange(WORDS) < torch.tensor([[WORDS], [4], [2]]).repeat(batch, 1)[:batch]
-    by_head = normal(batch, HEADS, count).softmax(dim=-1)
-    signals = Signals(
-        cls=normal(batch, 1, WIDTH),
+    cls, by_head = normal(batch, 1, WIDTH), normal(batch, HEADS, count).softmax(dim=-1)
+    signals = {
+        "cls_attention": by_head.mean(dim=1),
+        "head_attention": by_head,
+        "attention_received": normal(batch, count).softmax(dim=-1),
+        "text_attention": normal(batch, count).softmax(dim=-1),
+        "keys": normal(batch, HEADS, count, WIDTH // HEADS),
+        "values": normal(batch, HEADS, count, WIDTH // HEADS),
+        "text": EncodedText(normal(batch, WORDS, WIDTH), mask),
+        "joint_embeddings": (normal(batch, count, 8), normal(batch, 1, 8)),
+        "probe": lambda cls, tokens, depth: (tokens @ cls.mT)[..., 0].softmax(dim=1),
+        "sizes": torch.randint(1, 5, (batch, count), generator=rng).float(),
+        "positions": places.expand(batch, -1, -1),
+        "cross_attention": normal(batch, WORDS, count).softmax(dim=-1),
+    }
+    return patches, Signals(
+        cls=cls,
         stage=0,
         layer=1,
         grid=grid,
         seeds=torch.arange(batch) * 7919 + 11,
-        cls_attention=by_head.mean(dim=1),
-        head_attention=by_head,
-        attention_received=normal(batch, count).softmax(dim=-1),
-        text_attention=normal(batch, count).softmax(dim=-1),
-        keys=normal(batch, HEADS, count, WIDTH // HEADS),
-        values=normal(batch, HEADS, count, WIDTH // HEADS),
-        text=EncodedText(normal(batch, WORDS, WIDTH), mask),
-        joint_embeddings=(normal(batch, count, 8), normal(batch, 1, 8)),
-        probe=lambda cls, tokens, depth: (tokens @ cls.transpose(1, 2))[..., 0].softmax(dim=1),
-        sizes=torch.randint(1, 5, (batch, count), generator=rng).float(),
-        positions=places.expand(batch, -1, -1),
-        cross_attention=normal(batch, WORDS, count).softmax(dim=-1),
+        requested={name: signals[name] for name in reducer.needs},
+        reader=type(reducer).__name__,
     )
-    always = {"cls", "stage", "layer", "grid", "seeds", "mask"}
-    hidden = {f.name for f in fields(Signals)} - always - reducer.needs
-    return patches, replace(signals, **dict.fromkeys(hidden))
 
 
-_BY_PATCH = {"cls_attention": 1, "head_attention": 2, "attention_received": 1, "text_attention": 1,
-             "keys": 2, "values": 2, "sizes": 1, "positions": 1, "cross_attention": 2}  # fmt: skip
+def mapped(signals: Signals, function: Callable[[Tensor], Tensor]) -> Signals:
+    """Apply a function to every tensor."""
+
+    def each(value: Any) -> Any:
+        if isinstance(value, EncodedText):
+            return EncodedText(function(value.tokens), function(value.mask))
+        if isinstance(value, tuple):
+            return tuple(map(function, value))
+        return function(value) if isinstance(value, Tensor) else value
+
+    requested = {name: each(value) for name, value in signals.requested.items()}
+    cls, seeds = function(signals.cls), function(signals.seeds)
+    return replace(signals, cls=cls, seeds=seeds, requested=requested)
 
 
 def permuted(signals: Signals, order: Tensor) -> Signals:
     """Put the patches in another order."""
-    changed = {
-        name: getattr(signals, name).index_select(axis, order)
-        for name, axis in _BY_PATCH.items()
-        if getattr(signals, name) is not None
-    }
-    if signals.joint_embeddings is not None:
-        changed["joint_embeddings"] = (
-            signals.joint_embeddings[0][:, order],
-            signals.joint_embeddings[1],
-        )
-    return replace(signals, **changed)
 
+    def each(name: str, value: Any) -> Any:
+        if name in ("text", "probe"):
+            return value
+        if name == "joint_embeddings":
+            return value[0][:, order], value[1]
+        by_head = name in ("head_attention", "keys", "values", "cross_attention")
+        return value.index_select(1 + by_head, order)
 
-def mapped(signals: Signals, function) -> Signals:
-    """Apply a function to every float tensor."""
-    changed = {}
-    for field in fields(Signals):
-        value = getattr(signals, field.name)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            changed[field.name] = function(value)
-        elif isinstance(value, EncodedText):
-            changed[field.name] = EncodedText(function(value.tokens), value.mask)
-        elif field.name == "joint_embeddings" and value is not None:
-            changed[field.name] = tuple(function(part) for part in value)
-    return replace(signals, **changed)
-
-
-def rows(signals: Signals, index: slice) -> Signals:
-    """Keep some examples of the batch."""
-    changed = {}
-    for field in fields(Signals):
-        value = getattr(signals, field.name)
-        if isinstance(value, Tensor):
-            changed[field.name] = value[index]
-        elif isinstance(value, EncodedText):
-            changed[field.name] = EncodedText(value.tokens[index], value.mask[index])
-        elif field.name == "joint_embeddings" and value is not None:
-            changed[field.name] = tuple(part[index] for part in value)
-    return replace(signals, **changed)
+    requested = {name: each(name, value) for name, value in signals.requested.items()}
+    return replace(signals, requested=requested)
 
 
 def groups(assignment: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 import torch
 
 from reducers import Reduced, Reducer
-from tests.contract.subjects import bound, groups, mapped, permuted, rows, scene
+from reducers.contract import SIGNALS, MissingSignal
+from tests.contract.subjects import bound, groups, mapped, permuted, scene
 
 Make = Callable[[], Reducer]
 COUNTS = [((6, 6), k) for k in (1, 2, 9, 17, 18, 19, 30, 35)] + [
@@ -50,8 +52,9 @@ def test_returns_exactly_the_count_and_a_valid_assignment(
 def test_equal_tokens_and_ties_do_no_harm(make: Make) -> None:
     reducer = bound(make())
     patches, signals = scene(reducer)
-    same = mapped(signals, lambda value: value[:, :1].expand_as(value) * 0 + 1.0)
-    same = replace(same, positions=signals.positions)
+    same = mapped(signals, torch.ones_like)
+    kept = {name: signals.requested[name] for name in {"positions"} & reducer.needs}
+    same = replace(same, requested={**same.requested, **kept})
     with torch.no_grad():
         reduced = reducer(torch.ones_like(patches), 20, same)
     valid(reduced, reducer, len(patches), patches.shape[1], 20)
@@ -64,7 +67,7 @@ def test_batch_mates_do_not_matter(make: Make) -> None:
         together = reducer(patches, 20, signals)
         for row in range(len(patches)):
             part = slice(row, row + 1)
-            alone = reducer(patches[part], 20, rows(signals, part))
+            alone = reducer(patches[part], 20, mapped(signals, itemgetter(part)))
             assert torch.equal(alone.assignment, together.assignment[part])
             torch.testing.assert_close(alone.tokens, together.tokens[part])
 
@@ -102,7 +105,7 @@ def test_the_same_call_gives_the_same_result(make: Make) -> None:
 def test_half_precision_stays_finite_and_in_its_type(make: Make) -> None:
     reducer = bound(make()).to(torch.bfloat16)
     patches, signals = scene(reducer)
-    half = mapped(signals, lambda value: value.to(torch.bfloat16))
+    half = mapped(signals, lambda value: value.bfloat16() if value.is_floating_point() else value)
     with torch.no_grad():
         reduced = reducer(patches.to(torch.bfloat16), 20, half)
     assert reduced.tokens.dtype == torch.bfloat16
@@ -144,6 +147,14 @@ def test_compiles_with_the_default_backend(make: Make) -> None:
         ours, plain = compiled(patches, 20, signals), reducer(patches, 20, signals)
     assert torch.equal(ours.assignment, plain.assignment)
     torch.testing.assert_close(ours.tokens, plain.tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_a_signal_that_is_not_requested_cannot_be_read(make: Make) -> None:
+    reducer = bound(make())
+    _, signals = scene(reducer)
+    name = next(name for name in SIGNALS if name not in reducer.needs)
+    with pytest.raises(MissingSignal, match=f"reads signals.{name}, but its needs does not name"):
+        getattr(signals, name)
 
 
 def test_says_what_it_is(make: Make) -> None:

@@ -83,7 +83,10 @@ def signals(patches: Tensor, **known: Any) -> Signals:
         "grid": (1, count),
         "seeds": torch.zeros(batch, dtype=torch.int64),
     }
-    return Signals(**(always | known))
+    fields = {
+        name: known.pop(name) for name in ("cls", "stage", "layer", "grid", "mask") if name in known
+    }
+    return Signals(**(always | fields), requested=known)
 
 
 def ones(patches: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,6 @@ class Watched(ELIP):
     """ELIP that remembers what it saw and did."""
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
-        assert signals.probe is not None
         probe = signals.probe
         scores: list[Tensor] = []
 
@@ -99,7 +99,7 @@ class Watched(ELIP):
             scores.append(probe(cls, tokens, depth))
             return scores[-1]
 
-        watched = Signals(**{**vars(signals), "probe": watch})
+        watched = replace(signals, requested={**signals.requested, "probe": watch})
         reduced = super().forward(patches, num_keep, watched)
         self.seen.append((scores[0], reduced))
         return reduced

@@ -59,7 +59,7 @@ def test_shuffled_text_is_another_examples_text() -> None:
     for shuffled in (False, True):
         reducer = bound(ELIP(mix=0.0, shuffle_text=shuffled))
         patches, signals = scene(reducer)
-        reducer(patches, 9, replace(signals, probe=probe))
+        reducer(patches, 9, replace(signals, requested={**signals.requested, "probe": probe}))
     own, others = seen
     assert torch.equal(others, own.roll(1, dims=0))
     assert not torch.equal(others, own)
