@@ -19,7 +19,7 @@ from elip.training.watch import ContractGuard, KeptTokens
 from reducers import Reduced, Signals
 from reducers.ats import ATS
 from reducers.topk import TopK
-from tests.contract.subjects import bound, pairs, scene, tiny
+from tests.contract.subjects import bound, mapped, pairs, scene, tiny
 from tests.tasks.tiny import batch_for
 from tests.training.test_cli import fit
 from tests.training.test_predictions import experiment
@@ -226,7 +226,7 @@ def test_away_from_the_cpu_only_some_batches_are_looked_at(monkeypatch) -> None:
     module = experiment(VQA(), TopK())
     guard.setup(None, module, "fit")
     patches, signals = scene(module.meter.reducer)
-    signals = replace(signals, cls_attention=signals.cls_attention.to("meta"))
+    signals = mapped(signals, lambda each: each.to("meta"))
     for batch in range(8):
         guard.on_train_batch_start(None, module, None, batch)
         module.meter.reducer(patches.to("meta"), 20, signals)
