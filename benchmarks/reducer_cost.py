@@ -29,9 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from elip.model.config import MeterConfig
 from elip.model.fusion import Fusion
 from elip.model.fusion_reduction import FusionReduction
-from elip.model.image_encoder import EncodedImage, ImageEncoder
-from elip.model.meter import build_vit
+from elip.model.image_encoder import ImageEncoder
+from elip.model.interface import EncodedImage
 from elip.model.signals import JointEmbeddings
+from elip.model.timm_shim import build_vit
 from elip.provenance import hardware
 from elip.schedule import Schedule
 from reducers import EncodedText, Reducer, shelf

@@ -134,7 +134,7 @@ def _solve(
             vocab_size=source.vocab_size, num_answers=source.num_answers,
         )  # fmt: skip
     images = 2 if run.task.spec.kind == "pair" else 1
-    batch = random_batch(run.meter, budget.batch_size, images).to(run.meter.pixel_mean.device)
+    batch = random_batch(run.meter, budget.batch_size, images).to(run.meter.device)
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision))
     half = mixed is not None and budget.kind != "gflops"
     with torch.autocast(device, mixed, enabled=half):

@@ -179,8 +179,7 @@ def measure(
             dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(candidates))
             dynamo.fail_on_recompile_limit_hit = True
             for candidate in candidates:
-                candidate.meter.image.compile()
-                candidate.meter.fusion.compile()
+                candidate.meter.compile_parts()
         yield _run(candidates, costs[size], setting, device, rounds)
 
 
@@ -332,7 +331,7 @@ def random_batch(meter: Meter, count: int, images: int = 1) -> Batch:
     sizes, generator = meter.sizes, torch.Generator().manual_seed(0)
     shape = (count, images, 3, sizes.image_size, sizes.image_size)
     words = (count, sizes.max_text_len)
-    ids = torch.randint(5, meter.text.vocab_size, words, generator=generator)
+    ids = torch.randint(5, meter.vocab_size, words, generator=generator)
     text = TextBatch(ids, torch.ones(words, dtype=torch.bool))
     return Batch(
         images=torch.randint(256, shape, generator=generator).to(torch.uint8),

@@ -175,7 +175,9 @@ class _Search:
                 f"{self._name()} cannot meet {self._asked()}: with whole tokens the nearest is "
                 f"{best.cost:.4g}, at counts {list(best.counts)}."
             )
-        self.meter.set_schedule(replace(self.schedule, keep_ratio=None, counts=best.counts))
+        self.meter.set_reduction(
+            self.meter.reducer, replace(self.schedule, keep_ratio=None, counts=best.counts)
+        )
         return best
 
     @property
@@ -187,7 +189,7 @@ class _Search:
         return self._at(replace(self.schedule, keep_ratio=ratio, counts=None))
 
     def _at(self, schedule: Schedule) -> Met:
-        plan: Plan = self.meter.set_schedule(schedule)
+        plan: Plan = self.meter.set_reduction(self.meter.reducer, schedule)
         counts = tuple(plan.keep.values())
         if counts not in self.known:
             self.known[counts] = Met(counts, plan.keep_ratio, self.cost())
@@ -195,8 +197,8 @@ class _Search:
 
     def _ends(self) -> tuple[float, float]:
         """Return the lowest keep ratio that the layers allow, and the highest below 1."""
-        least = self.meter.set_schedule(
-            replace(self.schedule, counts=(1,) * len(self.meter.plan.keep))
+        least = self.meter.set_reduction(
+            self.meter.reducer, replace(self.schedule, counts=(1,) * len(self.meter.plan.keep))
         )
         patches = least.num_patches
         counts = least.tokens_per_block[:-1]
@@ -251,9 +253,7 @@ def _measure(budget: Budget, meter: Meter, task: Task, batch: Batch) -> Callable
         return count_run(run) / len(batch) / 1e9
 
     def latency() -> float:
-        times = time_interleaved(
-            {"own": run, "full": full}, _TIMED_RUNS, device=meter.pixel_mean.device
-        )
+        times = time_interleaved({"own": run, "full": full}, _TIMED_RUNS, device=meter.device)
         own, whole = times["own"].median, times["full"].median
         return own / whole if budget.kind == "latency_share" else 1e3 * own
 
