@@ -4,9 +4,9 @@
     python benchmarks/encoder.py --device cuda --precision bf16 --batch-size 64 --image-size 384
 
 ViT-B/16 with 11 blocks and random weights, at keep ratio 0.5, each method in turn with no
-reduction. ``less work`` is no reduction's multiply-adds over the method's (one multiply-add = 1,
-its own work included), ``faster`` the same of the median time, ``realised`` the second over the
-first.
+reduction. ``flops_speedup`` is the multiply-adds of no reduction over those of the method, its own
+work included; ``latency_speedup`` is the same of the median time, ``efficiency`` the second over
+the first.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from elip.cost.bench import Setting, measure
-from elip.cost.report import tell_cells
+from elip.cost.measure import Setting, measure
+from elip.cost.show import brief, tell
 from elip.model.config import MeterConfig
 from elip.schedule import Schedule
 from reducers import shelf
@@ -45,10 +45,10 @@ def main() -> None:
     )
     groups = measure(
         MeterConfig("clip16_roberta"), methods, [Schedule(given.keep_ratio)], [setting],
-        torch.device(given.device), given.rounds, count_training=False,
+        torch.device(given.device), given.rounds, training=False,
     )  # fmt: skip
     how = f"{given.precision}, {'compiled' if given.compiled else 'eager'}, {given.device}"
-    tell_cells(groups, given.out, f"Image encoder, ELIP with probe_depth 1; {how}")
+    tell(brief(groups), given.out, f"Image encoder, ELIP with probe_depth 1; {how}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.optim import AdamW
 
-from elip.cost.report import tell
+from elip.cost.show import tell
 from elip.data.loader import TrainLoader
 from elip.model import image_encoder
 from elip.training import cli

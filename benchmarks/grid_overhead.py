@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from elip.cost.report import tell
+from elip.cost.show import tell
 from experiments.launch import WARM
 from experiments.launch import main as launch
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision import transforms
 
 from elip.cost import time_interleaved
-from elip.cost.report import tell
+from elip.cost.show import tell
 from elip.data.transforms import find_transform
 
 Decode = Callable[[bytes], NDArray[np.uint8]]

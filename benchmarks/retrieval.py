@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from elip.cost import time_interleaved
-from elip.cost.bench import Row, random_batch
+from elip.cost.batches import random_batch
 from elip.cost.count import count_run
-from elip.cost.report import tell
+from elip.cost.measure import Row
+from elip.cost.show import tell
 from elip.data.batch import Batch, TextBatch
 from elip.model.config import PRESETS, MeterConfig
 from elip.model.meter import Meter

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from elip.cost.bench import Phase, Setting, measure
-from elip.cost.report import tell_cells
+from elip.cost.measure import Phase, Setting, measure
+from elip.cost.show import brief, tell
 from elip.model.config import MeterConfig
 from elip.schedule import Schedule
 from reducers import shelf
@@ -57,7 +57,7 @@ def main() -> None:
         torch.device(given.device), given.rounds,
     )  # fmt: skip
     how = f"{given.precision}, {'compiled' if given.compiled else 'eager'}, {given.device}"
-    tell_cells(groups, given.out, f"METER at full size, counts {list(counts)}; {how}")
+    tell(brief(groups), given.out, f"METER at full size, counts {list(counts)}; {how}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elip.provenance import hardware
 from experiments.grid import GridError
 
 if TYPE_CHECKING:
@@ -49,7 +47,6 @@ class Budgets:
         model = {name: resolved["model"][name] for name in ("task", "reducer", "meter", "schedule")}
         from elip.inputs import code_digests  # late, as it imports torch
 
-        precision = resolved.get("trainer", {}).get("precision")
         code = code_digests(
             [find_class(model[name]) for name in ("task", "reducer") if model[name]]
         )
@@ -57,13 +54,10 @@ class Budgets:
             "budget": budget, "model": model, "code": code,
             "datasets": resolved["data"]["datasets"],
         }  # fmt: skip
-        if is_timed(budget):
-            machine = hardware()
-            asked |= {"precision": precision, "cpu": machine.cpu, "gpus": machine.gpus}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         if key not in self._known:
-            met = _solve(budget, model, resolved["data"], precision)
-            self._known[key] = {**asdict(met), "budget": budget, "reducer": model["reducer"]}
+            counts = _solve(budget, model, resolved["data"])
+            self._known[key] = {"counts": counts, "budget": budget, "reducer": model["reducer"]}
             self._keep()
         return list(self._known[key]["counts"])
 
@@ -87,11 +81,6 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def is_timed(budget: object) -> bool:
-    """Whether a budget is one of time, which holds on the machine that it was measured on only."""
-    return "latency" in str(budget)
-
-
 def find_class(named: Mapping[str, Any]) -> Any:
     """Return the class that a resolved configuration names by its import path."""
     module, _, name = named["class_path"].rpartition(".")
@@ -110,32 +99,25 @@ def read_schedule(given: dict[str, Any]) -> Schedule:
     return Schedule(**{**given, **lists})
 
 
-def _solve(
-    given: object, model: dict[str, Any], data: dict[str, Any], precision: str | None
-) -> Any:
-    """Build the model as its run will, without its weights, and solve."""
+def _solve(given: object, model: dict[str, Any], data: dict[str, Any]) -> list[int]:
+    """Build the model as its run will, without memory behind its weights, and solve."""
     import torch
 
-    from elip.cost.bench import random_batch
-    from elip.cost.budget import Budget, meet
+    from elip.cost.budget import BudgetError, match_gflops
     from elip.data.datamodule import DataModule
     from elip.model.config import MeterConfig
     from elip.training.module import MeterModule
 
-    budget = Budget.read(given)
+    target = given.get("gflops") if isinstance(given, Mapping) and len(given) == 1 else None
+    if not isinstance(target, int | float) or not target > 0:
+        raise BudgetError(f"{given!r} is no budget; give {{gflops: NUMBER}}, above 0.")
     source = DataModule(**data)
-    # A count needs shapes alone; a latency is measured where the run will most likely be.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device("meta" if budget.kind == "gflops" else device):
+    with torch.device("meta"):
         run = MeterModule(
             **{name: find_class(model[name])(**model[name].get("init_args") or {})
                for name in ("task", "reducer")},
             schedule=read_schedule(model["schedule"]), meter=MeterConfig(**model["meter"]),
             vocab_size=source.vocab_size, num_answers=source.num_answers,
         )  # fmt: skip
-    images = 2 if run.task.spec.kind == "pair" else 1
-    batch = random_batch(run.meter, budget.batch_size, images).to(run.meter.device)
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision))
-    half = mixed is not None and budget.kind != "gflops"
-    with torch.autocast(device, mixed, enabled=half):
-        return meet(budget, run.meter, run.task, run.schedule, batch)
+    match_gflops(float(target), run.meter, run.task, run.schedule)
+    return list(run.meter.plan.keep.values())

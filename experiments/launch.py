@@ -15,7 +15,7 @@ from rich.console import Console
 from elip.arguments import output_folder, positive
 from experiments.attempt import acquire, holder, look, sign
 from experiments.board import Board, Estimates
-from experiments.budgets import BUDGETS_NAME, is_timed
+from experiments.budgets import BUDGETS_NAME
 from experiments.changed import say_changed, say_mixed
 from experiments.check import Checked
 from experiments.grid import Grid, GridError
@@ -56,13 +56,6 @@ def main(
     try:
         grid = read_grid(options.grid, options.set)
         root = options.runs / grid.name
-        if options.launcher == "slurm" and any(
-            is_timed(draft.config.get("budget")) for draft in grid.drafts(())
-        ):
-            raise GridError(
-                f"{grid.name} asks for a latency budget, which is measured where the launcher runs "
-                "and means nothing on a cluster's nodes. Give a gflops budget, or launch locally."
-            )
         checked = _check(options.grid, options.set, root, checker)
         plan = build_plan(grid, checked, root)
         return _carry_out(grid, plan, root, options, runner, warm, console)

@@ -1,21 +1,25 @@
 """What a model costs: multiply-adds, time, memory.
 
-Convention, here and wherever a number is shown: one multiply-add = 1, as in fvcore and in the
-literature on token reduction. Matrix products, convolutions and attention are counted;
-element-wise work, normalisation, reductions, sorting and moving are not.
+One multiply-add = 1, here and wherever a number is shown, as in fvcore and in the literature on
+token reduction. Read `count` first (multiply-adds by part), then `timing`, then `cached` (what a
+run records), `budget` (equal GFLOPs for every method) and the command ``python -m elip.cost``
+(`measure`, `show`).
 """
 
-from elip.cost.count import CostError, count_forward, measure_cost, measure_training_cost
-from elip.cost.timing import Timing, peak_memory, time_interleaved
-from elip.old_record import Cost
+from elip.cost.cached import COSTS_NAME, RunCost, cached_cost
+from elip.cost.count import CostError, check_count, count_forward, count_training_step
+from elip.cost.timing import Timing, inference, peak_memory, time_interleaved
 
 __all__ = [
-    "Cost",
+    "COSTS_NAME",
     "CostError",
+    "RunCost",
     "Timing",
+    "cached_cost",
+    "check_count",
     "count_forward",
-    "measure_cost",
-    "measure_training_cost",
+    "count_training_step",
+    "inference",
     "peak_memory",
     "time_interleaved",
 ]

@@ -1,12 +1,15 @@
-"""Counting multiply-adds: the forward pass by fvcore, the training step by torch.
+"""Counting multiply-adds: a forward pass by fvcore, a training step by torch.
 
-Each of the two has its blind spots, so the forward pass is counted by both, and a difference is
-an error. One multiply-add = 1.
+One multiply-add = 1. Matrix products, convolutions and attention count; element-wise work, norms,
+sorting and copying do not. The two counters are independent of each other: the tests (and
+``python -m elip.cost --check``) hold them against each other and against closed forms.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from elip.cost.operators import COUNTED, FREE, TORCH_FORMULAS, Formula
-from elip.old_record import Cost
+from elip.data.batch import Batch
+from elip.model.meter import Meter
+from elip.record import Gflops
+from elip.tasks.base import Task
 from reducers.contract import Reducer
 
 with warnings.catch_warnings():
@@ -28,9 +33,121 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
-_GIGA = 1e9
-# Submodules of METER that run only because a reducer asks for signals.
-_FOR_THE_REDUCER = ("image.signals", "image.joint_embeddings", "fusion.reduction")
+GIGA = 1e9
+PARTS = ("vision", "probe", "reducer", "text", "fusion", "head")
+
+
+class CostError(RuntimeError):
+    """The cost cannot be stated with certainty; the message says why."""
+
+
+# --- forward pass
+
+
+def count_forward(meter: Meter, task: Task, batch: Batch) -> Gflops:
+    """Count the forward pass of a task by part, in evaluation mode and without gradient.
+
+    Args:
+        meter: The model.
+        task: Its task; `Task.infer` is the pass.
+        batch: What it runs on; the count is divided by the number of its examples.
+
+    Returns:
+        G multiply-adds an example. What runs outside the model's parts is the head's.
+
+    Raises:
+        CostError: An operator multiplies matrices and its cost is not known.
+    """
+    counts = count_parts(
+        lambda: task.infer(meter, batch), nn.ModuleList([meter, task]), cost_parts(meter), "head"
+    )
+    return Gflops(**{part: counts.get(part, 0) / len(batch) / GIGA for part in PARTS})
+
+
+def cost_parts(meter: Meter) -> dict[str, list[nn.Module]]:
+    """Return the modules whose work belongs to each part; the first that is running counts."""
+    image, fusion = meter.image, meter.fusion
+    own = [part for part in meter.modules() if isinstance(part, Reducer)]
+    signals = (image.signals, image.joint_embeddings, fusion.reduction)
+    rest = [part for part in meter.children() if part not in (image, meter.text)]
+    return {
+        "probe": [image.probe],
+        "reducer": [*own, *(part for part in signals if part is not None)],
+        "vision": [image],
+        "text": [meter.text],
+        "fusion": rest,
+    }
+
+
+def count_parts(
+    forward: Callable[[], object],
+    model: nn.Module,
+    parts: Mapping[str, Sequence[nn.Module]] | None = None,
+    rest: str = "rest",
+) -> dict[str, int]:
+    """Count the multiply-adds of any forward pass by part.
+
+    fvcore traces the pass, so a result that nothing uses is not counted.
+
+    Args:
+        forward: Runs the pass and returns its tensors (also inside dataclasses and containers).
+        model: Contains every parameter that the pass uses.
+        parts: Modules whose work, with all that they call, belongs to a part. Where modules of
+            several parts are running, the first part in this mapping counts.
+        rest: Name of the part for work outside all of these.
+
+    Returns:
+        Multiply-adds by part; parts without any are left out.
+
+    Raises:
+        CostError: An operator multiplies matrices and its cost is not known.
+    """
+    traced = _Traced(model, forward)
+    names = {id(module): name for name, module in traced.named_modules()}
+    paths = [
+        (part, f"{names[id(module)]}.")
+        for part, modules in (parts or {}).items()
+        for module in modules
+    ]
+
+    def booked(formula: Formula) -> Callable[[Sequence[Any], Sequence[Any]], Counter[str]]:
+        # fvcore groups counts by the key that a formula returns: the part, read off the stack of
+        # modules that were running.
+        def count(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+            stack = [f"{name}." for name in outputs[0].node().scopeName().split("/")]
+            running = (part for part, path in paths if any(at.startswith(path) for at in stack))
+            return Counter({next(running, rest): formula(inputs, outputs)})
+
+        return count
+
+    with torch.no_grad(), _undisturbed(traced):
+        traced.eval()
+        analysis = JitModelAnalysis(traced, ())
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.set_op_handle(**{name: booked(each) for name, each in _FORMULAS.items()})
+        counts = dict(analysis.by_operator())
+    unknown = sorted(name for name in analysis.unsupported_ops() if not _FREE.fullmatch(name))
+    if unknown:
+        raise CostError(
+            f"The cost of {', '.join(unknown)} is not known. Write it as matrix products, or give "
+            "it a formula in elip/cost/count.py."
+        )
+    return {part: count for part, count in counts.items() if count}
+
+
+class _Traced(nn.Module):
+    """Makes a module of a call, as tracing wants it."""
+
+    def __init__(self, model: nn.Module, call: Callable[[], object]) -> None:
+        super().__init__()
+        self.model = model
+        self.call = call
+
+    def forward(self) -> tuple[Tensor, ...]:
+        with _PlainNumbers():
+            return tuple(_tensors(self.call()))
+
+
 _SIZES = (
     Tensor.shape.__get__,  # type: ignore[attr-defined]
     Tensor.size,
@@ -41,134 +158,8 @@ _SIZES = (
 _SCATTERS = (torch.scatter, Tensor.scatter, Tensor.scatter_)
 
 
-class CostError(RuntimeError):
-    """The cost cannot be stated with certainty; the message says why."""
-
-
-def measure_cost(
-    meter: nn.Module,
-    forward: Callable[[], object],
-    examples: int = 1,
-    head: nn.Module | None = None,
-) -> Cost:
-    """Count one forward pass of METER and of whatever head ``forward`` puts on it.
-
-    Work is booked by what was running: the probe (``image.probe``, the encoder's own blocks that
-    it calls included), else the reducer and the signals made for it, else the image encoder
-    (``image``), ``text``, METER's other submodules as fusion, and what runs outside METER as head.
-    The pass is run twice, in evaluation mode without gradient; random states and modes are left
-    as they were.
-
-    Args:
-        meter: The model.
-        forward: Runs the pass on a batch that it already holds and returns its tensors, for
-            instance ``lambda: meter(images, text, "pooled")``.
-        examples: Number of examples in that batch.
-        head: Whatever else with parameters the pass runs: the task, which owns its heads.
-
-    Returns:
-        G multiply-adds an example.
-
-    Raises:
-        CostError: An operator is not in the table, or the two counters disagree.
-    """
-    parts = {"model.image.probe": "probe"}
-    parts |= {f"model.{name}": "reducer" for name in _FOR_THE_REDUCER}
-    for name, module in meter.named_modules():
-        if isinstance(module, Reducer):
-            parts[f"model.{name}"] = "reducer"
-    parts |= {"model.image": "vision", "model.text": "text"}
-    for name, _ in meter.named_children():
-        parts.setdefault(f"model.{name}", "fusion")
-    counts = count_forward(meter, forward, parts, rest="head", others=head)
-    names = [field.name for field in dataclasses.fields(Cost)]
-    return Cost(**{name: counts.get(name, 0) / examples / _GIGA for name in names})
-
-
-def measure_training_cost(model: nn.Module, loss: Callable[[], Tensor], examples: int = 1) -> float:
-    """Count one training step: forward, backward, passes without gradient, frozen layers.
-
-    The step is really run, on the model as it stands. Its gradients are dropped; parameters, the
-    gradients they had and random states are left as they were. The optimiser's element-wise update
-    is not counted.
-
-    Args:
-        model: All that is trained.
-        loss: Runs the forward pass on a batch that it already holds; returns the scalar loss.
-        examples: Number of examples in that batch.
-
-    Returns:
-        G multiply-adds an example.
-    """
-    saved = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in saved:
-        parameter.grad = None  # a backward pass adds to a gradient that is there, in place
-    try:
-        with _left_as_it_was(model):
-            count = count_run(lambda: loss().backward())
-    finally:
-        for parameter, gradient in saved:
-            parameter.grad = gradient
-    return count / examples / _GIGA
-
-
-def count_forward(
-    model: nn.Module,
-    forward: Callable[[], object],
-    parts: Mapping[str, str] | None = None,
-    rest: str = "rest",
-    others: nn.Module | None = None,
-) -> dict[str, int]:
-    """Count the multiply-adds of a forward pass, by part.
-
-    Args:
-        model: The model that ``forward`` runs; its submodules are called ``model.<path>``.
-        forward: Runs the pass and returns its tensors (also inside dataclasses and containers).
-        parts: Part that the work of a submodule and of all below it belongs to, by the
-            submodule's name. Where several of them are running, the first in this mapping counts.
-        rest: Name of the part for work outside all of these.
-        others: A module outside the model whose parameters ``forward`` uses too.
-
-    Returns:
-        Multiply-adds by part; parts without any are left out.
-
-    Raises:
-        CostError: An operator is not in the table, or the two counters disagree.
-    """
-    traced = _Traced(model, others, forward)
-    with torch.no_grad(), _left_as_it_was(traced):
-        traced.eval()
-        counts = _count_by_fvcore(traced, parts or {}, rest)
-        check = count_run(forward)
-    total = sum(counts.values())
-    if total != check:
-        raise CostError(
-            f"The two counters disagree on the forward pass: fvcore counts {total:,} "
-            f"multiply-adds, torch {check:,}. Either a result is computed and never used (fvcore "
-            "leaves such work out: remove it), or an operator is counted by one of them only "
-            "(add it to elip/cost/operators.py)."
-        )
-    return counts
-
-
-class _Traced(nn.Module):
-    """Makes one module of a call and of all whose parameters it uses, as tracing wants it."""
-
-    def __init__(
-        self, model: nn.Module, others: nn.Module | None, forward: Callable[[], object]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.others = others
-        self.call = forward
-
-    def forward(self) -> tuple[Tensor, ...]:
-        with _PlainNumbers():
-            return tuple(_tensors(self.call()))
-
-
 class _PlainNumbers(TorchFunctionMode):
-    """Lets traced code see numbers where it would see them untraced.
+    """Lets traced code see the numbers that it would see untraced.
 
     While tracing, torch hands out sizes as tensors, on which ``round`` and the like fail, and
     cannot find `scatter` of a Python bool.
@@ -180,7 +171,6 @@ class _PlainNumbers(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _SCATTERS:
             args = tuple(int(value) if isinstance(value, bool) else value for value in args)
-            return func(*args, **kwargs)
         if func not in _SIZES:
             return func(*args, **kwargs)
         tracing = torch._C._get_tracing_state()
@@ -198,74 +188,171 @@ def _tensors(result: object) -> Iterator[Tensor]:
         for field in dataclasses.fields(result):
             yield from _tensors(getattr(result, field.name))
     elif isinstance(result, Mapping):
-        for value in result.values():
-            yield from _tensors(value)
+        yield from _tensors(tuple(result.values()))
     elif isinstance(result, tuple | list):
         for value in result:
             yield from _tensors(value)
 
 
-def _count_by_fvcore(traced: _Traced, parts: Mapping[str, str], rest: str) -> dict[str, int]:
-    def booked(formula: Formula) -> Callable[[Sequence[Any], Sequence[Any]], Counter[str]]:
-        # fvcore groups counts by the key that a formula returns; here that is the part, read off
-        # the stack of modules that were running.
-        def count(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-            running = [f"{name}." for name in outputs[0].node().scopeName().split("/")]
-            inside = (
-                part
-                for name, part in parts.items()
-                if any(path.startswith(f"{name}.") for path in running)
-            )
-            part = next(inside, rest)
-            return Counter({part: formula(inputs, outputs)})
+# --- what fvcore counts by: multiply-adds of a node of the traced graph
 
-        return count
+Formula = Callable[[Sequence[Any], Sequence[Any]], int]
+"""``formula(inputs, outputs) -> multiply-adds``, on the values of a node of a traced graph."""
 
-    analysis = JitModelAnalysis(traced, ())
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.set_op_handle(**dict.fromkeys(FREE))
-    analysis.set_op_handle(**{name: booked(formula) for name, formula in COUNTED.items()})
-    counts = dict(analysis.by_operator())
-    unknown = analysis.unsupported_ops()
-    if unknown:
-        names = ", ".join(f"{name} ({count} times)" for name, count in sorted(unknown.items()))
+
+def _shape(value: Any) -> list[int]:
+    sizes: list[int] = value.type().sizes()
+    return sizes
+
+
+def _product(first: int) -> Formula:
+    """Matrix product whose left factor is argument ``first``: output values times inner size."""
+    return lambda inputs, outputs: math.prod(_shape(outputs[0])) * _shape(inputs[first])[-1]
+
+
+def _convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    # Each output value is one product with a filter of shape [channels in / groups, *kernel].
+    return math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])
+
+
+def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    # Scores and their product with the values: for each query, (E + Ev) for each key.
+    query, key, value = (_shape(tensor) for tensor in inputs[:3])
+    queries = math.prod(_shape(outputs[0])[:-1])
+    count: int = queries * key[-2] * (query[-1] + value[-1])
+    return count
+
+
+def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    # Output values times the indices that two operands share and that are summed. Where nothing is
+    # summed over both, torch multiplies element by element: free.
+    equation = inputs[0].toIValue().replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    operands = terms.split(",")
+    if len(operands) > 2 or "." in terms or not arrow:
         raise CostError(
-            f"The cost of these operators is not known: {names}. Give each a formula in COUNTED, "
-            "or name it in FREE if it multiplies no matrices (elip/cost/operators.py)."
+            f"The cost of einsum({equation!r}) is not known. Write it as products of two operands "
+            "whose indices are all named, those of the result too."
         )
-    return counts
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    sizes = dict(zip("".join(operands), [n for shape in shapes for n in shape], strict=True))
+    summed = set.intersection(*map(set, operands)) - set(result) if operands[1:] else set()
+    return math.prod(_shape(outputs[0])) * math.prod(sizes[i] for i in summed) if summed else 0
+
+
+_FORMULAS: dict[str, Formula | Any] = {
+    **dict.fromkeys(("aten::_convolution", "aten::convolution"), _convolution),
+    **{f"aten::{name}": _product(0) for name in ("linear", "matmul", "mm", "bmm", "mv", "dot")},
+    **{f"aten::{name}": _product(1) for name in ("addmm", "baddbmm")},
+    "aten::einsum": _einsum,
+    "aten::cdist": _product(0),
+    "aten::scaled_dot_product_attention": _attention,
+}
+
+# Every other operator of torch is free unless its name says that it multiplies matrices. What an
+# operator of another library does is not known.
+_FREE = re.compile(
+    r"aten::(?!\w*(mm|mv|matmul|conv|attention|linalg(?!_vector_norm)|lstm|gru|rnn|cholesky|svd|qr$|lu_|inverse"
+    r"|pdist|fft|encoder_layer|multi_dot|tensordot|bilinear$))\w+"
+)
+
+
+# --- training step
+
+
+def count_training_step(meter: Meter, task: Task, batch: Batch) -> float:
+    """Count one training step: forward, backward, passes without gradient, frozen layers.
+
+    The step is really run, in training mode. Parameters, gradients and random states stay as they
+    are. The optimiser's element-wise update is not counted.
+
+    Args:
+        meter: The model.
+        task: Its task; `Task.loss` is the step.
+        batch: What it runs on.
+
+    Returns:
+        G multiply-adds an example.
+    """
+    both = nn.ModuleList([meter, task])
+    with _undisturbed(both):
+        both.train()
+        return count_backward(both, lambda: task.loss(meter, batch).total) / len(batch) / GIGA
+
+
+def count_backward(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Count the multiply-adds of a loss and of its gradient, by torch."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return count_run(lambda: torch.autograd.grad(loss(), weights, allow_unused=True))
 
 
 def count_run(run: Callable[[], object]) -> int:
-    """Count the multiply-adds of everything that ``run`` does, backward included, by torch.
+    """Count the multiply-adds of everything that ``run`` does, by torch.
 
     Shapes are all that it takes: tensors on the device ``meta`` do. Attention runs as plain matrix
     products, since the fused kernels count differently in their backward passes.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=TORCH_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=_TORCH_FORMULAS)
     with sdpa_kernel(SDPBackend.MATH), counter:
         run()
     return int(counter.get_total_flops()) // 2
 
 
+# What torch's own counter leaves at zero. Its convention is two for a multiply-add.
+_TORCH_FORMULAS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys(
+        (torch.ops.aten.mv, torch.ops.aten.dot),
+        lambda left, right, out_shape=None: 2 * math.prod(left),
+    ),
+    **dict.fromkeys(
+        (torch.ops.aten._cdist_forward, torch.ops.aten._euclidean_dist),
+        lambda left, right, *_, out_shape=None: 2 * math.prod(out_shape) * left[-1],
+    ),
+}
+
+
 @contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back every submodule's mode and the random states; run what the counters can see.
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave modes and random states as they were; run what the counters can see.
 
     That is the uncompiled model, without the fused path of `nn.MultiheadAttention`, which both
     counters take for nothing.
     """
-    states = [(module, module.training, module._compiled_call_impl) for module in model.modules()]
-    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+    states = [(part, part.training, part._compiled_call_impl) for part in model.modules()]
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=[device.index for device in devices]):
-            for module, _, _ in states:
-                module._compiled_call_impl = None
+            for part, _, _ in states:
+                part._compiled_call_impl = None
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, mode, compiled in states:
-            module.training = mode
-            module._compiled_call_impl = compiled
+        for part, mode, compiled in states:
+            part.training = mode
+            part._compiled_call_impl = compiled
+
+
+# --- the two against each other
+
+
+def check_count(meter: Meter, task: Task, batch: Batch) -> Gflops:
+    """Count a forward pass by both counters, and return it if they agree.
+
+    Raises:
+        CostError: They do not.
+    """
+    cost = count_forward(meter, task, batch)
+    both = nn.ModuleList([meter, task])
+    with torch.no_grad(), _undisturbed(both):
+        both.eval()
+        other = count_run(lambda: task.infer(meter, batch))
+    total = round((cost.total or 0) * len(batch) * GIGA)
+    if total != other:
+        raise CostError(
+            f"The two counters disagree: fvcore counts {total:,} multiply-adds, torch {other:,}. "
+            "Either a result is computed and never used (remove it), or one of them does not know "
+            "an operator (give it a formula in elip/cost/count.py)."
+        )
+    return cost

@@ -1,7 +1,7 @@
-"""Time and memory, measured so that two candidates can be compared.
+"""Times and memory that can be compared.
 
-Runs of all candidates are interleaved, so that a machine that gets slower or busier hits all of
-them alike; the first runs are dropped; medians stand with their spread.
+Candidates run in turns, so a machine that gets slower or busier hits all of them alike. The device
+is waited for before the clock is read; the first runs are dropped.
 """
 
 from __future__ import annotations
@@ -9,14 +9,26 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+
+from elip.data.batch import Batch
+from elip.model.meter import Meter
+from elip.tasks.base import Task
 
 Run = Callable[[], object]
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Lightning's names of mixed precision; every other one runs in float32."""
+
+_ENOUGH_SECONDS = 0.05
+_MOST_EXAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -24,8 +36,8 @@ class Timing:
     """Times of one candidate.
 
     Attributes:
-        seconds: Times of the counted runs, in the order in which they were made.
-        examples: Examples that one run handles.
+        seconds: Times of the counted runs, in order.
+        examples: Examples in one run.
     """
 
     seconds: tuple[float, ...]
@@ -62,43 +74,94 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Time candidates against each other.
 
-    Each round runs every candidate once, in an order that moves on by one from round to round, so
-    that none is always behind the same other.
+    Each round runs every candidate once. The order moves on by one from round to round, so that
+    none is always behind the same other.
 
     Args:
-        candidates: What to run, by name.
+        candidates: What to run, by name; at least one.
         rounds: Counted rounds, at least 1.
         warm_up: Rounds before these, whose times are dropped.
-        examples: Examples that one run handles.
-        device: Where they run. On CUDA the clock is read when the device has finished.
-
-    Raises:
-        ValueError: There are no candidates or no rounds.
+        examples: Examples in one run.
+        device: Where they run.
     """
-    if not candidates or rounds < 1:
-        raise ValueError(
-            f"{len(candidates)} candidates and {rounds} rounds; give at least one of each."
-        )
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warm_up + rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds = _time(candidates[name], torch.device(device))
+            seconds = time_once(candidates[name], device)
             if number >= warm_up:
                 times[name].append(seconds)
     return {name: Timing(tuple(seconds), examples) for name, seconds in times.items()}
+
+
+def time_once(run: Run, device: torch.device | str = "cpu") -> float:
+    """Return the seconds of one run, from an idle device to an idle device."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def inference(*modules: nn.Module, precision: str | None = None) -> Iterator[None]:
+    """Evaluation mode without gradient, in a precision; modes are put back.
+
+    Time all runs inside *one* such context. Autocast keeps the weights that it has cast until its
+    context ends; a context for each run would cast all of them in each run.
+
+    Args:
+        modules: What runs.
+        precision: Lightning's name, such as ``32-true`` or ``bf16-mixed``.
+    """
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    half = HALF.get(precision or "")
+    casting: AbstractContextManager[object] = nullcontext()
+    if half is not None:
+        casting = torch.autocast(next(modules[0].parameters()).device.type, half)
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad(), casting:
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def choose_batch(meter: Meter, task: Task, make: Callable[[int], Batch]) -> int:
+    """Return the number of examples to time inference at: 1, 2, 4, ... 256.
+
+    The first at which a pass without reduction takes 50 ms. Below that, a fast device spends its
+    time on launching operators, and shows little of what a method saves. Call inside `inference`.
+
+    Args:
+        meter: The model.
+        task: Its task.
+        make: Makes a batch of so many examples, on the model's device.
+    """
+    count = 1
+    with meter.reduction_disabled():
+        while count < _MOST_EXAMPLES:
+            batch = make(count)
+            task.infer(meter, batch)  # what is set up once is not timed
+            seconds = time_once(partial(task.infer, meter, batch), batch.images.device)
+            if seconds >= _ENOUGH_SECONDS:
+                break
+            count *= 2
+    return count
 
 
 def peak_memory(run: Run, device: torch.device | str = "cpu") -> int | None:
     """Return by how many bytes memory rose at most during one run, above its start.
 
     On CUDA: the tensors that torch's allocator held at once. On the CPU: the resident memory of
-    the process, which takes in the scratch space of libraries as well and repeats to a few
-    megabytes only; Linux alone can tell it. Weights and inputs are there before and not counted.
+    the process, which takes in the scratch space of libraries and repeats to a few megabytes only;
+    Linux alone can tell it. Weights and inputs are there before and do not count.
 
     Args:
-        run: What to run, once. Run it before, so that what it sets up once is not counted.
+        run: What to run, once. Run it before, so that what it sets up once does not count.
         device: Where it runs.
 
     Returns:
@@ -125,20 +188,10 @@ def peak_memory(run: Run, device: torch.device | str = "cpu") -> int | None:
 
 
 def _process_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {key}.")
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def _time(run: Run, device: torch.device) -> float:
-    _synchronise(device)
-    start = time.perf_counter()
-    run()
-    _synchronise(device)
-    return time.perf_counter() - start
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
+def _wait(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

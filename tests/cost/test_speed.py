@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elip.cost import measure_training_cost
-from elip.cost.bench import random_batch
+from elip.cost.batches import random_batch
+from elip.cost.count import count_backward
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
@@ -65,7 +65,7 @@ def test_recomputing_changes_memory_and_arithmetic_but_no_gradient(name: str) ->
             assert other.grad is None
         else:
             torch.testing.assert_close(one.grad, other.grad)
-    more, less = (measure_training_cost(both, lambda b=both: loss(b)) for both in
+    more, less = (count_backward(both, lambda b=both: loss(b)) for both in
                   (recomputing, keeping))  # fmt: skip
     assert 1.1 < more / less < 1.4
     assert kept_for_backward(recomputing) < 0.5 * kept_for_backward(keeping)

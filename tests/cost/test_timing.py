@@ -1,4 +1,4 @@
-"""Timing: interleaved runs, dropped warm-up, quantiles; memory."""
+"""Times and memory: interleaved runs, dropped warm-up, quantiles, the batch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from elip.cost import Timing, time_interleaved
+from elip.cost import timing
+from elip.cost.batches import random_batch
+from elip.cost.timing import Timing, choose_batch, inference, time_interleaved
+from tests.cost.test_count import build
 
 
 def test_runs_are_interleaved_and_the_order_moves_on() -> None:
     calls: list[str] = []
-    names = ["a", "b", "c"]
-    candidates = {name: lambda name=name: calls.append(name) for name in names}
+    candidates = {name: lambda name=name: calls.append(name) for name in "abc"}
     timings = time_interleaved(candidates, rounds=2, warm_up=1, examples=4)
     assert "".join(calls) == "abc" + "bca" + "cab"
-    assert {name: len(timing.seconds) for name, timing in timings.items()} == dict.fromkeys(
-        names, 2
-    )
+    assert [len(each.seconds) for each in timings.values()] == [2, 2, 2]
 
 
 def test_median_and_spread() -> None:
@@ -29,9 +30,36 @@ def test_median_and_spread() -> None:
     assert timing.examples_per_second == pytest.approx(20)
 
 
-def test_nothing_to_time_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 candidates and 10 rounds"):
-        time_interleaved({})
+@pytest.mark.parametrize(("per_example", "chosen"), [(1.0, 1), (0.01, 8), (1e-6, 256)])
+def test_the_batch_is_chosen_by_time(
+    per_example: float, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter, task = build()
+    ran: list[int] = []
+    monkeypatch.setattr(task, "infer", lambda meter, batch: ran.append(len(batch)))
+    monkeypatch.setattr(timing, "time_once", lambda run, device: (run(), per_example * ran[-1])[1])
+    assert choose_batch(meter, task, lambda count: random_batch(meter, count)) == chosen
+
+
+def test_inference_casts_each_weight_once_and_puts_modes_back() -> None:
+    meter, task = build()
+    task.eval()
+    batch, casts = random_batch(meter, 2), 0
+
+    class Casts(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal casts
+            weight = meter.text_projection.weight
+            casts += func is torch.ops.aten._to_copy.default and args[0] is weight
+            return func(*args, **(kwargs or {}))
+
+    with inference(meter, task, precision="bf16-mixed"), Casts():
+        assert not meter.training
+        assert task.infer(meter, batch).dtype == torch.bfloat16
+        task.infer(meter, batch)
+    assert casts == 1
+    assert meter.training
+    assert not task.training
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the resident memory's peak")

@@ -17,12 +17,12 @@ import torch
 from torch.optim import AdamW
 
 from elip.checkpoints import CheckpointError
+from elip.cost import cached
 from elip.data.datamodule import DataModule
 from elip.data.dataset import Examples
 from elip.data.datasets.base import DataError
 from elip.examples import read_examples
 from elip.old_record import Earlier, Origin, Record, origin_as_json, read_record, write_record
-from elip.training import costs
 from elip.training.checkpoints import check_goes_on, check_same_model, earlier_parts
 from elip.training.cli import main
 from elip.training.directory import claim, not_ended
@@ -178,7 +178,7 @@ def test_a_whole_run_is_recorded_though_its_cost_cannot_be_told(
         assert kept.evaluations
         raise kind("no formula for this operator")
 
-    monkeypatch.setattr(costs, "measure_cost", unknown)
+    monkeypatch.setattr(cached, "count_forward", unknown)
     record = fit(tmp_path / "run", data, steps=2)
     assert record.status == "completed"
     assert record.evaluations

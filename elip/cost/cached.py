@@ -1,0 +1,225 @@
+"""The cost of a run's model, measured once and kept beside the runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import elip
+import reducers
+from elip.cost.batches import random_batch
+from elip.cost.count import count_forward, count_training_step
+from elip.cost.timing import choose_batch, inference, time_interleaved
+from elip.identity import digest
+from elip.model.meter import Meter
+from elip.record import Gflops
+from elip.tasks.base import Task
+
+COSTS_NAME = "costs.jsonl"
+_ROUNDS = 7
+_UNKNOWN = Gflops()
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run's model costs; None where it was not measured.
+
+    Attributes:
+        gflops: G multiply-adds an example, texts at full length.
+        gflops_unreduced: The same model without reduction.
+        batch_size: Examples in a timed batch (`elip.cost.timing.choose_batch`).
+        latency_ms: Median inference time of a batch.
+        latency_p95_ms: 95th percentile of it.
+        latency_unreduced_ms: Median without reduction, timed in turn.
+        examples_per_second: Throughput at the median.
+        notes: Why something was not measured.
+    """
+
+    gflops: Gflops = _UNKNOWN
+    gflops_unreduced: Gflops = _UNKNOWN
+    batch_size: int | None = None
+    latency_ms: float | None = None
+    latency_p95_ms: float | None = None
+    latency_unreduced_ms: float | None = None
+    examples_per_second: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def cached_cost(
+    meter: Meter,
+    task: Task,
+    store: Path | None = None,
+    training: bool = False,
+    timed: bool = True,
+    precision: str = "32-true",
+    facts: Mapping[str, Any] | None = None,
+) -> RunCost:
+    """Return the cost of a model, measured only where the store does not have it yet.
+
+    Costs depend on sizes, reducer, token counts and task, not on weights or data: pixels and words
+    are random, and every text has its full length. Whatever cannot be measured is None and said in
+    the notes, so that a finished run is not lost to it.
+
+    Args:
+        meter: The model as it runs, on its device. Modes and random states stay as they are.
+        task: Its task.
+        store: A JSON-lines file that processes may share; None keeps nothing.
+        training: Whether the training step is counted too.
+        timed: Whether inference is timed.
+        precision: Lightning's name of the precision to time in.
+        facts: What else changes a cost, such as ``{"compile": True}``.
+    """
+    store_ = _Store(store)
+    device = meter.pixel_mean.device
+    shared = {
+        "sizes": asdict(meter.sizes), "task": _options(task), "facts": dict(facts or {}),
+        "code": _code_hash(type(task).__module__, type(meter.reducer).__module__),
+    }  # fmt: skip
+    mine = {"reducer": _options(meter.reducer), "tokens": meter.plan.tokens_per_block}
+    where = {"precision": precision, "device": _device_name(device)}
+
+    def gflops(key: Mapping[str, Any]) -> dict[str, Any]:
+        def forward() -> dict[str, Any]:
+            return count_forward(meter, task, random_batch(meter, 1, task).to(device)).model_dump()
+
+        def step() -> float:
+            # Two examples: pre-training gives half of a batch a false image.
+            return count_training_step(meter, task, random_batch(meter, 2, task).to(device))
+
+        found = dict(store_.get({"what": "forward", **shared, **key}, forward))
+        if training:
+            found["training_step"] = store_.get({"what": "training", **shared, **key}, step)
+        return found
+
+    def times() -> dict[str, Any]:
+        with inference(meter, task, precision=precision):
+            count = store_.get(
+                {"what": "batch size", **shared, **where},
+                lambda: choose_batch(
+                    meter, task, lambda n: random_batch(meter, n, task).to(device)
+                ),
+            )
+            found: dict[str, Any] = store_.get(
+                {"what": "time", **shared, **mine, **where, "batch_size": count},
+                lambda: _time(meter, task, count),
+            )
+        return found
+
+    notes, parts = [], dict[str, Any]()
+    # Whatever a reducer raises when it is traced, memory that does not suffice, operators that no
+    # counter knows: the run that asks is complete and must be recorded.
+    try:
+        parts["gflops"] = Gflops(**gflops(mine))
+        with meter.reduction_disabled():
+            parts["gflops_unreduced"] = Gflops(**gflops({"reducer": None}))
+    except Exception as error:  # noqa: BLE001
+        notes.append(f"No GFLOPs: {error}")
+    if timed:
+        try:
+            parts |= times()
+        except Exception as error:  # noqa: BLE001
+            notes.append(f"No times: {error}")
+    return RunCost(**parts, notes=tuple(notes))
+
+
+def _time(meter: Meter, task: Task, count: int) -> dict[str, Any]:
+    device = meter.pixel_mean.device
+    batch = random_batch(meter, count, task).to(device)
+
+    def reduced() -> object:
+        return task.infer(meter, batch)
+
+    def unreduced() -> object:
+        with meter.reduction_disabled():
+            return reduced()
+
+    candidates: dict[str, Callable[[], object]] = {"reduced": reduced}
+    if meter.plan.keep:
+        candidates["unreduced"] = unreduced
+    timings = time_interleaved(candidates, _ROUNDS, 1, count, device)
+    timing = timings["reduced"]
+    return {
+        "batch_size": count,
+        "latency_ms": 1e3 * timing.median,
+        "latency_p95_ms": 1e3 * timing.p95,
+        "latency_unreduced_ms": 1e3 * timings.get("unreduced", timing).median,
+        "examples_per_second": timing.examples_per_second,
+    }
+
+
+class _Store:
+    """One JSON line a measurement.
+
+    A line is appended in one write, so processes need no lock. Two that measure the same at once
+    both append, and the first line counts. A line that is damaged is measured again.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            for line in path.read_bytes().splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known.setdefault(entry["key"], entry["value"])
+                except (ValueError, TypeError, LookupError):
+                    continue
+
+    def get(self, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        key = digest(facts, 16)
+        if key not in self._known:
+            self._known[key] = measure()
+            if self._path is not None:
+                entry = {"key": key, "value": self._known[key], **facts}
+                line = json.dumps(entry, default=repr) + "\n"
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("ab", buffering=0) as file:
+                    file.write(line.encode())
+        return self._known[key]
+
+
+_MODULE_FIELDS = frozenset(vars(nn.Module()))
+
+
+def _options(module: nn.Module | None) -> dict[str, Any] | None:
+    """Return class and options of a reducer or task: whatever it keeps that is no tensor."""
+    if module is None:
+        return None
+    own = {
+        f"{name}.{key}".lstrip("."): value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if key not in _MODULE_FIELDS
+    }
+    return {"class": f"{type(module).__module__}.{type(module).__qualname__}", **own}
+
+
+@cache
+def _code_hash(*modules: str) -> str:
+    """Return a hash of the source that decides a cost, so that changed code is measured again."""
+    root = Path(elip.__file__).parent
+    files = {*root.glob("model/*.py"), *root.glob("tasks/*.py"), *root.glob("cost/*.py")}
+    files |= {root / "schedule.py", *Path(reducers.__file__).parent.glob("*.py")}
+    named = (getattr(sys.modules[name], "__file__", None) for name in modules)
+    files |= {Path(file) for file in named if file}
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.node()}, {torch.get_num_threads()} of {os.cpu_count()} cores"

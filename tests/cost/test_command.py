@@ -1,0 +1,115 @@
+"""``python -m elip.cost``: tables, CSV and figure; mistakes said in one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from elip.cost.__main__ import main
+from elip.cost.measure import NO_REDUCTION, build
+from elip.model.config import MeterConfig
+from elip.schedule import Schedule
+from reducers import Host, shelf
+
+EXPERIMENT = """
+model:
+  reducer: {class_path: ELIP, init_args: {mix: 1, probe_depth: 1}}
+  schedule: {layers: [1], keep_ratio: 0.9}
+  meter: {image_size: 32, image_width: 16, image_blocks: 4, text_width: 16, fusion_width: 16}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def test_tables_csv_and_figure(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    main(["--config", str(experiment), "--reducers", "ELIP,Random,Identity,PuMer", "--check",
+          "--rounds", "1", "--batch-sizes", "2", "--keep-ratios", "0.7",
+          "--phases", "inference,training", "--output", str(output)])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "one multiply-add = 1" in shown
+    assert "efficiency" in shown
+    assert (output / "cost.pdf").read_bytes().startswith(b"%PDF")
+    rows = pd.read_csv(output / "cost.csv")
+    assert list(rows["reducer"]) == [NO_REDUCTION, "ELIP", "Random", "PuMer"] * 2
+    full, elip, random, pumer = (row for _, row in rows[:4].iterrows())
+    # The experiment's own options are ELIP's: its probe is one row, of which little is asked.
+    assert 0 < elip["gflops_probe"] < 0.1 * elip["gflops_vision"]
+    assert elip["gflops_fusion"] == random["gflops_fusion"] < full["gflops_fusion"]
+    assert full["flops_speedup"] == full["latency_speedup"] == full["efficiency"] == 1
+    assert random["flops_speedup"] == pytest.approx(full["gflops_total"] / random["gflops_total"])
+    assert random["efficiency"] == pytest.approx(
+        random["latency_speedup"] / random["flops_speedup"]
+    )
+    assert pumer["keep_ratio"] == 1
+    assert pumer["fusion_keep_ratio"] < 1
+    assert elip["operators"] > full["operators"]
+    step = rows["gflops_training_step"]
+    assert rows["flops_speedup"][6] == pytest.approx(step[4] / step[6])
+
+
+def test_counting_alone_needs_no_time(experiment: Path, tmp_path: Path) -> None:
+    main(["--config", str(experiment), "--keep-ratios", "own", "--rounds", "0",
+          "--skip-training-gflops", "--output", str(tmp_path)])  # fmt: skip
+    rows = pd.read_csv(tmp_path / "cost.csv")
+    assert "latency_ms" not in rows
+    assert rows["keep_ratio"][1] == pytest.approx(0.9, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reducers", "Randm"], "No reducer 'Randm'. Did you mean Random?"),
+        (["--reducers", "pathlib.Path"], "No reducer 'pathlib.Path'"),
+        (["--reducers", "no.such.Thing"], "No module named 'no'"),
+        (["--reducers", "ELIP:mixx=1"], "unexpected keyword argument 'mixx'"),
+        (["--keep-ratios", "1.5"], "keep_ratio is 1.5; it must be above 0 and at most 1."),
+        (["--precisions", "fp8"], "'fp8' is none of fp32, bf16"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--batch-sizes", "8,0"], "0 is not at least 1"),
+        (["--device", "foo"], "device string: foo"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--output", str(tmp_path)])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[model]", "model: {", "model: {meter: {image_sise: 32}}"])
+def test_an_experiment_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "experiment.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["--config", str(tmp_path / "experiment.yaml"), "--output", str(tmp_path)])
+    assert "experiment.yaml" in capsys.readouterr().err
+
+
+def test_candidates_share_their_weights_and_methods_keep_their_own() -> None:
+    class Scaling(shelf()["Random"]):
+        def configure(self, host: Host) -> None:
+            self.scale = nn.Linear(host.width, 1)
+
+    config = MeterConfig(image_size=32, image_width=16, image_blocks=4, text_width=16)
+    schedule = Schedule(keep_ratio=0.8, layers=(1,), profile=(0.5,))
+    base, other = build(config, {"Scaling": Scaling}, [schedule], torch.device("cpu"))
+    shared = dict(base.meter.named_parameters())
+    own = {
+        name for name, tensor in other.meter.named_parameters() if tensor is not shared.get(name)
+    }
+    assert own == {"image.reducer.scale.weight", "image.reducer.scale.bias"}
