@@ -44,12 +44,12 @@ def measured(raw: Path, out: Path, check: bool) -> None:
 
     start = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts = convert("sbu", raw, out, workers=2, check=check, progress=False)
+    report = convert("sbu", raw, out, workers=2, check=check, progress=False)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures = {
-        "rows": counts["sbu_0.arrow: rows"],
-        "rows_per_second": round(counts["sbu_0.arrow: rows"] / seconds),
+        "rows": report.rows["sbu_0.arrow"],
+        "rows_per_second": round(report.rows["sbu_0.arrow"] / seconds),
         "peak_mb": round(peak / 1024),
         "peak_mb_before": round(before / 1024),
         "file_mb": round((out / "sbu_0.arrow").stat().st_size / 2**20),

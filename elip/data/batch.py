@@ -7,15 +7,16 @@ in pixels, A answers.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Kind = Literal["caption", "question", "pair", "entailment", "statement"]
-"""What an example is: an image with captions; a question with soft answers about an image; a
-true-or-false sentence about two images; premise and hypothesis about an image in three classes; a
-true-or-false sentence about one image."""
+Kind = str
+"""What an example is. "caption": an image with captions; "question": a question with soft answers
+about an image; "pair": a true-or-false sentence about two images; "entailment": premise and
+hypothesis about an image in three classes; "statement": a true-or-false sentence about one image.
+A dataset may have a kind of its own, which a task then asks for by its name."""
 
 
 @dataclass(frozen=True)

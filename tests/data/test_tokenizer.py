@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from elip.data.arrow_writer import CAPTION, ArrowWriter
+from elip.data.arrow_writer import ArrowWriter
 from elip.data.datasets.base import DataError
+from elip.data.datasets.captions import CAPTION
 from elip.data.tokenize import TextTokenizer, load_tokenizer, main, train_wordpiece
 
 TEXTS = [

@@ -7,15 +7,17 @@ in this folder; a new file is found by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pyarrow as pa
 
 from elip.data.batch import Kind
 
 if TYPE_CHECKING:
-    from elip.data.conversion import Conversion
+    from elip.data.download import Download
 
 Phase = Literal["train", "val", "test"]
 Splits = Mapping[Phase, Mapping[str, tuple[str, ...]]]
@@ -86,6 +88,8 @@ class View:
         num_answers: A, number of answers or classes; 0 where there are none. With an
             ``answer_file`` that exists, its length takes the place of this number.
         answer_file: JSON file with the list of answers by number, beside the Arrow files.
+        asked_file: JSON file with the numbers of all questions that the evaluation server asks,
+            those without an example included.
         columns: Column names; None for the ones in `LAYOUT`.
     """
 
@@ -94,6 +98,7 @@ class View:
     distinct: bool = False
     num_answers: int = 0
     answer_file: str | None = None
+    asked_file: str | None = None
     columns: Columns | None = None
 
     def chosen(self, name: str) -> Splits:
@@ -110,16 +115,42 @@ class View:
         return self.official if name == "official" and self.official is not None else self.splits
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row that a converter wants written.
+
+    Attributes:
+        file: Name of the Arrow file.
+        images: The image file of each image column.
+        values: The other columns.
+        change: What is done to the bytes of each image; None keeps them.
+    """
+
+    file: str
+    images: Mapping[str, Path]
+    values: Mapping[str, Any]
+    change: Callable[[bytes], bytes] | None = None
+
+
 class DatasetSpec:
-    """One dataset. A subclass states `name` and `views`; the rest has defaults.
+    """One dataset. A subclass states `name` and `views`; one with a converter also the others.
 
     Attributes:
         name: How the command line calls the dataset, in lower case.
         views: What it provides, by kind of example.
+        download: Where the official download lies.
+        layout: What the folder of the download should hold.
+        files: The Arrow files that the converter writes, with their columns. Where a name has a
+            ``*``, as many files as there are rows for.
+        subfolder: Folder below the data root that the converter writes to.
     """
 
     name: ClassVar[str]
     views: ClassVar[Mapping[Kind, View]]
+    download: ClassVar[str] = ""
+    layout: ClassVar[str] = ""
+    files: ClassVar[Mapping[str, pa.Schema]] = {}
+    subfolder: ClassVar[str] = ""
 
     def prepare(self, root: Path) -> None:
         """Make the files below ``root`` if they are missing and can be made without a download.
@@ -129,11 +160,10 @@ class DatasetSpec:
         is interrupted. Files belong into ``root / name``.
         """
 
-    def convert(self, job: Conversion) -> None:
-        """Write the Arrow files from the official download.
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Yield the rows of the Arrow files from the official download, in any order of files.
 
-        Args:
-            job: Where the download is and the files go; it counts what is written and left out.
+        What is left out goes to ``download.skip``.
 
         Raises:
             DataError: If this dataset has no converter, or the download is not as expected.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from elip.data.captions import write_karpathy
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from elip.data.datasets.base import DatasetSpec, Row, View
+from elip.data.datasets.captions import CAPTION, karpathy_rows
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
 
 _TRAIN = ("coco_caption_karpathy_train.arrow", "coco_caption_karpathy_restval.arrow")
 _VAL = ("coco_caption_karpathy_val.arrow",)
@@ -23,9 +28,12 @@ class Coco(DatasetSpec):
         )
     }
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``karpathy/dataset_coco.json``, ``train2014/`` and ``val2014/``."""
-        annotations = job.find("karpathy/dataset_coco.json", "dataset_coco.json")
-        splits = ("train", "val", "restval", "test")
-        names = {split: f"coco_caption_karpathy_{split}.arrow" for split in splits}
-        write_karpathy(job, annotations, None, names)
+    download = "https://cocodataset.org and https://cs.stanford.edu/people/karpathy/deepimagesent"
+    layout = "karpathy/dataset_coco.json, train2014/ and val2014/"
+    files = dict.fromkeys((*_TRAIN, *_VAL, *_TEST), CAPTION)
+
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read Karpathy's annotations and COCO's two folders of images."""
+        annotations = download.find("karpathy/dataset_coco.json", "dataset_coco.json")
+        files = dict(zip(("train", "restval", "val", "test"), self.files, strict=True))
+        return karpathy_rows(download, annotations, None, files)

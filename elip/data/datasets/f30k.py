@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from elip.data.captions import write_karpathy
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from elip.data.datasets.base import DatasetSpec, Row, View
+from elip.data.datasets.captions import CAPTION, karpathy_rows
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
 
 _TRAIN = "f30k_caption_karpathy_train.arrow"
 _VAL = "f30k_caption_karpathy_val.arrow"
@@ -31,8 +36,15 @@ class Flickr30k(DatasetSpec):
         )
     }
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``karpathy/dataset_flickr30k.json`` and ``flickr30k-images/``."""
-        annotations = job.find("karpathy/dataset_flickr30k.json", "dataset_flickr30k.json")
-        names = {s: f"f30k_caption_karpathy_{s}.arrow" for s in ("train", "val", "test")}
-        write_karpathy(job, annotations, "flickr30k-images", names)
+    download = (
+        "https://shannon.cs.illinois.edu/DenotationGraph and "
+        "https://cs.stanford.edu/people/karpathy/deepimagesent"
+    )
+    layout = "karpathy/dataset_flickr30k.json and flickr30k-images/"
+    files = dict.fromkeys((_TRAIN, _VAL, *_TEST), CAPTION)
+
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read Karpathy's annotations and the folder of images."""
+        annotations = download.find("karpathy/dataset_flickr30k.json", "dataset_flickr30k.json")
+        files = dict(zip(("train", "val", "test"), self.files, strict=True))
+        return karpathy_rows(download, annotations, "flickr30k-images", files)

@@ -6,14 +6,14 @@ import csv
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from elip.data.arrow_writer import CAPTION
-from elip.data.captions import caption_row
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
-from elip.data.entries import Note, Parsed
+from elip.data.datasets.base import DatasetSpec, Row, View
+from elip.data.datasets.captions import CAPTION, caption_rows
 
-_SPLITS = {"train": "train", "val": "dev", "test": "test"}
+if TYPE_CHECKING:
+    from elip.data.download import Download
+
 _HELD_OUT = 1000
 
 
@@ -37,51 +37,56 @@ class Flickr8k(DatasetSpec):
             distinct=True,
         )
     }
+    download = "its authors' request form, or a copy such as the one on Kaggle"
+    layout = (
+        "captions.txt and Images/, or Flickr8k.token.txt and Flicker8k_Dataset/; and "
+        "Flickr_8k.trainImages.txt, devImages.txt and testImages.txt where you have them"
+    )
+    files = {f"flickr8k_{split}.arrow": CAPTION for split in ("train", "val", "test")}
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``captions.txt`` or ``Flickr8k.token.txt``, and the images they name."""
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read one row an image, with all its captions."""
+        path = download.find("captions.txt", "Flickr8k.token.txt")
+        folder = download.find("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
         captions: dict[str, list[str]] = {}
-        for name, caption in _pairs(job.find("captions.txt", "Flickr8k.token.txt")):
-            captions.setdefault(name, []).append(caption)
-        folder = job.find("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
-        listed = _lists(job.raw) or _drawn(sorted(captions))
-        strays = sorted(captions.keys() - {name for names in listed.values() for name in names})
-        for split, names in listed.items():
-            rows = _rows(folder, split, names, captions, strays if split == "train" else [])
-            job.write(f"flickr8k_{split}.arrow", CAPTION, rows)
+        shape = {"image": str, "caption": str}
+        expected = "a CSV file with the header image,caption, or lines of NAME#NUMBER, tab, caption"
+        for entry in download.entries(path, _entries(path), shape, expected):
+            captions.setdefault(entry["image"], []).append(entry["caption"].strip())
+        splits = _listed(download.root) or _drawn(sorted(captions))
+        for name in sorted(captions.keys() - splits.keys()):
+            download.skip("image that is in none of the split lists", name)
+        for name, split in splits.items():
+            said = captions.get(name, [])
+            file = f"flickr8k_{split}.arrow"
+            yield from caption_rows(download, file, folder / name, said, name, split)
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield file name and caption of each line."""
+def _entries(path: Path) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".txt" and path.stem == "captions":
-            for row in csv.DictReader(file):
-                yield row["image"], row["caption"].strip()
+        if path.name == "captions.txt":
+            yield from csv.DictReader(file)
         else:
             for line in filter(str.strip, file):
                 name, _, caption = line.partition("\t")
-                yield name.rpartition("#")[0], caption.strip()
+                yield {"image": name.rpartition("#")[0], "caption": caption}
 
 
-def _lists(raw: Path) -> dict[str, list[str]]:
-    """Return the image names of each split; nothing where the lists do not come along."""
-    paths = {split: raw / f"Flickr_8k.{word}Images.txt" for split, word in _SPLITS.items()}
+def _listed(root: Path) -> dict[str, str]:
+    """Return the split of each image by name; nothing where the lists do not come along."""
+    paths = {
+        split: root / f"Flickr_8k.{word}Images.txt"
+        for split, word in (("train", "train"), ("val", "dev"), ("test", "test"))
+    }
     if not all(path.exists() for path in paths.values()):
         return {}
-    return {split: path.read_text("utf-8").split() for split, path in paths.items()}
+    return {
+        name: split for split, path in paths.items() for name in path.read_text("utf-8").split()
+    }
 
 
-def _drawn(names: list[str]) -> dict[str, list[str]]:
+def _drawn(names: list[str]) -> dict[str, str]:
     count = min(_HELD_OUT, len(names) // 4)
     held_out = random.Random(0).sample(names, 2 * count)
-    val, test = held_out[:count], held_out[count:]
-    return {"train": sorted(set(names) - set(held_out)), "val": val, "test": test}
-
-
-def _rows(
-    folder: Path, split: str, names: list[str], captions: dict[str, list[str]], strays: list[str]
-) -> Parsed:
-    for name in strays:
-        yield Note("left out: image in none of the split lists", name)
-    for name in names:
-        yield from caption_row(folder / name, captions.get(name, []), name, split)
+    splits = dict.fromkeys(held_out[:count], "val") | dict.fromkeys(held_out[count:], "test")
+    return {name: splits.get(name, "train") for name in names}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from elip.data.captions import write_pairs
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from elip.data.datasets.base import DatasetSpec, Row, View
+from elip.data.datasets.captions import CAPTION, pair_rows
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
 
 _TRAIN = ("conceptual_caption_train_*.arrow",)
 
@@ -24,8 +29,12 @@ class ConceptualCaptions(DatasetSpec):
         )
     }
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``{train,val}_annot.json`` and the images that they name."""
+    download = "https://ai.google.com/research/ConceptualCaptions (addresses of images; fetch them)"
+    layout = "train_annot.json, val_annot.json and the images that they name"
+    files = {f"conceptual_caption_{split}_*.arrow": CAPTION for split in ("val", "train")}
+
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read both lists of [image path, caption]."""
         for split in ("val", "train"):
-            name = f"conceptual_caption_{split}_{{}}.arrow"
-            write_pairs(job, job.find(f"{split}_annot.json"), name, split)
+            file = f"conceptual_caption_{split}_{{}}.arrow"
+            yield from pair_rows(download, download.find(f"{split}_annot.json"), file, split)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from PIL import Image
 
-from elip.data.arrow_writer import STATEMENT
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DataError, DatasetSpec, View
-from elip.data.entries import Note, Parsed, Row, having, parsed
-from elip.data.words import save_tokenizer, word_tokenizer
+from elip.data.datasets.base import DataError, DatasetSpec, Row, View
+from elip.data.datasets.nlvr2 import statements
+from elip.data.words import word_tokenizer
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
+
+STATEMENT = pa.schema(
+    {
+        "image": pa.binary(),
+        "questions": pa.list_(pa.string()),
+        "answers": pa.list_(pa.string()),
+        "identifier": pa.string(),
+        "directory": pa.string(),
+        "permutation": pa.int64(),
+    }
+)
+"""Sentences about one image, "True" or "False"."""
 
 PERMUTATIONS = 6
 """Images of an example: the orders of its three boxes. The label holds for all of them."""
@@ -59,32 +69,44 @@ class Nlvr(DatasetSpec):
         )
     }
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``train/`` and ``dev/`` of the official layout to ``out / "nlvr"``.
+    download = "https://lil.nlp.cornell.edu/nlvr"
+    layout = "train/train.json, dev/dev.json and their images in train/images/ and dev/images/"
+    files = {f"nlvr_{split}.arrow": STATEMENT for split in ("train", "val", "dev")}
+    subfolder = "nlvr"
 
-        Besides rows and notes, the counts tell the score of always giving the commoner answer,
-        in percent (rounded), and how many images the corpus has in its training and in its dev
-        split; they are kept, as in the official splits.
-        """
-        folder = job.into(self.name)
-        train, dev = job.find("train/train.json"), job.find("dev/dev.json")
-        held_out = _held_out(job, train)
-        files = {
-            "train": (train, lambda directory: directory not in held_out),
-            "val": (train, lambda directory: directory in held_out),
-            "dev": (dev, lambda directory: True),
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read a row for each of the six images of a sentence; make a tokenizer beside them."""
+        train = list(statements(download, "train/train.json", by_folder=True))
+        directories = sorted({str(entry["directory"]) for entry in train})
+        if len(directories) < 2:
+            raise DataError("train.json has one directory only; none can be held out.")
+        count = max(1, round(VALIDATION_SHARE * len(directories)))
+        held_out = set(random.Random(0).sample(directories, count))
+        words: set[str] = set()
+        for entry in train:
+            split = "val" if str(entry["directory"]) in held_out else "train"
+            if split == "train":
+                words |= set(re.findall(r"\w+|[^\w\s]+", entry["sentence"].lower()))
+            yield from _rows(download.root / "train", split, entry)
+        for entry in statements(download, "dev/dev.json", by_folder=True):
+            yield from _rows(download.root / "dev", "dev", entry)
+        tokenizer = word_tokenizer(sorted(words))
+        download.side_files["tokenizer/tokenizer.json"] = tokenizer.to_str(pretty=True)
+
+
+def _rows(folder: Path, split: str, entry: Mapping[str, Any]) -> Iterator[Row]:
+    identifier, directory = entry["identifier"], str(entry["directory"])
+    for permutation in range(PERMUTATIONS):
+        name = f"{folder.name}-{identifier}-{permutation}.png"
+        values = {
+            "questions": [entry["sentence"]],
+            "answers": [entry["label"]],
+            "identifier": identifier,
+            "directory": directory,
+            "permutation": permutation,
         }
-        for split, (source, chosen) in files.items():
-            rows = _split(job, source, chosen)
-            job.write(f"nlvr_{split}.arrow", STATEMENT, rows, change=tiled)
-        save_tokenizer(word_tokenizer(_words(folder / "nlvr_train.arrow")), folder)
-        for split in files:
-            share = majority(folder / f"nlvr_{split}.arrow")
-            job.counts[f"nlvr_{split}.arrow: commoner answer, percent"] = round(100 * share)
-        dev_images = _digests(folder / "nlvr_dev.arrow")
-        for split in ("train", "val"):
-            shared = len(_digests(folder / f"nlvr_{split}.arrow") & dev_images)
-            job.counts[f"nlvr_{split}.arrow: images that dev has too"] = shared
+        place = folder / "images" / directory / name
+        yield Row(f"nlvr_{split}.arrow", {"image": place}, values, change=tiled)
 
 
 def tiled(data: bytes) -> bytes:
@@ -109,80 +131,3 @@ def tiled(data: bytes) -> bytes:
     buffer = io.BytesIO()
     square.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def majority(path: Path) -> float:
-    """Return the share of the commoner answer in a file of statements."""
-    counts = Counter(answer for _, answer in _texts(path))
-    return max(counts.values(), default=0) / max(1, counts.total())
-
-
-def _digests(path: Path) -> set[bytes]:
-    images = (row["image"] for row in _columns(path, ["image"]))
-    return {hashlib.sha256(image).digest() for image in images}
-
-
-def _held_out(job: Conversion, train: Path) -> frozenset[str]:
-    """Return the training directories that validate: a fixed draw."""
-    entries = [entry for entry in _entries(job, train) if not isinstance(entry, Note)]
-    directories = sorted({str(entry["directory"]) for entry in entries})
-    count = max(1, round(VALIDATION_SHARE * len(directories)))
-    if len(directories) < 2:
-        raise DataError(f"{train} has one directory only; none can be held out for validation.")
-    return frozenset(random.Random(0).sample(directories, count))
-
-
-def _entries(job: Conversion, source: Path) -> Iterator[Mapping[str, Any] | Note]:
-    return having(job.lines(source), directory=str | int, identifier=str, sentence=str)
-
-
-def _split(job: Conversion, source: Path, chosen: Callable[[str], bool]) -> Parsed:
-    entries = [
-        entry
-        for entry in _entries(job, source)
-        if chosen("" if isinstance(entry, Note) else str(entry["directory"]))
-    ]
-    job.expect(PERMUTATIONS * len(entries))
-    yield from parsed(entries, partial(_rows, source.parent))
-
-
-def _rows(folder: Path, entry: Mapping[str, Any] | Note) -> Parsed:
-    if isinstance(entry, Note):
-        yield entry
-        return
-    identifier, directory = entry["identifier"], str(entry["directory"])
-    label = str(entry["label"]).capitalize()
-    if label not in ("True", "False") or not entry["sentence"].strip():
-        yield Note("left out: no sentence or no label", identifier)
-        return
-    for permutation in range(PERMUTATIONS):
-        name = f"{folder.name}-{identifier}-{permutation}.png"
-        yield Row(
-            (folder / "images" / directory / name,),
-            {
-                "questions": [entry["sentence"]],
-                "answers": [label],
-                "identifier": identifier,
-                "directory": directory,
-                "permutation": permutation,
-            },
-        )
-
-
-def _words(path: Path) -> list[str]:
-    """Return the words and marks of all sentences, in alphabetical order."""
-    return sorted(
-        {w for text, _ in _texts(path) for w in re.findall(r"\w+|[^\w\s]+", text.lower())}
-    )
-
-
-def _texts(path: Path) -> Iterator[tuple[str, str]]:
-    for row in _columns(path, ["questions", "answers"]):
-        yield from zip(row["questions"], row["answers"], strict=True)
-
-
-def _columns(path: Path, names: list[str]) -> Iterator[dict[str, Any]]:
-    with pa.memory_map(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            yield from reader.get_batch(number).select(names).to_pylist()

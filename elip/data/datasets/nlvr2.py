@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from elip.data.arrow_writer import PAIR
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
-from elip.data.entries import Note, Parsed, Row, having, parsed
+import pyarrow as pa
+
+from elip.data.datasets.base import DatasetSpec, Row, View
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
+
+PAIR = pa.schema(
+    {
+        "image_0": pa.binary(),
+        "image_1": pa.binary(),
+        "questions": pa.list_(pa.string()),
+        "answers": pa.list_(pa.string()),
+        "identifier": pa.string(),
+    }
+)
+"""Sentences about two images, "True" or "False"."""
 
 _TRAIN = {"train": ("nlvr2_train.arrow",)}
 _DEV = {"dev": ("nlvr2_dev.arrow",)}
 _TEST = {"test-P": ("nlvr2_test1.arrow",)}
+_SPLITS = (
+    ("train", ""), ("dev", ""), ("test1", ""),
+    ("dev", "balanced"), ("test1", "balanced"), ("dev", "unbalanced"), ("test1", "unbalanced"),
+)  # fmt: skip
 
 
 class Nlvr2(DatasetSpec):
@@ -29,42 +46,45 @@ class Nlvr2(DatasetSpec):
             num_answers=2,
         )
     }
+    download = "https://lil.nlp.cornell.edu/nlvr"
+    layout = "nlvr2/data/ with its JSON files, images/train/, dev/ and test1/"
+    files = {f"nlvr2_{kind}{'_' if kind else ''}{split}.arrow": PAIR for split, kind in _SPLITS}
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``nlvr2/data/*.json`` and the images in ``images/train``, ``dev``, ``test1``."""
-        for split in ("train", "dev", "test1"):
-            _write(job, f"nlvr2/data/{split}.json", f"nlvr2_{split}.arrow", split)
-        for kind in ("balanced", "unbalanced"):
-            for split in ("dev", "test1"):
-                source = f"nlvr2/data/{kind}/{kind}_{split}.json"
-                _write(job, source, f"nlvr2_{kind}_{split}.arrow", split)
-
-
-def _write(job: Conversion, source: str, name: str, split: str) -> None:
-    """Write one row a pair of images, in order of first appearance, with all its sentences."""
-
-    def rows() -> Parsed:
-        groups: dict[str, list[Mapping[str, Any]]] = {}
-        for entry in having(job.lines(job.find(source)), identifier=str, sentence=str, label=str):
-            if isinstance(entry, Note):
-                yield entry
-            elif entry["sentence"].strip() and entry["label"] in ("True", "False"):
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read one row a pair of images, in order of first appearance, with all its sentences."""
+        for (split, kind), file in zip(_SPLITS, self.files, strict=True):
+            path = f"nlvr2/data/{kind}/{kind}_{split}.json" if kind else f"nlvr2/data/{split}.json"
+            groups: dict[str, list[Any]] = {}
+            for entry in statements(download, path, split == "train"):
                 groups.setdefault(entry["identifier"].rpartition("-")[0], []).append(entry)
-            else:
-                yield Note("left out: no sentence or no label", entry["identifier"])
-        job.expect(len(groups))
-        yield from parsed(groups.items(), row)
+            for pair, entries in groups.items():
+                train = split == "train"
+                folder = f"images/train/{entries[0]['directory']}" if train else split
+                names = {f"image_{n}": f"{pair}-img{n}.png" for n in (0, 1)}
+                yield Row(
+                    file,
+                    {column: download.root / folder / name for column, name in names.items()},
+                    {
+                        "questions": [entry["sentence"] for entry in entries],
+                        "answers": [entry["label"] for entry in entries],
+                        "identifier": pair,
+                    },
+                )
 
-    def row(group: tuple[str, list[Mapping[str, Any]]]) -> Parsed:
-        pair, entries = group
-        folder = f"images/train/{entries[0]['directory']}" if split == "train" else split
-        yield Row(
-            (job.raw / folder / f"{pair}-img0.png", job.raw / folder / f"{pair}-img1.png"),
-            {
-                "questions": [entry["sentence"] for entry in entries],
-                "answers": [entry["label"] for entry in entries],
-                "identifier": pair,
-            },
-        )
 
-    job.write(name, PAIR, rows())
+def statements(download: Download, path: str, by_folder: bool) -> Iterator[dict[str, Any]]:
+    """Yield the sentences of NLVR2 or NLVR that have a label: "True" or "False".
+
+    Args:
+        download: The download.
+        path: The file of sentences.
+        by_folder: Whether each image lies in the folder that its entry names.
+    """
+    shape = {"identifier": str, "sentence": str, "label": str | bool}
+    shape |= {"directory": str | int} if by_folder else {}
+    for entry in download.lines(download.find(path), shape):
+        label = str(entry["label"]).capitalize()
+        if entry["sentence"].strip() and label in ("True", "False"):
+            yield {**entry, "label": label}
+        else:
+            download.skip("no sentence or no label", entry["identifier"])

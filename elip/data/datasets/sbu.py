@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from elip.data.captions import write_pairs
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from elip.data.datasets.base import DatasetSpec, Row, View
+from elip.data.datasets.captions import CAPTION, pair_rows
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
 
 
 class Sbu(DatasetSpec):
@@ -13,6 +18,10 @@ class Sbu(DatasetSpec):
     name = "sbu"
     views = {"caption": View(splits={"train": {"train": ("sbu_*.arrow",)}}, distinct=True)}
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``annot.json`` and the images that it names."""
-        write_pairs(job, job.find("annot.json"), "sbu_{}.arrow", "train")
+    download = "https://www.cs.rice.edu/~vo9/sbucaptions (addresses of images; fetch them)"
+    layout = "annot.json and the images that it names"
+    files = {"sbu_*.arrow": CAPTION}
+
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read the list of [image path, caption]."""
+        return pair_rows(download, download.find("annot.json"), "sbu_{}.arrow", "train")

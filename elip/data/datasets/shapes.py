@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from elip.data.batch import Kind
-from elip.data.conversion import Conversion
 from elip.data.datasets.base import DatasetSpec, View
 from elip.data.shapes.language import ANSWERS
 from elip.data.shapes.write import ANSWER_FILE, SPLITS, write_shapes
@@ -40,8 +39,3 @@ class Shapes(DatasetSpec):
     def prepare(self, root: Path) -> None:
         """Make the default dataset in ``root / "shapes"`` unless one is there."""
         write_shapes(root / self.name)
-
-    def convert(self, job: Conversion) -> None:
-        """Do as `prepare` does, in ``out / "shapes"``; there is no download to convert."""
-        options = write_shapes(job.out / self.name)
-        job.counts.update({f"{split} scenes": getattr(options, split) for split in SPLITS})

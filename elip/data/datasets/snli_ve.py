@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from elip.data.arrow_writer import ENTAILMENT
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
-from elip.data.entries import Note, Parsed, Row, having
+import pyarrow as pa
+
+from elip.data.datasets.base import DatasetSpec, Row, View
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
+
+ENTAILMENT = pa.schema(
+    {
+        "image": pa.binary(),
+        "sentences": pa.list_(pa.list_(pa.string())),
+        "labels": pa.list_(pa.int64()),
+    }
+)
+"""[premise, hypothesis] pairs; contradiction 0, neutral 1, entailment 2."""
 
 _TRAIN = {"train": ("snli_train.arrow",)}
 _DEV = {"dev": ("snli_dev.arrow",)}
 _TEST = {"test": ("snli_test.arrow",)}
+_CLASSES = {"contradiction": 0, "neutral": 1, "entailment": 2}
+_ENTRY = {"Flickr30K_ID": str | int, "gold_label": str, "sentence1": str, "sentence2": str}
 
 
 class SnliVe(DatasetSpec):
@@ -30,41 +42,30 @@ class SnliVe(DatasetSpec):
             num_answers=3,
         )
     }
+    download = "https://github.com/necla-ml/SNLI-VE, and the images of Flickr30k"
+    layout = "snli_ve_train.jsonl, snli_ve_dev.jsonl, snli_ve_test.jsonl and Flickr30K/images/"
+    files = {f"snli_{split}.arrow": ENTAILMENT for split in ("train", "dev", "test")}
 
-    def convert(self, job: Conversion) -> None:
-        """Convert ``snli_ve_{train,dev,test}.jsonl`` and ``Flickr30K/images/``."""
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read one row an image, in order of first appearance, with all its sentences."""
         for split in ("train", "dev", "test"):
-            annotations = job.find(f"snli_ve_{split}.jsonl")
-            job.write(f"snli_{split}.arrow", ENTAILMENT, _rows(job, annotations))
-
-
-_CLASSES = {"contradiction": 0, "neutral": 1, "entailment": 2}
-
-
-def _rows(job: Conversion, annotations: Path) -> Parsed:
-    """Return one row an image, in order of first appearance, with all its sentences."""
-    images: dict[str, list[Mapping[str, Any]]] = {}
-    kinds = {"Flickr30K_ID": str | int, "gold_label": str, "sentence1": str, "sentence2": str}
-    for entry in having(job.lines(annotations), **kinds):
-        if isinstance(entry, Note):
-            yield entry
-        elif entry["gold_label"] not in _CLASSES:
-            yield Note("left out: annotators do not agree on a class", _name(entry))
-        elif not entry["sentence2"].strip():
-            yield Note("left out: empty hypothesis", _name(entry))
-        else:
-            number = str(entry["Flickr30K_ID"]).removesuffix(".jpg")
-            images.setdefault(number, []).append(entry)
-    job.expect(len(images))
-    for number, entries in images.items():
-        yield Row(
-            (job.raw / "Flickr30K" / "images" / f"{number}.jpg",),
-            {
-                "sentences": [[entry["sentence1"], entry["sentence2"]] for entry in entries],
-                "labels": [_CLASSES[entry["gold_label"]] for entry in entries],
-            },
-        )
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("pairID", entry["Flickr30K_ID"]))
+            images: dict[str, list[Any]] = {}
+            for entry in download.lines(download.find(f"snli_ve_{split}.jsonl"), _ENTRY):
+                number = str(entry["Flickr30K_ID"]).removesuffix(".jpg")
+                if entry["gold_label"] not in _CLASSES:
+                    what = str(entry.get("pairID", number))
+                    download.skip("sentence whose class annotators do not agree on", what)
+                elif not entry["sentence2"].strip():
+                    download.skip("empty hypothesis", str(entry.get("pairID", number)))
+                else:
+                    images.setdefault(number, []).append(entry)
+            for number, entries in images.items():
+                values = {
+                    "sentences": [
+                        [entry["sentence1"].strip(), entry["sentence2"].strip()]
+                        for entry in entries
+                    ],
+                    "labels": [_CLASSES[entry["gold_label"]] for entry in entries],
+                }
+                place = download.root / "Flickr30K" / "images" / f"{number}.jpg"
+                yield Row(f"snli_{split}.arrow", {"image": place}, values)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from elip.data.arrow_writer import REGION
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
-from elip.data.entries import Note, Parsed, Row, parsed
+import pyarrow as pa
+
+from elip.data.datasets.base import DatasetSpec, Row, View
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
+
+_BOX = ("width", "height", "x", "y")
+_REGION = {"phrase": str, **dict.fromkeys(_BOX, int)}
 
 
 class VisualGenome(DatasetSpec):
@@ -17,27 +21,36 @@ class VisualGenome(DatasetSpec):
 
     name = "vg"
     views = {"caption": View(splits={"train": {"train": ("vg.arrow",)}}, distinct=True)}
-
-    def convert(self, job: Conversion) -> None:
-        """Convert ``annotations/region_descriptions.json`` and ``images/VG_100K{,_2}/``."""
-        annotations = job.find("annotations/region_descriptions.json")
-        rows = parsed(job.items(annotations, "item"), lambda entry: _row(job.raw / "images", entry))
-        job.write("vg.arrow", REGION, rows)
-
-
-def _row(images: Path, entry: Mapping[str, Any]) -> Parsed:
-    number, regions = str(entry["id"]), []
-    for region in entry["regions"]:
-        if region["phrase"].strip():
-            regions.append(region)
-        else:
-            yield Note("left out: region without a phrase", f"{number} {region['region_id']}")
-    if not regions:
-        yield Note("left out: image without regions", number)
-        return
-    places = [images / folder / f"{number}.jpg" for folder in ("VG_100K", "VG_100K_2")]
-    values: dict[str, Any] = {
-        key: [region[key] for region in regions] for key in ("width", "height", "x", "y")
+    download = "https://homes.cs.washington.edu/~ranjay/visualgenome"
+    layout = "annotations/region_descriptions.json, images/VG_100K/ and images/VG_100K_2/"
+    files = {
+        "vg.arrow": pa.schema(
+            {
+                "image": pa.binary(),
+                "caption": pa.list_(pa.string()),
+                **dict.fromkeys(_BOX, pa.list_(pa.int64())),  # of each region, in pixels
+                "image_id": pa.string(),
+            }
+        )
     }
-    values |= {"caption": [region["phrase"] for region in regions], "image_id": number}
-    yield Row((next((place for place in places if place.exists()), places[0]),), values)
+
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read one row an image, with all its regions."""
+        annotations = download.find("annotations/region_descriptions.json")
+        for entry in download.items(annotations, {"id": int | str, "regions": list}):
+            number, regions = str(entry["id"]), []
+            for region in download.fitting(entry["regions"], _REGION, f"image {number}"):
+                if region["phrase"].strip():
+                    regions.append(region)
+                else:
+                    download.skip("region without a phrase", f"image {number}")
+            if not regions:
+                download.skip("image without regions", number)
+            elif download.is_new(number):
+                values = {key: [region[key] for region in regions] for key in _BOX}
+                values |= {"caption": [region["phrase"] for region in regions]}
+                images = download.root / "images"
+                place = images / "VG_100K" / f"{number}.jpg"
+                if not place.exists():
+                    place = images / "VG_100K_2" / f"{number}.jpg"
+                yield Row("vg.arrow", {"image": place}, values | {"image_id": number})

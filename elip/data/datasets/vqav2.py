@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from elip.data.answers import Scored, read_answers, scored, vocabulary
-from elip.data.arrow_writer import QUESTION, QUESTION_WITHOUT_ANSWERS, write_json
-from elip.data.conversion import Conversion
-from elip.data.datasets.base import DatasetSpec, View
-from elip.data.entries import Note, Parsed, Row, having
+import pyarrow as pa
 
+from elip.data.answers import MIN_COUNT, Scored, scored, vocabulary
+from elip.data.datasets.base import DataError, DatasetSpec, Row, View
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
+
+
+def _columns(texts: pa.DataType, numbers: pa.DataType, scores: pa.DataType) -> pa.Schema:
+    return pa.schema(
+        {
+            "image": pa.binary(),
+            "questions": pa.list_(pa.string()),
+            "answers": pa.list_(texts),
+            "answer_labels": pa.list_(numbers),
+            "answer_scores": pa.list_(scores),
+            "image_id": pa.int64(),
+            "question_id": pa.list_(pa.int64()),
+            "split": pa.string(),
+        }
+    )
+
+
+QUESTION = _columns(*(pa.list_(each) for each in (pa.string(), pa.int64(), pa.float64())))
+"""For each question its kept answers, their numbers and their soft scores."""
+
+_UNANSWERED = _columns(pa.null(), pa.null(), pa.null())  # the test splits hold no answers
 _TEST = {"test-dev": ("vqav2_test-dev.arrow",), "test-std": ("vqav2_test.arrow",)}
+_ANSWERED = ("train", "val", "rest_val", "trainable_val")
+_YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+_REST = 1000
+_QUESTION = {"question_id": int, "image_id": int, "question": str}
 
 
 class VqaV2(DatasetSpec):
@@ -21,6 +47,11 @@ class VqaV2(DatasetSpec):
 
     By default the images of `rest_val` select the model and all others train it. The reference
     trains on train and val and selects on val.
+
+    The kept answers by number go to ``vqav2_answers.json``, the numbers of all test questions to
+    ``vqav2_test_questions.json``: the evaluation server wants an answer to each. `rest_val` is a
+    fixed draw of 1,000 validation images (the reference takes the last 1,000 of an unseeded
+    shuffle).
     """
 
     name = "vqav2"
@@ -38,136 +69,99 @@ class VqaV2(DatasetSpec):
             },
             num_answers=3129,
             answer_file="vqav2_answers.json",
+            asked_file="vqav2_test_questions.json",
         )
     }
+    download = "https://visualqa.org/download.html"
+    layout = "the v2_*.json files, train2014/, val2014/ and test2015/"
+    files = {
+        **{f"vqav2_{split}.arrow": QUESTION for split in _ANSWERED},
+        **{f"vqav2_{split}.arrow": _UNANSWERED for split in ("test", "test-dev")},
+    }
 
-    def convert(self, job: Conversion) -> None:
-        """Convert the ``v2_*.json`` files, ``train2014/``, ``val2014/`` and ``test2015/``.
-
-        The kept answers by number go to ``vqav2_answers.json``. `rest_val` is a fixed draw of
-        1,000 validation images (the reference takes the last 1,000 of an unseeded shuffle).
-        """
-        numbers = {answer: i for i, answer in enumerate(_kept_answers(job))}
-        job.write("vqav2_train.arrow", QUESTION, _rows(job, "train", numbers))
-        val = cache(lambda: tuple(_rows(job, "val", numbers)))
-        job.write("vqav2_val.arrow", QUESTION, _all(val))
-        job.write("vqav2_rest_val.arrow", QUESTION, _part(val, rest=True))
-        job.write("vqav2_trainable_val.arrow", QUESTION, _part(val, rest=False))
-        for split in ("test", "test-dev"):
-            rows = _rows(job, split, None)
-            job.write(f"vqav2_{split}.arrow", QUESTION_WITHOUT_ANSWERS, rows)
-
-
-_REST = 1000
-_FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test2015"}
-_YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
-_Answers = dict[int, list[Scored]]
-
-
-def _kept_answers(job: Conversion) -> list[str]:
-    """Read the vocabulary that an earlier, interrupted conversion wrote, or make it."""
-    path = job.out / "vqav2_answers.json"
-    if not path.exists():
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read one row an image, in order of first appearance, with all its questions."""
         common = (
             entry["multiple_choice_answer"]
             for split in ("train", "val")
-            for entry in having(
-                job.items(_annotations(job, split), "annotations.item"), multiple_choice_answer=str
-            )
-            if not isinstance(entry, Note)  # seen again, and counted, where its question is
+            for entry in _annotations(download, split)
         )
-        write_json(path, vocabulary(common))
-    return read_answers(path)
+        answers = vocabulary(common)
+        if not answers:
+            raise DataError(
+                f"No answer is the commonest one of {MIN_COUNT} or more of the questions in "
+                f"{download.root}, so none would be kept. Give the whole annotation files."
+            )
+        numbers = {answer: number for number, answer in enumerate(answers)}
+        download.side_files["vqav2_answers.json"] = json.dumps(answers, indent=1) + "\n"
+        yield from _rows(download, "train", _answers(download, "train", numbers))
+        val = list(_rows(download, "val", _answers(download, "val", numbers)))
+        images = sorted(row.values["image_id"] for row in val)
+        rest = set(random.Random(0).sample(images, min(_REST, len(images))))
+        for row in val:
+            part = "rest_val" if row.values["image_id"] in rest else "trainable_val"
+            yield from (row, Row(f"vqav2_{part}.arrow", row.images, row.values))
+        for split in ("test", "test-dev"):
+            yield from _rows(download, split, None)
 
 
-def _annotations(job: Conversion, split: str) -> Path:
-    return job.find(f"v2_mscoco_{_YEARS[split]}_annotations.json")
+def _annotations(download: Download, split: str) -> Iterator[dict[str, Any]]:
+    path = download.find(f"v2_mscoco_{_YEARS[split]}_annotations.json")
+    shape = {"question_id": int, "multiple_choice_answer": str, "answers": list}
+    return download.items(path, shape, "annotations")
 
 
-def _rows(job: Conversion, split: str, numbers: Mapping[str, int] | None) -> Parsed:
-    """Return one row an image, in order of first appearance; without ``numbers`` no answers."""
-    answers: _Answers | None = None
-    if numbers is not None:
-        answers = _answers(job, split, numbers)
-    images: dict[int, dict[int, str]] = {}
-    questions = job.find(f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
-    entries = having(
-        job.items(questions, "questions.item"), question_id=int, image_id=int, question=str
-    )
-    for entry in entries:
-        if isinstance(entry, Note):
-            yield entry
+def _answers(download: Download, split: str, numbers: Mapping[str, int]) -> dict[int, list[Scored]]:
+    """Return the scored answers of each question; of a repeated annotation the first counts."""
+    answers: dict[int, list[Scored]] = {}
+    for entry in _annotations(download, split):
+        number = entry["question_id"]
+        if number in answers:
+            download.skip("annotation whose question number occurs twice", f"question {number}")
             continue
-        number, image, text = entry["question_id"], entry["image_id"], entry["question"]
-        asked = images.setdefault(image, {})
-        reason = _reason_against(number, text, asked, answers)
-        if reason:
-            yield Note(f"left out: {reason}", f"question {number}")
-            continue
-        if text in asked.values():
-            yield Note("kept: question asked twice of an image", f"question {number}")
-        asked[number] = text
-    job.expect(len(images))
-    for image, asked in images.items():
-        if asked:
-            yield _row(job.raw / _FOLDERS[split], split, image, asked, answers)
-        else:
-            yield Note("left out: image without a usable question", f"image {image}")
-
-
-def _answers(job: Conversion, split: str, numbers: Mapping[str, int]) -> _Answers:
-    """Return the answers by question; one without all of them counts as without annotation."""
-    annotations = job.items(_annotations(job, split), "annotations.item")
-    answers: _Answers = {}
-    for entry in having(annotations, question_id=int, answers=list):
-        if not isinstance(entry, Note):
-            given = list(having(entry["answers"], answer=str))
-            said = [one["answer"] for one in given if not isinstance(one, Note)]
-            if len(said) == len(given):
-                answers[entry["question_id"]] = scored(said, numbers)
+        given = download.fitting(entry["answers"], {"answer": str}, f"question {number}")
+        answers[number] = scored([one["answer"] for one in given], numbers)
     return answers
 
 
-def _all(entries: Callable[[], tuple[Row | Note, ...]]) -> Parsed:
-    """Put off reading the entries until a file really needs them."""
-    yield from entries()
-
-
-def _part(entries: Callable[[], tuple[Row | Note, ...]], rest: bool) -> Parsed:
-    """Return the rows of the images that are, or are not, among the fixed draw."""
-    rows = [entry for entry in entries() if isinstance(entry, Row)]
-    images = [row.values["image_id"] for row in rows]
-    drawn = set(random.Random(0).sample(sorted(images), min(_REST, len(images))))
-    yield from (row for row in rows if (row.values["image_id"] in drawn) == rest)
-
-
-def _reason_against(
-    number: int, text: str, asked: Mapping[int, str], answers: _Answers | None
-) -> str:
-    if number in asked:
-        return "question number occurs twice"
-    if not text.strip():
-        return "empty question"
-    if answers is not None and number not in answers:
-        return "question without annotation"
-    if answers is not None and not answers[number]:
-        return "question without a frequent answer"
-    return ""
-
-
-def _row(
-    folder: Path, split: str, image: int, asked: Mapping[int, str], answers: _Answers | None
-) -> Row:
-    found = [answers[number] for number in asked] if answers is not None else []
-    return Row(
-        (folder / f"COCO_{folder.name}_{image:012d}.jpg",),
-        {
-            "questions": list(asked.values()),
-            "answers": [[one.answer for one in one_question] for one_question in found],
-            "answer_labels": [[one.number for one in one_question] for one_question in found],
-            "answer_scores": [[one.score for one in one_question] for one_question in found],
-            "image_id": image,
-            "question_id": list(asked),
-            "split": split,
-        },
-    )
+def _rows(
+    download: Download, split: str, answers: Mapping[int, list[Scored]] | None
+) -> Iterator[Row]:
+    path = download.find(f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
+    images: dict[int, dict[int, str]] = {}
+    seen: set[int] = set()
+    for entry in download.items(path, _QUESTION, "questions"):
+        number, asked = entry["question_id"], images.setdefault(entry["image_id"], {})
+        repeated = number in seen
+        seen.add(number)
+        if repeated:
+            download.skip("question whose number occurs twice", f"question {number}")
+        elif not entry["question"].strip():
+            download.skip("empty question", f"question {number}")
+        elif answers is not None and number not in answers:
+            download.skip("question without annotation", f"question {number}")
+        elif answers is not None and not answers[number]:
+            download.skip("question without a frequent answer", f"question {number}")
+        else:
+            asked[number] = entry["question"]
+    if split == "test":
+        download.side_files["vqav2_test_questions.json"] = json.dumps(sorted(seen)) + "\n"
+    folder = "test2015" if answers is None else _YEARS[split]
+    for image, asked in images.items():
+        if not asked:
+            download.skip("image without a usable question", f"image {image}")
+            continue
+        found = [answers[number] for number in asked] if answers is not None else []
+        yield Row(
+            f"vqav2_{split}.arrow",
+            {"image": download.root / folder / f"COCO_{folder}_{image:012d}.jpg"},
+            {
+                "questions": list(asked.values()),
+                "answers": [[one.answer for one in question] for question in found],
+                "answer_labels": [[one.number for one in question] for question in found],
+                "answer_scores": [[one.score for one in question] for question in found],
+                "image_id": image,
+                "question_id": list(asked),
+                "split": split,
+            },
+        )

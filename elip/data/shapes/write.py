@@ -14,8 +14,13 @@ import pyarrow as pa
 from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from elip.data import arrow_writer as arrow
+from elip.data.arrow_writer import ArrowWriter, write_json
 from elip.data.datasets.base import DataError
+from elip.data.datasets.captions import CAPTION
+from elip.data.datasets.nlvr import STATEMENT
+from elip.data.datasets.nlvr2 import PAIR
+from elip.data.datasets.snli_ve import ENTAILMENT
+from elip.data.datasets.vqav2 import QUESTION
 from elip.data.shapes import language
 from elip.data.shapes.draw import draw, png
 from elip.data.shapes.scene import Scene, random_scene
@@ -23,7 +28,11 @@ from elip.data.words import save_tokenizer
 from elip.files import remove_remains
 
 SPLITS = ("train", "val", "test")
-KINDS = ("caption", "question", "pair", "entailment", "statement")
+_SCHEMAS = {
+    "caption": CAPTION, "question": QUESTION, "pair": PAIR,
+    "entailment": ENTAILMENT, "statement": STATEMENT,
+}  # fmt: skip
+KINDS = tuple(_SCHEMAS)
 ANSWER_FILE = "shapes_answers.json"
 _MARKER = "shapes.json"
 _VERSION = 3
@@ -99,7 +108,7 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
             return stated
         remove_remains(folder)
         options = options or stated or Options()
-        arrow.write_json(folder / _MARKER, _card(options) | {"unfinished": True})
+        write_json(folder / _MARKER, _card(options) | {"unfinished": True})
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -112,8 +121,8 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
             for split in SPLITS:
                 _write_split(folder, split, options, lambda: bar.advance(task))
         save_tokenizer(language.tokenizer(), folder)
-        arrow.write_json(folder / ANSWER_FILE, list(language.ANSWERS))
-        arrow.write_json(folder / _MARKER, _card(options))
+        write_json(folder / ANSWER_FILE, list(language.ANSWERS))
+        write_json(folder / _MARKER, _card(options))
         return options
 
 
@@ -147,7 +156,7 @@ def _write_split(folder: Path, split: str, options: Options, advance: Callable[[
     count = getattr(options, split)
     with ExitStack() as stack:
         files = {
-            kind: stack.enter_context(arrow.ArrowWriter(_file(folder, kind, split), _schema(kind)))
+            kind: stack.enter_context(ArrowWriter(_file(folder, kind, split), _schema(kind)))
             for kind in KINDS
         }
         before: tuple[Scene, bytes] | None = None
@@ -171,9 +180,8 @@ def _drawn(options: Options, split: str, index: int, card: bool) -> tuple[Scene,
 
 
 def _schema(kind: str) -> pa.Schema:
-    layout: pa.Schema = getattr(arrow, kind.upper())
     names = ("scene_0", "scene_1") if kind == "pair" else ("scene",)
-    return pa.schema([*layout, *(pa.field(name, pa.string()) for name in names)])
+    return pa.schema([*_SCHEMAS[kind], *(pa.field(name, pa.string()) for name in names)])
 
 
 def _rows(

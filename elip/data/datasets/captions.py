@@ -1,0 +1,90 @@
+"""The annotation formats that several caption datasets share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from elip.data.datasets.base import Row
+
+if TYPE_CHECKING:
+    from elip.data.download import Download
+
+CAPTION = pa.schema(
+    {
+        "image": pa.binary(),
+        "caption": pa.list_(pa.string()),
+        "image_id": pa.string(),
+        "split": pa.string(),
+    }
+)
+"""Columns of an image with its captions."""
+
+SHARD = 100_000
+"""Images per file where a dataset is split over several files."""
+
+
+def karpathy_rows(
+    download: Download, annotations: Path, folder: str | None, files: Mapping[str, str]
+) -> Iterator[Row]:
+    """Read Karpathy's COCO and Flickr30k annotations.
+
+    Source: Karpathy and Fei-Fei, 2015, arXiv:1412.2306.
+
+    Args:
+        download: The download.
+        annotations: The JSON file.
+        folder: Folder of the images; None takes each entry's ``filepath``.
+        files: The Arrow file of each split.
+    """
+    shape = {"split": str, "filename": str, "sentences": list}
+    shape |= {} if folder else {"filepath": str}
+    for entry in download.items(annotations, shape, "images"):
+        name, split = entry["filename"], entry["split"]
+        path = download.root / (folder or entry["filepath"]) / name
+        said = download.fitting(entry["sentences"], {"raw": str}, name)
+        if split not in files:
+            download.skip("image of an unknown split", f"{name}, split {split}")
+        elif download.is_new(name):
+            captions = (sentence["raw"] for sentence in said)
+            yield from caption_rows(download, files[split], path, captions, name, split)
+
+
+def pair_rows(download: Download, annotations: Path, file: str, split: str) -> Iterator[Row]:
+    """Read a list of [image path, caption]; neighbours with the same image become one row.
+
+    Args:
+        download: The download.
+        annotations: The JSON file.
+        file: Name of the Arrow files, of `SHARD` images each, with ``{}`` for their number.
+        split: What goes into the split column.
+    """
+    pairs = download.items(annotations, (str, str))
+    for number, (path, group) in enumerate(groupby(pairs, key=lambda pair: pair[0])):
+        if download.is_new(path):
+            captions = [pair[1] for pair in group]
+            name = path.split("/")[-1]
+            place = download.root / path
+            shard = file.format(number // SHARD)
+            yield from caption_rows(download, shard, place, captions, name, split)
+
+
+def caption_rows(
+    download: Download, file: str, path: Path, captions: Iterable[str], image_id: str, split: str
+) -> Iterator[Row]:
+    """Return the row of one image; empty captions are left out, and images without any."""
+    kept = []
+    for caption in captions:
+        if caption.strip():
+            kept.append(caption)
+        else:
+            download.skip("empty caption", image_id)
+    if kept:
+        values = {"caption": kept, "image_id": image_id, "split": split}
+        yield Row(file, {"image": path}, values)
+    else:
+        download.skip("image without a caption", image_id)
