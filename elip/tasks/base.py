@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,12 +107,15 @@ class Task(nn.Module, ABC):
         Each row has ``example``, ``key``, ``image_id`` and ``text``, then what the task predicts.
         """
 
-    def submission(self, rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> Any | None:
+    def submission(
+        self, rows: Sequence[dict[str, Any]], answers: Sequence[str], asked: Collection[int] = ()
+    ) -> list[dict[str, Any]] | None:
         """Return what the task's public evaluation server takes as JSON; None where it has none.
 
         Args:
             rows: What `predict` gave, from all processes.
             answers: The dataset's answers by label.
+            asked: Keys of all examples that the server asks for; empty where they are not known.
         """
         return None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -54,11 +55,12 @@ class VQA(Classification):
         return logits.sigmoid()
 
     def submission(
-        self, rows: Sequence[dict[str, Any]], answers: Sequence[str]
+        self, rows: Sequence[dict[str, Any]], answers: Sequence[str], asked: Collection[int] = ()
     ) -> list[dict[str, Any]]:
         """Return what VQAv2's evaluation server takes: ``question_id`` and ``answer``.
 
-        A question that several processes answered stands once.
+        A question that several processes answered stands once. Where ``asked`` is given, exactly
+        those questions stand there; one without a row gets the answer that was given most often.
 
         Raises:
             ValueError: A question has no number, or there are fewer answers than classes.
@@ -75,4 +77,8 @@ class VQA(Classification):
                     "question number."
                 )
             chosen[int(row["key"])] = answers[row["label"]]
-        return [{"question_id": number, "answer": chosen[number]} for number in sorted(chosen)]
+        commonest = Counter(chosen.values()).most_common(1)[0][0] if chosen else answers[0]
+        return [
+            {"question_id": number, "answer": chosen.get(number, commonest)}
+            for number in sorted(asked or chosen)
+        ]

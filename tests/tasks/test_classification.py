@@ -51,6 +51,12 @@ def test_vqa_submission_names_each_question_once() -> None:
     with pytest.raises(ValueError, match="knows 7 answers and the data only 2"):
         task.submission(rows, answers[:2])
     assert built(Statement(), meter).submission(rows, answers) is None
+    numbers = {entry["question_id"] for entry in entries}
+    lost = max(numbers) + 1
+    whole = task.submission([*rows, *rows], answers, asked={*numbers, lost})
+    assert whole[:-1] == entries
+    given = [entry["answer"] for entry in entries]
+    assert whole[-1] == {"question_id": lost, "answer": max(given, key=given.count)}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ in this folder; a new file is found by itself.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -169,6 +170,12 @@ class DatasetSpec:
             DataError: If this dataset has no converter, or the download is not as expected.
         """
         raise DataError(f"{self.name} has no converter; it reads Arrow files that exist already.")
+
+    def asked(self, root: Path, kind: Kind) -> frozenset[int]:
+        """Return the numbers of all questions that the evaluation server asks; none if unknown."""
+        name = self.views[kind].asked_file
+        path = self.beside(root, name) if name else None
+        return frozenset(json.loads(path.read_text("utf-8"))) if path else frozenset()
 
     def paths(self, root: Path, patterns: tuple[str, ...]) -> list[Path]:
         """Return the files of one split: by pattern, then in numeric order of the shards.
