@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elip.model.fusion_reduction import FusionReduction
-from elip.model.image_encoder import EncodedImage
+from elip.model.interface import EncodedImage
 from elip.old_record import Tokens
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
