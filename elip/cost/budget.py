@@ -38,7 +38,7 @@ def match_gflops(target: float, meter: Meter, task: Task, schedule: Schedule) ->
     Raises:
         BudgetError: No keep ratio meets the budget; the message gives the range that can be met.
     """
-    batch = random_batch(meter, 1, task).to(meter.pixel_mean.device)
+    batch = random_batch(meter, 1, task).to(meter.device)
     nn.ModuleList([meter, task]).eval()
 
     @torch.no_grad()
