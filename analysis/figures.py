@@ -66,7 +66,7 @@ class Plot:
         title: Heading.
         caption: What is drawn, in words.
         draw: Draws it at a width in inches.
-        narrow_only: It is made in one column only.
+        widths: In which it is made, in inches.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Plot:
     title: str
     caption: str
     draw: Callable[[float], Figure]
-    narrow_only: bool = False
+    widths: tuple[float, ...] = (ONE_COLUMN, TWO_COLUMN)
 
 
 @contextmanager
@@ -482,24 +482,29 @@ def _against_cost(
     args = (x, words, foot, looks, highlight)
     base = slug(title.removeprefix("accuracy against "))
     heading = f"{title.capitalize().replace('gflops', 'GFLOPs')}: {group}"
-    narrow = parts
+    name, one_column = f"{base}-{slug(group)}", parts
     if len(parts) > 1:
-        shares = over_tasks(rows).dropna(subset=[x])
-        shares = shares[shares["label"].isin(set(known["label"]))]
+        shares = over_tasks(rows[rows["label"].isin(set(known["label"]))]).dropna(subset=[x])
+        mean = f"mean over {len(parts)} tasks"
         if shares["label"].nunique() > 1:
-            narrow = [(f"mean over {len(parts)} tasks", "share of no reduction", shares, None)]
-
-    def draw(width: float) -> Figure:
-        return _scores_against(narrow if width <= ONE_COLUMN else parts, *args, width)
-
-    caption = f"{_POINTS} " + (
-        "In one column: the mean over the tasks of the share of the score without reduction."
-        if narrow is not parts
-        else ""
-    )
-    made.append(Plot(f"{base}-{slug(group)}", group, heading, caption.strip(), draw))
-    if narrow is not parts and x == "gflops_total":
+            one_column = [(mean, "share of no reduction", shares, None)]
+    if one_column is not parts and x == "gflops_total":
+        draw = partial(_scores_against, one_column, *args)
+        share = f"Share of the score without reduction, {mean}. {_POINTS}"
+        made.append(Plot(f"share-{slug(group)}", group, heading, share, draw))
+        draw = partial(_scores_against, parts, *args)
+        heading = f"{heading}, by task"
+        made.append(Plot(name, group, heading, _POINTS, draw, (TWO_COLUMN,)))
         for part, setting in zip(parts, settings, strict=True):
-            draw_one = partial(_scores_against, [part], *args)
-            name = f"{base}-{slug(setting.name)}"
-            made.append(Plot(name, "", f"{setting.name}: {title}", _POINTS, draw_one, True))
+            draw = partial(_scores_against, [part], *args)
+            about = f"{setting.name}: {title}"
+            path = f"{base}-{slug(setting.name)}"
+            made.append(Plot(path, "", about, _POINTS, draw, (ONE_COLUMN,)))
+        return
+
+    def draw_both(width: float) -> Figure:
+        return _scores_against(one_column if width <= ONE_COLUMN else parts, *args, width)
+
+    mean = " In one column: the share of no reduction, mean over the tasks."
+    caption = _POINTS + (mean if one_column is not parts else "")
+    made.append(Plot(name, group, heading, caption, draw_both))

@@ -176,7 +176,7 @@ def _read_table(
         raise RecordError(f"{path} is no table of runs: {str(error).splitlines()[0]}") from error
     if table.num_columns < 6:
         raise RecordError(
-            f"{path} is no table of runs. Write one: python -m experiments.results RUNS --out {path}"
+            f"{path} is no table of runs. Make one: python -m experiments.results RUNS --out T."
         )
     folders, records = table["folder"].to_pylist(), table["record"].to_pylist()
     lists = [table[name].combine_chunks() for name in _SCORE_COLUMNS]
@@ -473,9 +473,7 @@ def _with_settings(
 def _with_smaller_images(scores: pd.DataFrame) -> pd.DataFrame:
     """Let no reduction on smaller images stand as a method beside those on the whole ones."""
     plain = [
-        identity.digest(
-            [identity.without(options, (*_IMAGE_SIZE, "parent.protocol")), task, split]
-        )
+        identity.digest([identity.without(options, (*_IMAGE_SIZE, "parent.protocol")), task, split])
         for options, task, split in zip(
             scores["options"], scores["task"], scores["split"], strict=True
         )
@@ -530,7 +528,8 @@ def _named(parts: list[pd.DataFrame]) -> list[pd.DataFrame]:
                 others = [parts[each] for each in same if each != number]
                 differs = _differing(parts[number], others[0])
                 option, (own, _) = next(iter(differs.items()), ("", (None, None)))
-                short = f"{option.rsplit('.', 1)[-1].replace('_', ' ')} {own}"
+                value = "default" if own is None else own
+                short = f"{option.rsplit('.', 1)[-1].replace('_', ' ')} {value}"
                 known = option and not option.startswith(("parent.", "fingerprint."))
                 said[number] = [*said[number], short if known else f"protocol {rank}"]
     names = [", ".join([task, *said[number]]) for number, task in enumerate(tasks)]
@@ -683,7 +682,8 @@ def training_curves(found: Runs) -> pd.DataFrame:
     rows = []
     for run, label in zip(fits, method_labels([run.record for run in fits]), strict=True):
         scores: dict[int, float] = {}
-        for path in sorted(Path(run.folder).glob("metrics*.csv"), reverse=True):
+        logs = Path(run.folder).glob("metrics*.csv")
+        for path in sorted(logs, key=lambda log: (log.stem == "metrics", log.name)):
             try:
                 log = pd.read_csv(path)
             except (OSError, ValueError):

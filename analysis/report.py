@@ -30,8 +30,8 @@ from analysis.load import (
     study,
     training_curves,
 )
-from analysis.statistics import Comparison, Unit, aggregate, over_tasks
-from analysis.tables import Ranking, Table, method_name, rank, slug, tables
+from analysis.statistics import Comparison, aggregate, over_tasks
+from analysis.tables import Ranking, method_name, rank, slug, tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
 from elip.record import GFLOPS_UNIT
 
@@ -81,12 +81,12 @@ def write_report(
     places, out = [Path(place) for place in places], Path(out)
     found = load(places, progress)
     known = study(found)
-    against = [*BASELINES, *_labels(known, against)]
+    against = list(dict.fromkeys([*BASELINES, *_labels(known, against)]))
     highlight = _labels(known, [*highlight, *against])
     for name in ("figures", "tables"):
         _clear(out / name, stale=(out / REPORT_NAME).exists())
-    rankings = [rank(known, group, list(dict.fromkeys(against)), progress) for group in known.groups]
-    made = tables(known, rankings, list(dict.fromkeys(against)))
+    rankings = [rank(known, group, against, progress) for group in known.groups]
+    made = tables(known, rankings, against)
     for table in progress(made, "Writing tables") if progress else made:
         table.write(out / "tables")
     drawn = plots(known, highlight, training_curves(found))
@@ -149,7 +149,8 @@ def _summary(known: Study) -> str:
     tested = counts.pop(good[1], 0)
     said += [f"{tested} are trainings that a run of its own tested"] if tested else []
     said += [f"{count} {name}" for name, count in counts.most_common()]
-    return f"{len(known.runs)} runs: {', '.join(said)}."
+    number = len(known.runs)
+    return f"{number} run{'s' * (number != 1)}: {', '.join(said)}."
 
 
 # Findings in plain words.
@@ -273,7 +274,9 @@ def _picture(plot: Plot, folder: Path) -> dict[str, Any]:
     drawn: dict[str, Markup] = {}
     files = []
     with style():
-        for size, width in _SIZES[:1] if plot.narrow_only else _SIZES:
+        for size, width in _SIZES:
+            if width not in plot.widths:
+                continue
             figure: Figure = plot.draw(width)
             base = folder / f"{plot.name}-{size}"
             figure.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
@@ -295,7 +298,7 @@ def _inline_svg(text: str, prefix: str, label: str) -> Markup:
     text = text.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
     text = text.replace(INK, "currentColor")
     head = f'<svg role="img" aria-label="{html.escape(label, quote=True)}"'
-    return Markup(text.replace("<svg", head, 1))  # noqa: S704  (matplotlib's own drawing)
+    return Markup(text.replace("<svg", head, 1))
 
 
 def _token_maps(places: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:

@@ -1,8 +1,8 @@
 """Intervals, and comparisons that are fair.
 
-Every interval is at the 95% level. Where the data carry none (one seed, or seeds that all score the
-same), ``low`` and ``high`` are None. Two questions are kept apart: *by seed* asks what training anew
-would show, *by example* what other test examples would show for the very models at hand.
+Every interval is at the 95% level. Where the data carry none (one seed, or seeds that all score
+the same), ``low`` and ``high`` are None. Two questions are kept apart: *by seed* asks what training
+anew would show, *by example* what other test examples would show for the very models at hand.
 """
 
 from __future__ import annotations

@@ -82,9 +82,10 @@ class Table:
             position="t",
             position_float="centering",
             label=f"tab:{self.name}",
-            caption=re.sub(r"([&%$#_{}])", r"\\\1", caption),
+            caption=re.sub(r"([&%$#_{}])", r"\\\1", caption).replace("^", r"\^{}"),
             column_format="".join("r" if right else "l" for right in self.right),
         )
+        text = text.replace("\\centering\n", "\\centering\n\\footnotesize\n", 1)
         for sign, name in (("–", "--"), ("“", "``"), ("”", "''"), ("×", r"$\times$")):
             text = text.replace(sign, name)
         return text
@@ -228,9 +229,9 @@ def ranking_table(study: Study, ranking: Ranking, against: Sequence[str]) -> Tab
             if not mine:
                 continue
             by = f", by {unit[:-1]}" if len(ranking.found) > 1 else ""
-            shown[f"minus {other[0].lower() + other[1:] if other == NO_REDUCTION else other}{by}"] = [
-                _difference(mine.get(a)) for a in ranking.order
-            ]
+            shown[
+                f"minus {other[0].lower() + other[1:] if other == NO_REDUCTION else other}{by}"
+            ] = [_difference(mine.get(a)) for a in ranking.order]
             raw += [{"unit": unit, **vars(each), "verdict": each.verdict} for each in mine.values()]
     keeps = {each.keeps for unit in ranking.found for each in ranking.found[unit]}
     usual = max(keeps, key=len)
@@ -250,8 +251,8 @@ def ranking_table(study: Study, ranking: Ranking, against: Sequence[str]) -> Tab
 
 
 _FUSION = (
-    " A method marked (fusion) drops tokens in the fusion only: its keep ratio is another quantity, "
-    "so it is compared with no reduction and with its like; for the rest see the GFLOPs."
+    " A method marked (fusion) drops tokens in the fusion only: its keep ratio is another "
+    "quantity, so it is compared with no reduction and with its like; for the rest see the GFLOPs."
 )
 
 
@@ -342,7 +343,7 @@ def cost_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
         for column, name in names.items():
             shown[name] = raw[column].map(number).to_numpy()
         caption = (
-            f"At keep ratio {ratio:g}, the cheapest first. GFLOPs: 10^9 multiply-adds an example, "
+            f"At keep ratio {ratio:g}, the cheapest first. GFLOPs: giga multiply-adds an example, "
             "one multiply-add = 1, the choosing of the tokens included. Speed-ups are relative to "
             "no reduction, latency timed in turn with it in the same run; efficiency is latency "
             "speed-up over FLOPs speed-up: 1 where all saved arithmetic is saved time."
@@ -477,4 +478,3 @@ def tables(
         made += comparison_tables(study, ranking)
     made += [missing_table(study), account_table(study)]
     return [table for table in made if table is not None]
-

@@ -27,8 +27,8 @@ from reducers.kmedoids import KMedoids
 from reducers.pumer import PuMer
 from reducers.random import hash_uniform
 from reducers.tokens import top_indices
-from tests.analysis.synthetic import record
 from tests.contract.subjects import bound, pairs, scene, tiny
+from tests.reliability.old_synthetic import record
 from tests.tasks.tiny import batch_for
 from tests.training.test_predictions import experiment
 
