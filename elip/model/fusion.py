@@ -52,7 +52,9 @@ class Attention(nn.Module):
 
     def queries(self, tokens: Tensor) -> Tensor:
         """Return the queries [B,H,N,W/H] of tokens [B,N,W]."""
-        return self.query(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = self.query(tokens).unflatten(-1, (self.heads, -1))
+        heads: Tensor = query.transpose(1, 2)
+        return heads
 
     def keys(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
         """Split what ``key_value`` gave [B,M,2W] into keys and values [B,H,M,W/H]."""
@@ -194,7 +196,7 @@ class Fusion(nn.Module):
         merges = all(each.read == "pooled" for each in readings)
         last = len(self.text_layers) - 1
         for level in range(last):
-            text_layer, image_layer = self.text_layers[level], self.image_layers[level]
+            text_layer, image_layer = self._layers(level)
             before, before_mask = words, mask
             if level == 0 and text.first is not None and image.first is not None:
                 words = text_layer.second_half(text.first, image.first, seen.mask)
@@ -208,8 +210,8 @@ class Fusion(nn.Module):
             seen = replace(seen, tokens=tokens)
         results, start = [], 0
         for reading in readings:
-            part = slice(start, start + reading.count)
-            whole = reading.count == len(words)
+            part = slice(start, start + reading.rows)
+            whole = reading.rows == len(words)
             results.append(
                 self._last_level(
                     last,
@@ -219,8 +221,14 @@ class Fusion(nn.Module):
                     reading,
                 )
             )
-            start += reading.count
+            start += reading.rows
         return results
+
+    def _layers(self, level: int) -> tuple[CoAttentionLayer, CoAttentionLayer]:
+        text, image = self.text_layers[level], self.image_layers[level]
+        assert isinstance(text, CoAttentionLayer)
+        assert isinstance(image, CoAttentionLayer)
+        return text, image
 
     def _reduces(self, level: int, image: EncodedImage) -> bool:
         return self.reduction is not None and self.reduction.reduces(level, image)
@@ -229,7 +237,7 @@ class Fusion(nn.Module):
         self, level: int, words: Tensor, mask: Tensor | None, image: EncodedImage, reading: Reading
     ) -> tuple[Tensor, EncodedImage]:
         """Compute of the last level what is read; an image that is not read is left as it was."""
-        text_layer, image_layer = self.text_layers[level], self.image_layers[level]
+        text_layer, image_layer = self._layers(level)
         if reading.read == "text":
             rows = None
             if reading.places is not None:
@@ -261,8 +269,7 @@ class Fusion(nn.Module):
         All text rows take part up to the reduction, since all of them choose.
         """
         assert self.reduction is not None
-        layer = self.text_layers[level]
-        assert isinstance(layer, CoAttentionLayer)
+        layer, _ = self._layers(level)
         own, cross = layer.self_attention, layer.cross_attention
         own_key, own_value = own.keys(own.key_value(words))
         hidden = own.attend(words, own.queries(words), own_key, own_value, mask)

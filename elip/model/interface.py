@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -193,16 +193,17 @@ class PreparedImage:
         return PreparedImage(self.image.rows(index), first)
 
 
-class Reading(NamedTuple):
-    """What is read of the next ``count`` rows of a batch that is fused.
+@dataclass(frozen=True)
+class Reading:
+    """What is read of the next ``rows`` rows of a batch that is fused.
 
     Attributes:
-        count: Number of rows.
+        rows: Number of rows.
         read: What is read.
-        places: [count,M] int64, with ``read`` "text": which text tokens; None reads all.
+        places: [rows,M] int64, with ``read`` "text": which text tokens; None reads all.
     """
 
-    count: int
+    rows: int
     read: Read
     places: Tensor | None = None
 

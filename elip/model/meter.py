@@ -287,9 +287,9 @@ class Meter(nn.Module):
         if merging and len(readings) > 1:
             results, start = [], 0
             for reading in readings:
-                part = slice(start, start + reading.count)
+                part = slice(start, start + reading.rows)
                 results += self.fuse_prepared(text.rows(part), image.rows(part), [reading])
-                start += reading.count
+                start += reading.rows
             return results
         fused = [
             self._pool(words, seen, reading.read)

@@ -37,9 +37,9 @@ class Encodings:
         for known, encoded in self.texts:
             if _same(known.ids, text.ids) and _same(known.mask, text.mask):
                 return encoded
-        encoded = encoder(text)
-        self.texts = [(text, encoded), *self.texts][:_TEXTS]
-        return encoded
+        new: EncodedText = encoder(text)
+        self.texts = [(text, new), *self.texts][:_TEXTS]
+        return new
 
     def image(
         self,

@@ -105,13 +105,15 @@ def project(block: Block, hidden: Tensor, which: int) -> Tensor:
     part: Tensor = F.linear(hidden, attention.qkv.weight[rows], bias)
     part = part.view(*hidden.shape[:2], attention.num_heads, -1).transpose(1, 2)
     norm = {QUERY: attention.q_norm, KEY: attention.k_norm}.get(which)
-    return part if norm is None else norm(part)
+    normed: Tensor = part if norm is None else norm(part)
+    return normed
 
 
 def attention_map(block: Block, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``softmax(q k^T * scale + bias)``: [B,H,M,N]."""
     logits = (query * block.attn.scale) @ key.transpose(-2, -1)
-    return (logits if bias is None else logits + bias).softmax(dim=-1)
+    attention: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1)
+    return attention
 
 
 def cls_attention(block: Block, tokens: Tensor, bias: Tensor | None) -> Tensor:

@@ -108,6 +108,7 @@ def make_any(request: pytest.FixtureRequest) -> Reducer:
 
 def test_the_width_of_the_fusion_is_an_option() -> None:
     meter = Meter(MeterConfig(vocab_size=50, mlp_ratio=2.0).resolve())
-    assert meter.fusion.text_layers[0].feed_forward.up.out_features == 2 * meter.width
+    weights = meter.state_dict()
+    assert weights["fusion.text_layers.0.feed_forward.up.weight"].shape[0] == 2 * meter.width
     with pytest.raises(ValueError, match="mlp_ratio is 0"):
         MeterConfig(mlp_ratio=0).resolve()
