@@ -154,14 +154,6 @@ class Meter(nn.Module):
         self.fusion.reduction = reduction
         return plan
 
-    def set_schedule(self, schedule: Schedule) -> Plan:
-        """Keep other token counts from now on.
-
-        Raises:
-            ValueError: The schedule does not fit.
-        """
-        return self.set_reduction(self.reducer, schedule)
-
     @contextmanager
     def reduction_disabled(self) -> Iterator[None]:
         """Leave all reduction out for a while, to measure what the model costs without it."""
