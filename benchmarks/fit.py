@@ -21,7 +21,7 @@ from typing import Any
 from torch.optim import AdamW
 
 from elip.cost.show import tell
-from elip.data.loader import TrainLoader
+from elip.data.datamodule import Loader
 from elip.model import image_encoder
 from elip.training import cli
 from elip.training.module import MeterModule
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fit.json"))
     given = parser.parse_args()
     clock, marks = Clock(), list[tuple[float, dict[str, float]]]()
-    forward, update, iterate = MeterModule.training_step, AdamW.step, TrainLoader.__iter__
+    forward, update, iterate = MeterModule.training_step, AdamW.step, Loader.__iter__
 
     def step(module: Any, batch: Any, index: int) -> Any:
         marks.append((time.perf_counter(), dict(clock.spent)))
@@ -72,7 +72,7 @@ def main() -> None:
         # Lightning runs forward and backward in here, and what lies around them is its own.
         return clock.around("optimiser", update)(optimizer, clock.around("loop", closure))
 
-    def batches(loader: TrainLoader) -> Any:
+    def batches(loader: Loader) -> Any:
         iterator = iterate(loader)
         following = clock.around("data", lambda: next(iterator, None))
         while (batch := following()) is not None:
@@ -83,7 +83,7 @@ def main() -> None:
     ContractGuard._look = clock.around("guard", ContractGuard._look)
     image_encoder.check = clock.around("guard", image_encoder.check)
     AdamW.step = optimise
-    TrainLoader.__iter__ = batches
+    Loader.__iter__ = batches
     with TemporaryDirectory() as folder:
         last = _WARM_UP + given.steps + 1
         command, sys.argv = sys.argv, sys.argv[:1]

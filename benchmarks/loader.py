@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from elip.cost import time_interleaved
 from elip.cost.show import tell
-from elip.data.transforms import find_transform
+from elip.data.transforms import TRANSFORMS
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
 
@@ -53,7 +53,7 @@ def ways(size: int) -> dict[str, Decode]:
             transforms.PILToTensor(),
         ]
     )
-    ours = find_transform("clip")
+    ours = TRANSFORMS["clip"]
     return {
         "plain": lambda data: chain(Image.open(io.BytesIO(data))).numpy(),
         "exact": lambda data: ours(data, size),

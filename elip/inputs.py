@@ -54,7 +54,7 @@ def run_inputs(
         data: The data.
     """
     files = {option: file_digest(path) for option, path in input_files(command, config).items()}
-    kinds = [type(task), type(reducer), *map(type, data.catalog.sources)]
+    kinds = [type(task), type(reducer), *map(type, data.datasets)]
     return {**files, **data.digests(command, task.spec), **code_digests(kinds)}
 
 

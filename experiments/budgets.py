@@ -117,7 +117,7 @@ def _solve(given: object, model: dict[str, Any], data: dict[str, Any]) -> list[i
             **{name: find_class(model[name])(**model[name].get("init_args") or {})
                for name in ("task", "reducer")},
             schedule=read_schedule(model["schedule"]), meter=MeterConfig(**model["meter"]),
-            vocab_size=source.vocab_size, num_answers=source.num_answers,
+            vocab_size=source.info.vocab_size, num_answers=source.info.num_answers,
         )  # fmt: skip
     match_gflops(float(target), run.meter, run.task, run.schedule)
     return list(run.meter.plan.keep.values())

@@ -12,7 +12,7 @@ import timm
 from jsonargparse import ArgumentParser
 
 from elip.data.datamodule import DataModule
-from elip.data.datasets import DataError
+from elip.data.datasets import DataError, MissingFilesError
 from elip.inputs import code_digests, file_digest, input_files
 from elip.tasks.base import Task
 from experiments.budgets import find_class
@@ -29,7 +29,7 @@ _READ = ("datasets", "root", "splits", "tokenizer")
 class DataAsItLies(DataModule):
     """Data of which nothing is made that is not there yet: that is for the first run to do."""
 
-    def prepare_data(self) -> None:
+    def prepare(self) -> None:
         """Make nothing."""
 
 
@@ -72,14 +72,14 @@ class Present:
             ValueError: The task or the data refuse an option, as they would in the run.
         """
         model, given = resolved["model"], resolved["data"]
-        data = DataAsItLies(**given)
+        data = _data(given)
         named = [find_class(each) for each in (model["task"], model["reducer"]) if each]
-        kinds = (*named, *map(type, data.catalog.sources))
+        kinds = (*named, *map(type, data.datasets if data else ()))
         if kinds not in self._code:
             self._code[kinds] = code_digests(kinds)
         code = self._code[kinds]
         task = self._task(model["task"])
-        if task is None:
+        if task is None or data is None:
             return code
         place = json.dumps([given[name] for name in _READ])
         key = json.dumps([command, task.spec.kind, place])
@@ -116,6 +116,14 @@ def _built(given: Mapping[str, Any]) -> Task | None:
     except Exception as error:  # somebody else's code may raise anything, and would in the run
         raise ValueError(f"model.task cannot be built: {error}") from error
     return built
+
+
+def _data(given: Mapping[str, Any]) -> DataModule | None:
+    """Return the data; None where its files are not here."""
+    try:
+        return DataAsItLies(**given)
+    except MissingFilesError:
+        return None
 
 
 def _digests(data: DataModule, command: str, task: Task) -> dict[str, str]:

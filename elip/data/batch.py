@@ -20,6 +20,21 @@ A dataset may have a kind of its own, which a task then asks for by its name."""
 
 
 @dataclass(frozen=True)
+class DataInfo:
+    """What a model must know of the data before it is built.
+
+    Attributes:
+        vocab_size: Number of token ids.
+        num_answers: A, the number of answers of data with questions; 0 without such data.
+        answers: The A answers by number; empty where no file tells them.
+    """
+
+    vocab_size: int
+    num_answers: int = 0
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SampleSpec:
     """What a task asks of the data.
 
@@ -45,12 +60,10 @@ class TextBatch:
     Attributes:
         ids: [..., L] int64.
         mask: [..., L] bool, True where there is a real token.
-        padded: False where it is known that all tokens are real.
     """
 
     ids: Tensor
     mask: Tensor
-    padded: bool = True
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from elip.data.arrow import SoftAnswers
 from elip.data.batch import Batch, TextBatch
 from elip.data.dataset import Example
 from elip.data.datasets.base import DataError
-from elip.data.draw import sample_rng
-from elip.data.masking import Masking
-from elip.data.reader import SoftAnswers, Target
-from elip.data.tokenize import TextTokenizer, Tokens
+from elip.data.sampling import sample_rng
+from elip.data.tokenize import TextTokenizer
+
+IGNORED = -100
+"""Label of a place where nothing is to be predicted."""
+
+Ids = NDArray[np.int64]
 
 
 class Collator:
@@ -30,11 +36,9 @@ class Collator:
         self, encoder: TextTokenizer, masked: bool = False, seed: int = 0, num_answers: int = 0
     ) -> None:
         self.encoder = encoder
+        self.masked = masked
         self.seed = seed
         self.num_answers = num_answers
-        self.masking = (
-            Masking(encoder.mask_id, encoder.vocab_size, encoder.whole_words) if masked else None
-        )
 
     def __call__(self, examples: Sequence[Example | None]) -> Batch | None:
         """Return the batch of those that are not None; None if there is none."""
@@ -42,73 +46,112 @@ class Collator:
         if not kept:
             return None
         strings = tuple(example.text for example in kept)
-        tokens = self.encoder(strings)
-        masked, labels = self._masked(kept, tokens)
+        text, words = self.encoder.encode(strings)
+        masked, labels = self._masked(kept, text, words) if self.masked else (None, None)
+        negatives = [e.negative_images for e in kept if e.negative_images is not None]
         return Batch(
             images=torch.from_numpy(np.stack([example.images for example in kept])),
-            text=_text(tokens),
+            text=text,
             strings=strings,
-            example=torch.tensor([example.draw.example for example in kept]),
+            example=torch.tensor([example.index.example for example in kept]),
             image_id=torch.tensor([example.image_id for example in kept]),
             masked=masked,
             masked_labels=labels,
-            negative_images=_negative_images(kept),
+            negative_images=torch.from_numpy(np.stack(negatives)) if negatives else None,
             negative_text=self._negative_text(kept),
-            target=self._targets(kept),
+            target=self._target(kept),
             keys=tuple(example.key for example in kept),
         )
 
     def _masked(
-        self, examples: list[Example], tokens: Tokens
-    ) -> tuple[TextBatch | None, torch.Tensor | None]:
-        if self.masking is None:
-            return None, None
-        pairs = [
-            self.masking(ids, words, sample_rng(self.seed, example.draw, "masks"))
-            for ids, words, example in zip(tokens.ids, tokens.words, examples, strict=True)
-        ]
-        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        return TextBatch(ids, torch.from_numpy(tokens.mask)), labels
+        self, examples: list[Example], text: TextBatch, words: Ids
+    ) -> tuple[TextBatch, torch.Tensor]:
+        encoder, places = self.encoder, np.arange(words.shape[1])
+        units = words if encoder.whole_words else np.where(words >= 0, places, -1)
+        ids, labels = zip(
+            *(
+                mask_tokens(
+                    row, unit, encoder.mask_id, encoder.vocab_size,
+                    sample_rng(self.seed, example.index, "masks"),
+                )
+                for row, unit, example in zip(text.ids.numpy(), units, examples, strict=True)
+            ),
+            strict=True,
+        )  # fmt: skip
+        return (
+            TextBatch(torch.from_numpy(np.stack(ids)), text.mask),
+            torch.from_numpy(np.stack(labels)),
+        )
 
     def _negative_text(self, examples: list[Example]) -> TextBatch | None:
         count = len(examples[0].negative_texts)
         if not count:
             return None
-        text = _text(
-            self.encoder([text for example in examples for text in example.negative_texts])
-        )
+        text = self.encoder([text for example in examples for text in example.negative_texts])
         shape = (len(examples), count, self.encoder.length)
         return TextBatch(text.ids.reshape(shape), text.mask.reshape(shape))
 
-    def _targets(self, examples: list[Example]) -> torch.Tensor | None:
+    def _target(self, examples: list[Example]) -> torch.Tensor | None:
+        """Return [B] classes or [B,A] scores; None without truth (all files of a split agree)."""
         targets = [example.target for example in examples if example.target is not None]
         if not targets:
             return None
-        if len(targets) < len(examples):
-            raise DataError("Some examples of a batch have a truth and others have none.")
         if not isinstance(targets[0], SoftAnswers):
             return torch.tensor(targets)
         scores = torch.zeros(len(examples), self.num_answers)
         for example, row in zip(examples, scores, strict=True):
-            self._score(example.key, example.target, row)
+            assert isinstance(example.target, SoftAnswers)
+            labels = example.target.labels
+            if max(labels, default=0) >= self.num_answers:
+                raise DataError(
+                    f"Question {example.key} has the answers {labels}, but there are "
+                    f"{self.num_answers}. The answer file beside the Arrow files belongs to others."
+                )
+            row[list(labels)] = torch.tensor(example.target.scores)
         return scores
 
-    def _score(self, key: str, target: Target | None, row: torch.Tensor) -> None:
-        assert isinstance(target, SoftAnswers)
-        if any(not 0 <= label < self.num_answers for label in target.labels):
-            raise DataError(
-                f"Question {key} has answers {target.labels}, but {self.num_answers} answers are "
-                "known. The answer file beside the Arrow files belongs to others, or is missing."
-            )
-        row[list(target.labels)] = torch.tensor(target.scores)
 
+def mask_tokens(
+    ids: Ids,
+    units: Ids,
+    mask_id: int,
+    vocab_size: int,
+    rng: random.Random,
+    share: float = 0.15,
+) -> tuple[Ids, Ids]:
+    """Mask one text for masked language modelling.
 
-def _text(tokens: Tokens) -> TextBatch:
-    return TextBatch(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask))
+    Each unit (word or token) is chosen with probability ``share``. A chosen token becomes [MASK]
+    with probability 0.8, a random token with 0.1, and stays with 0.1.
 
+    Source: Devlin et al., BERT, 2018, arXiv:1810.04805.
+    Differs: METER's whole-word masking counts padding among the candidates, so that it hides 14 to
+        18% of the tokens; here every word is chosen with probability 0.15.
 
-def _negative_images(examples: list[Example]) -> torch.Tensor | None:
-    negative = [
-        example.negative_images for example in examples if example.negative_images is not None
-    ]
-    return torch.from_numpy(np.stack(negative)) if negative else None
+    Args:
+        ids: [L] token ids.
+        units: [L] number of the unit of each token, -1 where nothing may be masked. Tokens of one
+            unit are chosen together.
+        mask_id: Id of the mask token.
+        vocab_size: Number of ids that a random token is drawn from.
+        rng: Source of all choices.
+        share: Probability that a unit is chosen, in [0, 1].
+
+    Returns:
+        [L] ids with masks, and [L] labels: the true id where one was chosen, else `IGNORED`.
+    """
+    masked, labels = ids.copy(), np.full_like(ids, IGNORED)
+    chosen: dict[int, bool] = {}
+    for place in np.flatnonzero(units >= 0).tolist():
+        unit = int(units[place])
+        if unit not in chosen:
+            chosen[unit] = rng.random() < share
+        if not chosen[unit]:
+            continue
+        labels[place] = ids[place]
+        fate = rng.random()
+        if fate < 0.8:
+            masked[place] = mask_id
+        elif fate < 0.9:
+            masked[place] = rng.randrange(vocab_size)
+    return masked, labels

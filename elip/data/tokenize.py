@@ -11,35 +11,20 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
+from elip.data.batch import TextBatch
 from elip.data.datasets.base import DataError
 
 _SPECIAL = ("pad_token", "cls_token", "sep_token", "mask_token")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Several encoded texts.
-
-    Attributes:
-        ids: [B,L] int64, padded at the end.
-        mask: [B,L] bool, True where there is a real token.
-        words: [B,L] int64, number of the word that a token belongs to; -1 for special tokens and
-            padding.
-    """
-
-    ids: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    words: NDArray[np.int64]
 
 
 class TextTokenizer:
@@ -97,16 +82,22 @@ class TextTokenizer:
                 "numbers must be without gaps."
             )
 
-    def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Encode texts."""
+    def encode(self, texts: Sequence[str]) -> tuple[TextBatch, NDArray[np.int64]]:
+        """Encode texts.
+
+        Returns:
+            [B,L] ids and mask, padded at the end; and [B,L] the number of the word that a token
+            belongs to, -1 for special tokens and padding.
+        """
         encoded = self._backend.encode_batch(list(texts))
         words = [[-1 if word is None else word for word in one.word_ids] for one in encoded]
-        shape = (len(encoded), self.length)
-        return Tokens(
-            np.array([one.ids for one in encoded], np.int64).reshape(shape),
-            np.array([one.attention_mask for one in encoded], np.bool_).reshape(shape),
-            np.array(words, np.int64).reshape(shape),
-        )
+        ids = torch.from_numpy(np.array([one.ids for one in encoded], np.int64))
+        mask = torch.from_numpy(np.array([one.attention_mask for one in encoded], np.bool_))
+        return TextBatch(ids, mask), np.array(words, np.int64)
+
+    def __call__(self, texts: Sequence[str]) -> TextBatch:
+        """Return the [B,L] ids and mask of texts."""
+        return self.encode(texts)[0]
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elip.data.batch import Batch
-from elip.model.initialise import initialise
-from elip.model.interface import Fused
-from elip.model.meter import Meter
+from elip.model.heads import Classifier
+from elip.model.meter import Fused, Meter, initialise
 from elip.tasks.base import (
     Evaluator,
     Loss,
@@ -21,7 +20,6 @@ from elip.tasks.base import (
     prediction_rows,
     with_reducer_loss,
 )
-from elip.tasks.heads import Classifier
 from elip.tasks.scores import ExampleScores, Sums
 
 

@@ -81,7 +81,8 @@ class MeterModule(LightningModule):
         if recompute:
             self.meter.recompute_activations()
         if compile:
-            self.meter.compile_parts()
+            self.meter.image.compile()
+            self.meter.fusion.compile()
         self._seed = 0
         self._evaluators: list[Evaluator] = []
         self.scores: dict[str, dict[str, float]] = {}

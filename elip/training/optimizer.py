@@ -8,28 +8,17 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-
-if TYPE_CHECKING:
-    from elip.model.meter import Meter
 
 log = logging.getLogger(__name__)
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 Owner = Literal["backbone", "cross_modal", "head"]
-
-_OWNERS: dict[str, Owner] = {
-    "image": "backbone",
-    "text": "backbone",
-    "cross_modal": "cross_modal",
-    "token_types": "cross_modal",
-    "head": "head",
-}
 
 
 @dataclass(frozen=True)
@@ -102,24 +91,29 @@ def placements(
     Returns:
         Parameter name -> placement. Frozen parameters are placed too.
     """
-    groups = cast("Meter", module.get_submodule("meter")).parameter_groups()
-    group_of = {f"meter.{name}": group for group, names in groups.items() for name in names}
     places: dict[str, Placement] = {}
     for module_name, owner_module in module.named_modules():
         for parameter_name, _ in owner_module.named_parameters(recurse=False):
             name = f"{module_name}.{parameter_name}" if module_name else parameter_name
             is_norm = isinstance(owner_module, _NORMS)
             is_bias = parameter_name.endswith("bias")
-            group = group_of.get(name, "head")
-            owner = _OWNERS[group]
+            owner = _owner(name)
             decays = not (is_norm or is_bias)
             if grouping == "reference":
-                kept_norm = group == "image" or name.startswith("task.classifier.")
+                kept_norm = name.startswith(("meter.image.", "task.classifier."))
                 decays = not is_bias and (not is_norm or kept_norm)
-                if group == "token_types" or name.startswith("task.rank."):
+                if name.startswith(("task.rank.", "meter.token_types.")):
                     owner = "backbone"
             places[name] = Placement(owner, decays)
     return places
+
+
+def _owner(name: str) -> Owner:
+    if name.startswith("task."):
+        return "head"
+    if name.startswith(("meter.image.", "meter.text.")):
+        return "backbone"
+    return "cross_modal"
 
 
 def build_optimizer(module: nn.Module, options: Optimization) -> AdamW:

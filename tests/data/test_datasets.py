@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from elip.data.arrow import ArrowTable
 from elip.data.convert import convert
 from elip.data.datasets import find_dataset, known_datasets
 from elip.data.datasets.base import LAYOUT, Columns, DataError, DatasetSpec, Row, View
 from elip.data.download import Download
-from elip.data.reader import ArrowTable
 from tests.data.test_convert import put
 from tests.data.tiny import png
 
@@ -25,7 +25,7 @@ def test_import_path() -> None:
     with pytest.raises(DataError, match="cannot be imported"):
         find_dataset("tests.data.tiny.Absent")
     with pytest.raises(DataError, match="not a DatasetSpec"):
-        find_dataset("elip.data.reader.ArrowTable")
+        find_dataset("elip.data.arrow.ArrowTable")
     with pytest.raises(DataError, match="states no name and no views"):
         find_dataset("elip.data.datasets.base.DatasetSpec")
 

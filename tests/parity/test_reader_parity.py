@@ -22,17 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from elip.data.augment import OPERATIONS, rand_augment
+from elip.data.arrow import ArrowTable, SoftAnswers
 from elip.data.batch import SampleSpec
-from elip.data.collate import Collator
-from elip.data.dataset import Examples, Reading
+from elip.data.collate import IGNORED, Collator
+from elip.data.dataset import DatasetConfig, Examples
 from elip.data.datasets import find_dataset
 from elip.data.datasets.base import LAYOUT
-from elip.data.draw import SampleIndex
-from elip.data.masking import IGNORED
-from elip.data.reader import ArrowTable, SoftAnswers
+from elip.data.sampling import SampleIndex
 from elip.data.tokenize import TextTokenizer, load_tokenizer
-from elip.data.transforms import TRANSFORMS, Pixels, Transform
+from elip.data.transforms import OPERATIONS, TRANSFORMS, Pixels, Transform, rand_augment
 from elip.model.meter import _PIXELS
 
 SOURCES = {"vqa": "vqav2", "snli": "snli_ve"}
@@ -60,6 +58,10 @@ def splits(golden: Path) -> Iterator[tuple[str, dict[str, Any], ArrowTable]]:
                 yield name, case, table_of(golden, dataset, case["existing"])
 
 
+def stem(table: ArrowTable, row: int) -> str:
+    return Path(table.where(row).partition(", row")[0]).stem
+
+
 def test_items_rows_and_tables(golden: Path) -> None:
     seen = 0
     for name, case, table in splits(golden):
@@ -67,7 +69,7 @@ def test_items_rows_and_tables(golden: Path) -> None:
         assert table.num_rows == case["rows"], name
         where = [list(table.locate(item)) for item in range(table.num_items)]
         assert where == case["index_mapper"], name
-        assert [table.file(row).stem for row in range(table.num_rows)] == case["table_names"], name
+        assert [stem(table, row) for row in range(table.num_rows)] == case["table_names"], name
         seen += 1
     assert seen >= 17
 
@@ -130,7 +132,9 @@ def test_joined_datasets(golden: Path) -> None:
     tables = [
         table_of(golden, name, index[f"{name}/train"]["existing"]) for name in joined["datasets"]
     ]
-    examples = Examples(tables, SampleSpec("caption"), Reading(TRANSFORMS["clip"], 8, train=True))
+    examples = Examples(
+        tables, SampleSpec("caption"), DatasetConfig(TRANSFORMS["clip"], 8, train=True)
+    )
     assert len(examples) == joined["cumulative_train"][-1]
     for end, size, table in zip(joined["cumulative_train"], joined["train"], tables, strict=True):
         last, first = examples[end - 1], examples[end - size]
@@ -147,7 +151,7 @@ def test_false_draws_are_over_all_items(golden: Path) -> None:
     names = load(golden, "index_meter.json")["f30k/train"]["existing"]
     table = table_of(golden, "f30k", names)
     assert table.num_items == rule["length"]
-    reading = Reading(TRANSFORMS["clip"], 8, train=True, exclude_own=False)
+    reading = DatasetConfig(TRANSFORMS["clip"], 8, train=True, exclude_own=False)
     examples = Examples(
         [table], SampleSpec("caption", negative_images=1, negative_texts=3), reading
     )
@@ -267,7 +271,7 @@ def test_batches(golden: Path) -> None:
         tokenizer = load_tokenizer(golden / "reader" / "tokenizers" / case["tokenizer"])
         encoder = TextTokenizer(tokenizer, case["max_text_len"])
         table = table_of(golden, source, index["existing"])
-        reading = Reading(TRANSFORMS["clip"], 32, train=False)
+        reading = DatasetConfig(TRANSFORMS["clip"], 32, train=False)
         examples = Examples([table], SampleSpec(kind), reading)
         batch = Collator(encoder, num_answers=4)([examples[i] for i in case["indices"]])
         assert batch is not None
@@ -311,7 +315,7 @@ def test_masking_rates(golden: Path, case: str) -> None:
     examples = Examples(
         [table_of(golden, "coco", names)],
         SampleSpec("caption", masked=True),
-        Reading(TRANSFORMS["clip"], 8, train=True),
+        DatasetConfig(TRANSFORMS["clip"], 8, train=True),
     )
     collate = Collator(encoder, masked=True)
     tokens = chosen = hidden = 0
