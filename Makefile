@@ -31,7 +31,7 @@ lint: $(VENV)/ready
 	$(VENV)/bin/mypy
 
 results: $(VENV)/ready  ## the stored study and its pages in docs/, from the runs in runs/offtheshelf
-	$(RUN) -m analysis.pack runs/offtheshelf --out docs/results/offtheshelf.parquet
+	$(RUN) -m experiments.results runs/offtheshelf --out docs/results/offtheshelf.parquet
 	$(RUN) -m analysis docs/results/offtheshelf.parquet --out runs/report --against ELIP
 	$(RUN) -m nbconvert --execute --to markdown --output-dir docs/notebooks notebooks/*.ipynb
 	perl -0pi -e 's/<style scoped>.*?<.style>\n//gs' docs/notebooks/*.md  # GitHub would show it as text

@@ -4,47 +4,44 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
 
 from analysis.report import write_report
-from elip.arguments import output_folder, positive
-from elip.provenance import cores
+
+
+def show_progress(items: Sequence[Any], words: str) -> Iterable[Any]:
+    """Pass items on, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(items, words, console=console, transient=True, disable=hidden)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="Figures, tables and one HTML page from the records of finished runs.",
+        description="Findings, figures and tables of finished runs, as one HTML page and as files.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or packed files")
-    parser.add_argument("--out", type=output_folder, required=True, help="folder of the report")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or table.parquet")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--title", default="Token reduction: report", help="heading of the page")
     parser.add_argument(
-        "--against", action="append", default=[], metavar="METHOD",
-        help="compare all others with this method too; may be given several times",
+        "--against", nargs="+", action="extend", default=[], metavar="METHOD",
+        help="compare all others with these methods too",
     )  # fmt: skip
     parser.add_argument(
-        "--may-differ", action="append", default=[], metavar="OPTION",
-        help="compare runs that differ in this option (model.optimization.learning_rate), or in "
-        "the content of this input (test_data); may be given several times",
+        "--highlight", nargs="+", action="extend", default=[], metavar="METHOD",
+        help="name these methods in figures of one column, beside the baselines and the best",
     )  # fmt: skip
-    parser.add_argument(
-        "--literature", action="store_true", help="draw published results as hollow markers"
-    )
-    parser.add_argument(
-        "--jobs", type=positive, default=min(4, cores()), help="processes that draw"
-    )
     given = parser.parse_args(arguments)
     try:
         path = write_report(
-            given.runs,
-            given.out,
-            given.title,
-            tuple(given.against),
-            given.literature,
-            given.jobs,
-            tuple(given.may_differ),
+            given.runs, given.out, given.title, given.against, given.highlight, show_progress
         )
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -1,266 +1,702 @@
-"""Folders of runs in, one table out."""
+"""Runs in, one table of scores out.
+
+`load` reads folders of runs and tables. `study` says what became of every run, and puts those with
+a score into settings: groups of runs that differ in nothing but method, keep ratio and seed.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from analysis.examples import Outcomes, Reader
-from analysis.lineage import Lineage, find_parents, lineages, with_modes
-from analysis.pack import unpack
-from elip.examples import EXAMPLES_NAME
-from elip.old_record import (
-    COLUMNS,
+from elip import identity
+from elip.record import (
     RECORD_NAME,
     Record,
     RecordError,
+    RunHeader,
     parse_record,
     read_record,
+    read_scores,
 )
 
+Array = NDArray[np.float64]
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Passes items on and shows how far it is, under some words."""
 
-@dataclass(frozen=True)
-class Broken:
-    """A record that could not be read.
+NO_REDUCTION, RANDOM, SMALLER = "No reduction", "Random", "Smaller image"
+BASELINES = (NO_REDUCTION, RANDOM)
+"""What every comparison shows: the upper end, and what a choice without any thought is worth."""
+
+SHELF, TRAINED, TUNED, GIVEN = (
+    "off the shelf",
+    "trained with each method",
+    "fine-tuned with each method",
+    "weights of unknown training",
+)
+"""How the weights of a setting's runs were made, in words."""
+
+TASKS = {
+    "VQA": "VQA",
+    "SNLIVE": "visual entailment",
+    "NLVR2": "two images (NLVR2)",
+    "Retrieval": "retrieval",
+    "Pretraining": "pre-training",
+}
+METRICS = {
+    "vqa_score": "VQA score",
+    "accuracy": "accuracy",
+    "r1": "recall@1",
+    "itm_accuracy": "matching accuracy",
+    "mlm_accuracy": "masked-word accuracy",
+}
+"""Names in words. All of these scores lie between 0 and 1."""
+
+PARTS = ("vision", "probe", "reducer", "text", "fusion", "head")
+"""Parts of the multiply-adds of a forward pass."""
+
+COSTS = (
+    "gflops_total",
+    "gflops_training_step",
+    "latency_share",
+    "keep_ratio",
+    "fusion_keep_ratio",
+    "tokens_out",
+    *(f"gflops_{part}" for part in PARTS),
+)
+"""Columns of a score that say what it costs."""
+
+CELL = ["setting", "label", "keep"]
+"""The columns that name a cell: one method at one keep ratio in one setting, over its seeds."""
+
+_SCORE_COLUMNS = [f"scores_{name}" for name in ("split", "image", "example", "score")]
+_IMAGE_SIZE = ("model.meter.image_size", "data.image_size")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The main score of every example of one run on one split.
 
     Attributes:
-        path: Where it lies.
-        message: Why.
+        examples: [N] example numbers, rising.
+        images: [N] image of each example.
+        values: [N] scores.
     """
 
-    path: str
-    message: str
+    examples: NDArray[np.int64]
+    images: NDArray[np.int64]
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run: where it lies, its record, its per-example scores by split."""
+
+    folder: str
+    record: Record
+    scores: dict[str, Scores]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Everything that was found.
+    """All that was found; ``unreadable`` has path and message of each damaged file."""
 
-    Attributes:
-        table: One row a run: the columns of `elip.old_record.COLUMNS`, the scores, and ``folder``,
-            ``label`` (the method in tables and figures), ``keep`` (the keep ratio that it stands
-            under: as asked, else as measured; 1 without reduction; the share of patches of a
-            smaller image), ``setup`` (identity of what its scores belong to) and ``mode`` (how the
-            model was trained; see `analysis.lineage` for both), and ``latency_share`` (inference
-            time as a share of that without reduction).
-        records: The records, in the order of the rows.
-        lineages: How each run came about, in the order of the rows.
-        parents: For rows that began from weights, the row that made them, or else where from.
-        outcomes: Scores of single examples by split, in the order of the rows.
-        logs: ``val/main`` by step of training, in the order of the rows. Logs that were set aside
-            when a run was continued count as well; the latest entry of a step stands.
-        broken: Files that could not be read.
-    """
-
-    table: pd.DataFrame
-    records: tuple[Record, ...]
-    lineages: tuple[Lineage, ...]
-    parents: dict[int, int | Path]
-    outcomes: tuple[dict[str, Outcomes], ...]
-    logs: tuple[dict[int, float], ...]
-    broken: tuple[Broken, ...]
+    runs: tuple[Run, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
 
 
-def load(folders: Iterable[Path | str]) -> Runs:
-    """Read every run record below some folders.
+def load(places: Iterable[Path | str], progress: Progress | None = None) -> Runs:
+    """Read all runs below some folders, and in some tables.
 
     Args:
-        folders: Searched at any depth; or files that `analysis.pack` wrote.
+        places: Folders, searched for ``run.json`` at any depth, and ``table.parquet`` files.
+        progress: Shows how far it is.
 
     Raises:
-        FileNotFoundError: A folder does not exist, or there is no record in any of them.
+        FileNotFoundError: A place does not exist, or holds no run.
+        RecordError: A table is damaged or is no table of runs.
     """
-    places = [Path(folder) for folder in folders]
-    for place in places:
+    found: list[Path] = []
+    for place in map(Path, places):
         if not place.exists():
-            raise FileNotFoundError(f"There is no folder {place}.")
-    records, outcomes, logs, rows, found_in = [], [], [], [], []
-    broken: list[Broken] = []
-    for place, folder, record, examples in _found(places, broken):
-        found_in.append(place)
-        records.append(record)
-        outcomes.append(examples)
-        logs.append(_log(folder, broken) if record.subcommand == "fit" else {})
-        rows.append({"folder": folder, **record.row()})
-    if not records and not broken:
-        raise FileNotFoundError(
-            f"No {RECORD_NAME} below {', '.join(map(str, places))}. A run writes it when it ends."
-        )
-    if not records:
-        names = ["folder", "setup", *COLUMNS, "label", "keep", "mode", "latency_share"]
-        return Runs(pd.DataFrame(columns=names), (), (), {}, (), (), tuple(broken))
-    table = _with_labels(pd.DataFrame(rows))
-    parents = find_parents(table, records, found_in)
-    came = lineages(records, parents)
-    table = _with_latency(_with_one_ratio(with_modes(table, records, came, parents)))
-    return Runs(
-        table, tuple(records), tuple(came), parents, tuple(outcomes), tuple(logs),
-        tuple(broken),
-    )  # fmt: skip
-
-
-def _found(
-    places: list[Path], broken: list[Broken]
-) -> Iterator[tuple[Path, str, Record, dict[str, Outcomes]]]:
-    """Yield place, folder, record and outcomes of every run; add what is damaged to ``broken``."""
-    reader = Reader()
-    by_path = {path: each for each in places for path in _paths(each)}
-    for path, place in sorted(by_path.items()):
-        try:
-            if path.name != RECORD_NAME:
-                for found in _unpacked(path, reader, broken):
-                    yield (place, *found)
-                continue
-            record, examples = read_record(path), {}
-        except RecordError as error:
-            broken.append(Broken(str(path), str(error)))
+            raise FileNotFoundError(f"There is no folder or table {place}.")
+        found += [place] if place.is_file() else _records(place)
+    if not found:
+        raise FileNotFoundError(f"No {RECORD_NAME} in {', '.join(map(str, places))}.")
+    runs: dict[str, Run] = {}
+    unreadable: dict[str, str] = {}
+    known: dict[bytes, Scores] = {}
+    for path in progress(found, "Reading runs") if progress else found:
+        if path.name != RECORD_NAME:
+            _read_table(path, runs, unreadable, known)
             continue
         try:
-            examples = reader.read(path.parent)
+            record = read_record(path)
         except RecordError as error:
-            broken.append(Broken(str(path.with_name(EXAMPLES_NAME)), str(error)))
-        yield place, str(path.parent), record, examples
-
-
-def _unpacked(
-    path: Path, reader: Reader, broken: list[Broken]
-) -> Iterator[tuple[str, Record, dict[str, Outcomes]]]:
-    for folder, text, table in unpack(path):
-        try:
-            record = parse_record(text, f"{path}: {folder}")
-        except RecordError as error:
-            broken.append(Broken(f"{path}: {folder}", str(error)))
+            unreadable[str(path)] = str(error)
             continue
-        yield folder, record, reader.by_split(table)
+        scores: dict[str, Scores] = {}
+        try:
+            table = read_scores(path.parent)
+            if table is not None:
+                scores = _by_split([table[name] for name in table.column_names], known)
+        except RecordError as error:
+            unreadable[str(path.parent)] = str(error)
+        runs[str(path.parent.resolve())] = Run(str(path.parent), record, scores)
+    return Runs(tuple(runs.values()), tuple(unreadable.items()))
 
 
-def _paths(place: Path) -> Iterator[Path]:
-    if place.is_file():
-        yield place
+def _records(place: Path) -> list[Path]:
+    found = []
     for folder, below, files in os.walk(place):
         below[:] = sorted(name for name in below if name not in ("checkpoints", "tensorboard"))
         if RECORD_NAME in files:
-            yield Path(folder, RECORD_NAME)
+            found.append(Path(folder, RECORD_NAME))
+    return found
 
 
-def _with_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Name the methods: the reducer, and its options where the runs differ in them."""
-    labels = table["reducer"].copy()
-    for reducer, rows in table.groupby("reducer"):
-        options = {text: json.loads(text) for text in rows["reducer_options"].unique()}
-        named = labelled(str(reducer), list(options.values()))
-        for text, label in zip(options, named, strict=True):
-            labels.loc[rows.index[rows["reducer_options"] == text]] = label
-    identity = table["reducer"] == "Identity"
-    smaller = identity & _is_smaller(table)
-    keep = table["keep_ratio_asked"].astype(float).fillna(table["keep_ratio"].astype(float))
-    largest = table["patches"].where(_is_scored(table))
-    largest = largest.groupby([table["task"], table["datasets"]]).transform("max")
-    keep = keep.mask(identity, 1.0).mask(smaller, table["patches"] / largest)
-    labels[smaller] = "Smaller image"
-    return table.assign(label=labels, keep=keep.fillna(1.0).round(3))
+def _read_table(
+    path: Path, runs: dict[str, Run], unreadable: dict[str, str], known: dict[bytes, Scores]
+) -> None:
+    try:
+        table = pq.read_table(path, columns=["folder", "record", *_SCORE_COLUMNS])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise RecordError(f"{path} is no table of runs: {str(error).splitlines()[0]}") from error
+    if table.num_columns < 6:
+        raise RecordError(
+            f"{path} is no table of runs. Make one: python -m experiments.results RUNS --out T."
+        )
+    folders, records = table["folder"].to_pylist(), table["record"].to_pylist()
+    lists = [table[name].combine_chunks() for name in _SCORE_COLUMNS]
+    for row, (folder, text) in enumerate(zip(folders, records, strict=True)):
+        place = f"{path}: {folder}"
+        try:
+            record = parse_record(text or "", place)
+        except RecordError as error:
+            unreadable[place] = str(error)
+            continue
+        columns = [column[row].values for column in lists]
+        scores = {} if columns[0] is None else _by_split(columns, known)
+        runs[place] = Run(str(folder), record, scores)
 
 
-def _with_one_ratio(table: pd.DataFrame) -> pd.DataFrame:
-    """Put the seeds of an adaptive method that was given counts under one measured keep ratio."""
-    measured = table["keep_ratio_asked"].isna() & (table["reducer"] != "Identity")
-    mean = table.groupby(["label", "setup"])["keep"].transform("mean").round(3)
-    return table.assign(keep=table["keep"].mask(measured, mean))
+def _by_split(columns: Sequence[Any], known: dict[bytes, Scores]) -> dict[str, Scores]:
+    """Return scores by split from the columns split, image, example, score.
+
+    Runs on the same examples share their arrays of numbers, which ``known`` holds.
+    """
+    splits, images, examples, values = (np.asarray(column) for column in columns)
+    found = {}
+    for split in dict.fromkeys(splits):
+        here = slice(None) if (splits == split).all() else splits == split
+        numbers, order = examples[here], slice(None)
+        if len(numbers) > 1 and (np.diff(numbers) <= 0).any():
+            order = np.argsort(numbers, kind="stable")
+        numbers, of = numbers[order], images[here][order]
+        key = numbers.tobytes() + of.tobytes()
+        first = known.setdefault(key, Scores(numbers, of, values))
+        found[str(split)] = Scores(first.examples, first.images, values[here][order])
+    return found
 
 
-def _is_scored(table: pd.DataFrame) -> pd.Series:
-    return (table["status"] == "completed") & (table["subcommand"] != "predict")
+@dataclass(frozen=True)
+class Setting:
+    """Runs that may be compared: alike in all but method, keep ratio and seed.
+
+    Attributes:
+        name: In words, such as "VQA, shipped model, off the shelf".
+        group: The same without the task: settings of one group are summed up over their tasks.
+        task: In words.
+        dataset: Name of the dataset.
+        split: Name of the split.
+        metric: Name of the score in words.
+        mode: How the weights were made: `SHELF`, `TRAINED`, `TUNED`, ...
+        seeds: How many seeds its methods have at most.
+        examples: How many examples were scored.
+        images: On how many images; None where the single scores were not kept.
+        chance: Score of guessing; None where it is not known.
+    """
+
+    name: str
+    group: str
+    task: str
+    dataset: str
+    split: str
+    metric: str
+    mode: str
+    seeds: int
+    examples: int
+    images: int | None
+    chance: float | None
 
 
-def _is_smaller(table: pd.DataFrame) -> pd.Series:
-    """Whether a run's images are smaller than others' of its work, and no method has that size."""
-    scored = table[_is_scored(table)]
-    work = ["task", "datasets"]
-    largest = scored.groupby(work)["patches"].max()
-    reduced = scored[scored["reducer"] != "Identity"]
-    sizes = set(reduced[[*work, "patches"]].itertuples(index=False, name=None))
-    rows = table[[*work, "patches"]].itertuples(index=False, name=None)
-    return pd.Series(
-        [row not in sizes and row[2] < largest.get(row[:2], row[2]) for row in rows],
-        index=table.index,
-    )
+@dataclass(frozen=True)
+class Study:
+    """What a set of runs says.
+
+    Attributes:
+        scores: One row a seed of a cell: `CELL`, ``seed``, ``group``, ``family`` (of the method),
+            ``acts`` (where: "encoder", "fusion", "never"), ``score``, ``share`` (of the same
+            seed's score without reduction), `COSTS`, and ``outcomes`` (`Scores` or None).
+        runs: One row a run: ``run``, ``method``, ``keep ratio``, ``seed``, ``what became of it``
+            and ``why``.
+        settings: The settings by name.
+    """
+
+    scores: pd.DataFrame
+    runs: pd.DataFrame
+    settings: dict[str, Setting]
+
+    @property
+    def groups(self) -> dict[str, list[Setting]]:
+        """The settings of each group."""
+        found: dict[str, list[Setting]] = {}
+        for setting in self.settings.values():
+            found.setdefault(setting.group, []).append(setting)
+        return found
 
 
-def labelled(reducer: str, options: list[dict[str, Any]]) -> list[str]:
-    """Name a reducer under each of some options: by those in which they differ."""
-    differing, labels = _differing(options), []
-    for values in options:
-        named = [name for name in differing if name in values]
-        said = ", ".join(f"{name}={_short(values[name])}" for name in named)
-        labels.append(f"{reducer} ({said})" if said else reducer)
+def study(found: Runs) -> Study:
+    """Say what became of every run, and put those with a score into settings."""
+    fates: list[tuple[str, str]] = [("", "")] * len(found.runs)
+    labels = method_labels([run.record for run in found.runs])
+    fits = {run.record.run_id: run.record for run in found.runs if run.record.command == "fit"}
+    rows = []
+    for number in _latest(found.runs, fates):
+        rows += _scored(number, found.runs, labels[number], fits, fates)
+    scores = _with_settings(pd.DataFrame(rows), found.runs, fates) if rows else _no_scores()
+    settings = _settings(scores)
+    scores = _with_shares(_per_seed(scores)) if len(scores) else scores
+    return Study(scores, _account(found, labels, fates), settings)
+
+
+def _no_scores() -> pd.DataFrame:
+    names = ["run", "seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
+    return pd.DataFrame(columns=[*CELL, *names, *COSTS])
+
+
+def method_labels(records: Sequence[Record]) -> list[str]:
+    """Name the method of each record: its class, and the options in which runs of it differ."""
+    options: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        seen = options.setdefault(record.reducer, {})
+        for name, value in record.reducer_options.items():
+            seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
+    labels = []
+    for record in records:
+        differing = [name for name, seen in options[record.reducer].items() if len(seen) > 1]
+        own = record.reducer_options
+        said = ", ".join(f"{name}={own[name]}" for name in sorted(differing) if name in own)
+        name = NO_REDUCTION if record.reducer == "Identity" else record.reducer
+        labels.append(f"{name} ({said})" if said else name)
     return labels
 
 
-def _differing(options: list[dict[str, Any]]) -> list[str]:
-    """Return the options in which runs differ; one that a run does not state tells nothing."""
-    stated: dict[str, set[str]] = {}
-    for each in options:
-        for name, value in each.items():
-            stated.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
-    return sorted(name for name, values in stated.items() if len(values) > 1)
+def _latest(runs: Sequence[Run], fates: list[tuple[str, str]]) -> list[int]:
+    """Return the runs that may have a score; of repeated ones the latest."""
+    tested = {
+        run.record.lineage[0].run_id
+        for run in runs
+        if run.record.command in ("test", "validate")
+        and run.record.status == "completed"
+        and run.record.lineage
+    }
+    latest: dict[str, int] = {}
+    for number, run in enumerate(runs):
+        record = run.record
+        if record.status != "completed":
+            fates[number] = (record.status, record.error or "Its record does not say why.")
+        elif record.command == "predict":
+            fates[number] = ("predictions only", "It wrote predictions and token maps.")
+        elif record.main_metric is None or not record.evaluations:
+            fates[number] = ("no score", "Its record holds no score.")
+        elif record.command == "fit" and record.run_id in tested:
+            fates[number] = ("tested by a run of its own", "Its own score chose its checkpoint.")
+        else:
+            before = latest.get(record.run_id)
+            if before is not None:
+                older = min(before, number, key=lambda each: runs[each].record.started)
+                newer = before + number - older
+                fates[older] = ("repeated", f"The same run ended later in {runs[newer].folder}.")
+                number = newer
+            latest[record.run_id] = number
+    return sorted(latest.values())
 
 
-def _short(value: Any) -> str:
-    return "none" if value is None else str(value)
-
-
-def _with_latency(table: pd.DataFrame) -> pd.DataFrame:
-    """Add time as a share of no reduction's, timed in the same run; a smaller image's of others."""
-    own, whole = table["latency_ms"].astype(float), table["latency_identity_ms"].astype(float)
-    smaller = table["label"] == "Smaller image"
-    where = [table[name] for name in ("task", "datasets", "cpu", "gpus", "precision")]
-    keys = [*where, table["batch_size"].astype(float)]
-    usual = whole.mask(smaller).groupby(keys, dropna=False).transform("median")
-    return table.assign(latency_share=own / whole.mask(smaller, usual))
-
-
-def training_curves(runs: Runs) -> pd.DataFrame:
-    """Return ``val/main`` over the steps of every training run: ``folder``, ``step``, ``score``."""
-    table = [
-        (folder, step, score)
-        for folder, log in zip(runs.table["folder"], runs.logs, strict=True)
-        for step, score in log.items()
-    ]
-    return pd.DataFrame(table, columns=["folder", "step", "score"]).sort_values(["folder", "step"])
-
-
-def _log(folder: str, broken: list[Broken]) -> dict[int, float]:
-    """Read the logs of a training run; add those that cannot be read to ``broken``.
-
-    Each holds up to the step at which the next one begins: what it has behind that was done over.
-    """
-    scores: dict[int, float] = {}
-    for path in sorted(Path(folder).glob("metrics*.csv"), key=_age):
-        try:
-            begins, found = _read_log(path)
-        except (OSError, ValueError, csv.Error) as error:
-            broken.append(Broken(str(path), f"{path} is no log of scores ({error})."))
+def _scored(
+    number: int,
+    runs: Sequence[Run],
+    label: str,
+    fits: dict[str, Record],
+    fates: list[tuple[str, str]],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each split that a run has a finite score on."""
+    run = runs[number]
+    record = run.record
+    metric = str(record.main_metric)
+    evaluations = record.evaluations
+    if record.command == "fit":  # beside a test, validation only chose the checkpoint
+        evaluations = tuple(e for e in evaluations if e.split != "val") or evaluations
+    maker = next((header for header in record.lineage if header.command == "fit"), None)
+    made = record if record.command == "fit" else fits.get(maker.run_id) if maker else None
+    steps = made.train_steps if made else maker.steps if maker else None
+    unreduced, time = record.latency_unreduced_ms, record.latency_ms
+    fusion = record.placement == "fusion"
+    keep = record.keep_ratio_asked
+    if keep is None:
+        keep = record.fusion_keep_ratio if fusion else record.keep_ratio
+    for evaluation in evaluations:
+        score = evaluation.metrics.get(metric)
+        if score is None or not math.isfinite(score):
+            fates[number] = ("not finite", f"{metric} on {evaluation.split} is not a number.")
             continue
-        scores = {step: score for step, score in scores.items() if step < begins} | found
+        yield {
+            "run": number,
+            "protocol": record.protocol,
+            "options": record.protocol_options,
+            "task": TASKS.get(record.task, record.task),
+            "dataset": evaluation.dataset,
+            "split": evaluation.split,
+            "mode": _mode(record),
+            "weights": _weights(record, steps),
+            "label": label,
+            "family": record.reducer_family or "other",
+            "acts": "fusion" if fusion else "never" if label == NO_REDUCTION else "encoder",
+            "keep": 1.0 if label == NO_REDUCTION or keep is None else keep,
+            "schedule": json.dumps(record.stated_config.get("model", {}).get("schedule")),
+            "asked": record.keep_ratio_asked is not None,
+            "own_seed": record.seed,
+            "training_seed": record.seed if record.command == "fit" else maker and maker.seed,
+            "score": score,
+            "metric": METRICS.get(metric, metric),
+            "bounded": metric in METRICS,
+            "chance": evaluation.chance.get(metric),
+            "examples": evaluation.examples,
+            "outcomes": run.scores.get(evaluation.split),
+            "patches": record.patches,
+            "gflops_total": record.gflops.total,
+            "gflops_training_step": (made or record).gflops.training_step,
+            "latency_share": time / unreduced if time and unreduced else None,
+            "keep_ratio": None if fusion else record.keep_ratio,
+            "fusion_keep_ratio": record.fusion_keep_ratio,
+            "tokens_out": record.tokens_per_block[-1] if record.tokens_per_block else None,
+            "tokens_per_block": record.tokens_per_block,
+            **{f"gflops_{part}": getattr(record.gflops, part) for part in PARTS},
+        }
+
+
+def _mode(record: Record) -> str:
+    """Say how the weights of a run were made, seen from its own method; "" for no reduction."""
+    trainings = [header for header in record.lineage if header.command == "fit"]
+    if record.command == "fit":
+        own, before = True, trainings
+    elif trainings:
+        own, before = _same_method(trainings[0], record), trainings[1:]
+    elif record.weights != "random":
+        return GIVEN
+    else:
+        return "random weights"
+    reducers = {header.reducer for header in trainings}
+    if reducers | {record.reducer} == {"Identity"}:
+        return ""
+    if not own:
+        maker = trainings[0]
+        return SHELF if maker.reducer == "Identity" else f"trained with {maker.method}"
+    if {header.reducer for header in before} == {"Identity"}:
+        return TUNED
+    if {header.reducer for header in before} <= {record.reducer}:
+        return TRAINED
+    return f"pre-trained with {before[-1].method}, fine-tuned with each method"
+
+
+def _same_method(maker: RunHeader, record: Record) -> bool:
+    """Whether weights were trained with the method and keep ratio that a run scores."""
+    if maker.reducer != record.reducer:
+        return False
+    keep, said = record.keep_ratio_asked, maker.method.rsplit(" ", 1)[-1]
+    return keep is None or not said.replace(".", "", 1).isdigit() or float(said) == keep
+
+
+def _weights(record: Record, steps: int | None) -> str:
+    trained = "" if steps is None else f"{steps:,} steps"
+    if record.command == "fit" or (record.lineage and record.lineage[0].checkpoint):
+        return trained
+    if "experiments/shapes/models" in record.weights:
+        return "shipped model"
+    return trained if record.lineage else Path(record.weights).name
+
+
+def _with_settings(
+    scores: pd.DataFrame, runs: Sequence[Run], fates: list[tuple[str, str]]
+) -> pd.DataFrame:
+    """Add ``setting`` and ``group`` to the scores, and tell the runs what became of them."""
+    scores = _with_smaller_images(scores)
+    place = ["protocol", "task", "dataset", "split"]
+    parts = []
+    for _, rows in scores.groupby(place, sort=False):
+        bare = rows[rows["mode"] == ""]
+        for mode, mine in rows[rows["mode"] != ""].groupby("mode", sort=False):
+            if NO_REDUCTION not in set(mine["label"]):
+                mine = pd.concat([mine, bare.assign(mode=mode, weights=mine["weights"].iloc[0])])
+            parts.append(mine)
+        if (rows["mode"] == "").all():
+            parts.append(bare.assign(mode="no reduction only"))
+    parts = _named(parts)
+    for mine in parts:
+        if mine["label"].nunique() < 2:
+            others = [part for part in parts if part is not mine]
+            why = _apart(mine, others)
+            for number in mine["run"]:
+                fates[number] = ("scored, nothing to compare it with", why)
+    joined = pd.concat(parts, ignore_index=True)
+    measured = ~joined["asked"] & joined["acts"].isin(["encoder", "fusion"])
+    mean = joined.groupby(["setting", "label", "schedule"])["keep"].transform("mean")
+    joined["keep"] = joined["keep"].mask(measured, mean).round(3)
+    for number, name in zip(joined["run"], joined["setting"], strict=True):
+        if fates[number][0] == "":
+            fates[number] = ("used", name)
+    return joined
+
+
+def _with_smaller_images(scores: pd.DataFrame) -> pd.DataFrame:
+    """Let no reduction on smaller images stand as a method beside those on the whole ones."""
+    plain = [
+        identity.digest([identity.without(options, (*_IMAGE_SIZE, "parent.protocol")), task, split])
+        for options, task, split in zip(
+            scores["options"], scores["task"], scores["split"], strict=True
+        )
+    ]
+    scores = scores.assign(plain=plain)
+    largest = scores.groupby("plain")["patches"].transform("max")
+    small = (scores["label"] == NO_REDUCTION) & (scores["patches"] < largest)
+    for index in scores.index[small]:
+        same = scores[(scores["plain"] == scores.at[index, "plain"]) & ~small]
+        same = same[same["patches"] == largest[index]]
+        if same["protocol"].nunique() == 1:
+            first = same.iloc[0]
+            scores.loc[index, ["protocol", "weights", "label"]] = [
+                first["protocol"], first["weights"], SMALLER,
+            ]  # fmt: skip
+            scores.loc[index, "keep"] = scores.at[index, "patches"] / largest[index]
+            scores.loc[index, ["acts", "family"]] = ["image", "baseline"]
+            scores.loc[index, "latency_share"] = np.nan  # it was timed against itself
+            scores.loc[index, "mode"] = next((each for each in same["mode"] if each), "")
     return scores
 
 
-def _age(path: Path) -> float:
-    """Order logs that were set aside (``metrics-1.csv``, ...) before the one in use."""
-    number = path.stem.removeprefix("metrics-")
-    return int(number) if number.isdigit() else float("inf")
+def _named(parts: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Name each setting in words; where two would have one name, say in what they differ."""
+
+    def words(each: pd.DataFrame) -> list[str]:
+        first = each.iloc[0]
+        return [word for word in (first["weights"], first["mode"]) if word]
+
+    def dataset(each: pd.DataFrame) -> list[str]:
+        return [f"on {each.iloc[0]['dataset']}"]
+
+    def split(each: pd.DataFrame) -> list[str]:
+        return [{"val": "validation"}.get(each.iloc[0]["split"], each.iloc[0]["split"])]
+
+    said = [words(each) for each in parts]
+    tasks = [str(each.iloc[0]["task"]) for each in parts]
+    places = [(each.iloc[0]["dataset"], each.iloc[0]["split"]) for each in parts]
+    for what in (dataset, split, None):
+        names = [(task, *said[number]) for number, task in enumerate(tasks)]
+        for name, count in Counter(names).items():
+            if count < 2:
+                continue
+            same = [number for number, each in enumerate(names) if each == name]
+            if what is not None:
+                where = [places[number][what is split] for number in same]
+                if len(set(where)) > 1:
+                    for number in same:
+                        said[number] = said[number] + what(parts[number])
+                continue
+            for rank, number in enumerate(same, 1):
+                others = [parts[each] for each in same if each != number]
+                differs = _differing(parts[number], others[0])
+                option, (own, _) = next(iter(differs.items()), ("", (None, None)))
+                value = "default" if own is None else own
+                short = f"{option.rsplit('.', 1)[-1].replace('_', ' ')} {value}"
+                known = option and not option.startswith(("parent.", "fingerprint."))
+                said[number] = [*said[number], short if known else f"protocol {rank}"]
+    names = [", ".join([task, *said[number]]) for number, task in enumerate(tasks)]
+    for name, count in Counter(names).items():
+        same = [number for number, each in enumerate(names) if each == name]
+        for rank, number in enumerate(same, 1) if count > 1 else ():
+            names[number] = f"{name} ({rank})"
+    groups = [name.removeprefix(f"{task}, ") for name, task in zip(names, tasks, strict=True)]
+    return [
+        each.assign(setting=name, group=group)
+        for each, name, group in zip(parts, names, groups, strict=True)
+    ]
 
 
-def _read_log(path: Path) -> tuple[float, dict[int, float]]:
-    """Return the first step of a log, and the scores by step."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [(row.get("step"), row.get("val/main")) for row in csv.DictReader(file)]
-    begins = min((int(step) for step, _ in rows if step), default=float("inf"))
-    return begins, {int(step): float(score) for step, score in rows if step and score}
+def _differing(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
+    return identity.differences(one.iloc[0]["options"], other.iloc[0]["options"])
+
+
+def _apart(mine: pd.DataFrame, others: Sequence[pd.DataFrame]) -> str:
+    """Say why runs stand alone: in which options they differ from the nearest setting."""
+    alike = [each for each in others if each.iloc[0]["task"] == mine.iloc[0]["task"]]
+    if not alike:
+        return "No other method was run on this task."
+    near = min(alike, key=lambda each: (len(_differing(mine, each)), -len(each)))
+    differs = _differing(mine, near)
+    shown = [
+        "how its weights were trained"
+        if name.startswith("parent.")
+        else f"the content of {name.removeprefix('fingerprint.')}"
+        if name.startswith("fingerprint.")
+        else f"{name} ({own}; there {there})"
+        for name, (own, there) in differs.items()
+    ]
+    if not shown:
+        return f"Its weights or split are others than those of “{near.iloc[0]['setting']}”."
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return f"Differs from “{near.iloc[0]['setting']}” in {', '.join(shown[:3])}{more}."
+
+
+def _settings(scores: pd.DataFrame) -> dict[str, Setting]:
+    found = {}
+    for name, rows in scores.groupby("setting", sort=False):
+        first = rows.iloc[0]
+        outcomes = next((each for each in rows["outcomes"] if each is not None), None)
+        chance = rows["chance"].astype(float).mean()
+        found[str(name)] = Setting(
+            name=str(name),
+            group=str(first["group"]),
+            task=str(first["task"]),
+            dataset=str(first["dataset"]),
+            split=str(first["split"]),
+            metric=str(first["metric"]),
+            mode=str(first["mode"]),
+            seeds=int(_seeds(rows).groupby([rows["label"], rows["keep"]]).nunique().max()),
+            examples=int(rows["examples"].max()),
+            images=None if outcomes is None else len(np.unique(outcomes.images)),
+            chance=None if np.isnan(chance) else float(chance),
+        )
+    return found
+
+
+def _seeds(rows: pd.DataFrame) -> pd.Series:
+    """Return what the runs of a setting are repeats by.
+
+    Where there are several trained models it is their seed, else that of scoring.
+    """
+    several = rows["training_seed"].notna().all() and rows["training_seed"].nunique() > 1
+    return rows["training_seed" if several else "own_seed"].fillna(-1).astype(int)
+
+
+def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:
+    """Join the runs of one seed of a cell, such as several scorings of one model."""
+    seeds = [_seeds(rows) for _, rows in scores.groupby("setting")]
+    scores = scores.assign(seed=pd.concat(seeds))
+    keys = [*CELL, "seed"]
+    first = scores.drop_duplicates(keys)
+    if len(first) == len(scores):
+        return scores
+    numbers = ["score", *COSTS]
+    means = scores.astype(dict.fromkeys(numbers, float)).groupby(keys)[numbers].mean()
+    joined = {
+        key: mean_scores(list(rows["outcomes"])) for key, rows in scores.groupby(keys, sort=False)
+    }
+    first = first.drop(columns=numbers).merge(means.reset_index(), on=keys)
+    index = first[keys].itertuples(index=False, name=None)
+    return first.assign(outcomes=pd.Series([joined[key] for key in index], dtype=object))
+
+
+def _with_shares(scores: pd.DataFrame) -> pd.DataFrame:
+    whole = scores[scores["label"] == NO_REDUCTION]
+    same = whole.set_index(["setting", "seed"])["score"]
+    same = same[~same.index.duplicated()]
+    own = same.reindex(pd.MultiIndex.from_frame(scores[["setting", "seed"]])).to_numpy()
+    mean = scores["setting"].map(whole.groupby("setting")["score"].mean())
+    base = pd.Series(own, index=scores.index).fillna(mean)
+    return scores.assign(share=scores["score"] / base.where(base > 0))
+
+
+def mean_scores(several: Sequence[Scores | None]) -> Scores | None:
+    """Return each example's mean score over several runs; None where one has none.
+
+    Examples that one of them lacks are left out.
+    """
+    if not several or any(each is None for each in several):
+        return None
+    runs = [each for each in several if each is not None]
+    examples, images = runs[0].examples, runs[0].images
+    for run in runs[1:]:
+        if run.examples is not examples:
+            both = np.isin(examples, run.examples, assume_unique=True)
+            examples, images = examples[both], images[both]
+    picked = [
+        run.values
+        if len(run.examples) == len(examples)
+        else run.values[np.searchsorted(run.examples, examples)]
+        for run in runs
+    ]
+    return Scores(examples, images, np.mean(picked, axis=0, dtype=np.float64))
+
+
+def _account(found: Runs, labels: Sequence[str], fates: list[tuple[str, str]]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {
+            "run": run.folder,
+            "method": label,
+            "keep ratio": run.record.keep_ratio_asked,
+            "seed": run.record.seed,
+            "command": run.record.command,
+            "what became of it": fate,
+            "why": why,
+        }
+        for run, label, (fate, why) in zip(found.runs, labels, fates, strict=True)
+    ]
+    rows += [
+        {"run": path, "what became of it": "unreadable", "why": why}
+        for path, why in found.unreadable
+    ]
+    names = ["run", "method", "keep ratio", "seed", "command", "what became of it", "why"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def training_curves(found: Runs) -> pd.DataFrame:
+    """Return the validation scores during training.
+
+    Columns: ``protocol``, ``task``, ``dataset``, ``label``, ``keep``, ``seed``, ``step``,
+    ``score``. A log that was set aside when a run went on (``metrics-1.csv``) counts up to the
+    step at which the next one begins.
+    """
+    fits = [run for run in found.runs if run.record.command == "fit"]
+    rows = []
+    for run, label in zip(fits, method_labels([run.record for run in fits]), strict=True):
+        scores: dict[int, float] = {}
+        logs = Path(run.folder).glob("metrics*.csv")
+        for path in sorted(logs, key=lambda log: (log.stem == "metrics", log.name)):
+            try:
+                log = pd.read_csv(path)
+            except (OSError, ValueError):
+                continue
+            if {"step", "val/main"} <= set(log.columns):
+                scores = {s: score for s, score in scores.items() if s < log["step"].min()}
+                log = log.dropna(subset=["step", "val/main"])
+                scores |= dict(zip(log["step"].astype(int), log["val/main"], strict=True))
+        record = run.record
+        about = (record.protocol, TASKS.get(record.task, record.task), "+".join(record.datasets))
+        rows += [
+            (*about, label, record.keep_ratio_asked or 1.0, record.seed, step, score)
+            for step, score in sorted(scores.items())
+        ]
+    names = ["protocol", "task", "dataset", "label", "keep", "seed", "step", "score"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,297 +1,345 @@
-"""The report: one HTML page, and every figure and table of it as files."""
+"""The report: one HTML page that explains itself, and every figure and table of it as files."""
 
 from __future__ import annotations
 
+import base64
 import html
-import multiprocessing
+import re
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-from analysis.cells import ENDS, study
-from analysis.figures import PLOTS, Subject, draw
-from analysis.gallery import gallery, save_png
-from analysis.literature import PUBLISHED
-from analysis.load import Runs, load
-from analysis.page import figure, inline_png, inline_svg, page
-from analysis.style import ONE_COLUMN, TWO_COLUMN, figures
-from analysis.table import Table
-from analysis.tables import tables
-from analysis.tokenmaps import load_tokens
-from elip.old_record import CONVENTION
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from analysis.figures import INK, ONE_COLUMN, TWO_COLUMN, Plot, plots, style
+from analysis.load import (
+    BASELINES,
+    NO_REDUCTION,
+    RANDOM,
+    TASKS,
+    Progress,
+    Runs,
+    Setting,
+    Study,
+    load,
+    study,
+    training_curves,
+)
+from analysis.statistics import Comparison, aggregate, over_tasks
+from analysis.tables import Ranking, method_name, rank, slug, tables
+from analysis.tokenmaps import gallery, load_tokens, save_png
+from elip.record import GFLOPS_UNIT
 
 REPORT_NAME = "report.html"
 """The page, in the report's folder; ``figures/`` and ``tables/`` lie beside it."""
 
-_COMPARED = [
-    f"comparisons_by_{unit}{end}" for unit in ("seeds", "examples") for end in ("", "_and_ratio")
-]
-_FOLDED = {*_COMPARED, "missing"}
+_KEPT = 0.99
+"""The share of the score without reduction that a method holds to be named in the findings."""
+
 _SIZES = (("one-column", ONE_COLUMN), ("two-column", TWO_COLUMN))
+_MAPS = 4
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What the page is put together from."""
+class Finding:
+    """One statement: what it is about, and what was found."""
 
-    subject: Subject
-    plots: dict[str, str]
-    undrawn: list[str]
-    tables: dict[str, Table]
-    maps: str
+    about: str
+    text: str
 
 
 def write_report(
-    folders: Iterable[Path | str],
+    places: Iterable[Path | str],
     out: Path | str,
     title: str = "Token reduction: report",
-    against: tuple[str, ...] = (),
-    literature: bool = False,
-    jobs: int = 1,
-    may_differ: tuple[str, ...] = (),
+    against: Sequence[str] = (),
+    highlight: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Path:
     """Read runs and write the report.
 
     Args:
-        folders: Searched for run records, at any depth.
+        places: Folders of runs, searched at any depth, and tables.
         out: Folder of the report; figures and tables of an earlier report are removed.
         title: Heading of the page.
         against: Methods to compare all others with, beside no reduction and Random.
-        literature: Whether published results are drawn and listed.
-        jobs: Processes that draw.
-        may_differ: Options in which compared runs may differ; see `analysis.cells.study`.
+        highlight: Methods that figures of one column name beside the baselines and the front.
+        progress: Shows how far it is.
 
     Returns:
         Path of the page.
 
     Raises:
-        FileNotFoundError: There is no run record.
-        ValueError: A method to compare with is not among the runs; the message lists them.
+        FileNotFoundError: A place does not exist, or there is no run.
+        ValueError: A method is not among the runs; the message lists them.
     """
-    folders, out = list(folders), Path(out)
-    runs = load(folders)
-    subject = Subject(runs, study(runs, may_differ), PUBLISHED if literature else ())
-    _check_known(subject, against)
+    places, out = [Path(place) for place in places], Path(out)
+    found = load(places, progress)
+    known = study(found)
+    against = list(dict.fromkeys([*BASELINES, *_labels(known, against)]))
+    highlight = _labels(known, [*highlight, *against])
     for name in ("figures", "tables"):
         _clear(out / name, stale=(out / REPORT_NAME).exists())
-    against = tuple(dict.fromkeys((*ENDS, *against)))
-    plots, undrawn = _draw(subject, out / "figures", jobs)
-    made = {table.name: table for table in tables(subject, against)}
-    for table in made.values():
+    rankings = [rank(known, group, against, progress) for group in known.groups]
+    made = tables(known, rankings, against)
+    for table in progress(made, "Writing tables") if progress else made:
         table.write(out / "tables")
-    runs.table.to_csv(out / "tables" / "runs.csv", index=False)
-    parts = _Parts(subject, plots, undrawn, made, _gallery(folders, out))
+    drawn = plots(known, highlight, training_curves(found))
+    pictures = [
+        _picture(plot, out / "figures")
+        for plot in (progress(drawn, "Drawing figures") if progress else drawn)
+    ]
+    maps, damaged = _token_maps(places, out / "figures")
+    page = _template().render(
+        title=title,
+        study=known,
+        summary=_summary(known),
+        findings={r.group: findings(known, r, against[len(BASELINES) :]) for r in rankings},
+        pictures=pictures,
+        tables=made,
+        slugs={group: slug(group) for group in known.groups},
+        first={group: slug(settings[0].name) for group, settings in known.groups.items()},
+        maps=maps,
+        damaged=damaged,
+        provenance=_provenance(found),
+        gflops_unit=GFLOPS_UNIT,
+    )
     path = out / REPORT_NAME
-    path.write_text(page(title, _intro(parts), _sections(parts)), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
     return path
 
 
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    environment.undefined = jinja2.StrictUndefined
+    return environment.get_template("report.html.j2")
+
+
 def _clear(folder: Path, stale: bool) -> None:
-    """Make a folder; of an earlier report, nothing must stand beside what this one says."""
+    """Make a folder; nothing of an earlier report must stand beside what this one says."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir() if stale else ():
         if path.suffix in (".csv", ".md", ".tex", ".pdf", ".svg", ".png"):
             path.unlink()
 
 
-def _check_known(subject: Subject, against: tuple[str, ...]) -> None:
-    known = sorted(set(subject.study.cells.get("label", ())))
-    for name in against:
-        if name not in known:
-            raise ValueError(f"No scored run of {name!r} to compare with. There are {known}.")
+def _labels(known: Study, names: Sequence[str]) -> list[str]:
+    """Return the methods that some names stand for: with their options, where these differ."""
+    labels = list(dict.fromkeys(known.scores["label"]))
+    found = []
+    for name in names:
+        name = NO_REDUCTION if name == "Identity" else name
+        mine = [label for label in labels if name in (label, label.split(" (")[0])]
+        if not mine and name not in BASELINES:
+            raise ValueError(f"No scored run of {name!r}. There are: {', '.join(sorted(labels))}.")
+        found += mine
+    return list(dict.fromkeys(found))
 
 
-def _draw(subject: Subject, folder: Path, jobs: int) -> tuple[dict[str, str], list[str]]:
-    """Write all figures; return the page's picture of each, and the titles of those left out."""
-    if jobs > 1:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            work = [pool.submit(_draw_one, subject, plot.name, folder) for plot in PLOTS]
-            done = [each.result() for each in work]
-    else:
-        done = [_draw_one(subject, plot.name, folder) for plot in PLOTS]
-    pictures, undrawn = {}, []
-    for plot, drawn in zip(PLOTS, done, strict=True):
-        if not drawn:
-            undrawn.append(plot.title)
-            continue
-        svg = (folder / f"{plot.name}-two-column.svg").read_text(encoding="utf-8")
-        tails = {f"-{size}": f"{size.replace('-', ' ')}:" for size, _ in _SIZES}
-        files = _links(f"figures/{plot.name}", tails, "pdf", "svg")
-        picture = inline_svg(svg, plot.name, plot.title)
-        pictures[plot.name] = figure(plot.title, plot.caption, picture, files)
-    return pictures, undrawn
+def _summary(known: Study) -> str:
+    counts = Counter(known.runs["what became of it"])
+    good = ("used", "tested by a run of its own")
+    said = [f"{counts.pop(name, 0)} are used" for name in good[:1]]
+    tested = counts.pop(good[1], 0)
+    said += [f"{tested} are trainings that a run of its own tested"] if tested else []
+    said += [f"{count} {name}" for name, count in counts.most_common()]
+    number = len(known.runs)
+    return f"{number} run{'s' * (number != 1)}: {', '.join(said)}."
 
 
-def _draw_one(subject: Subject, name: str, folder: Path) -> bool:
-    """Write one figure in every size and format; return whether there was anything to draw."""
-    for size, width in _SIZES:
-        drawn = draw(name, subject, width)
-        if drawn is None:
-            return False
-        with figures():
-            base = folder / f"{name}-{size}"
-            drawn.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
-            drawn.set_layout_engine("none")
-            drawn.savefig(base.with_suffix(".svg"), metadata={"Date": None})
-    return True
+# Findings in plain words.
 
 
-def _links(base: str, tails: dict[str, str], *kinds: str) -> str:
-    """Link to files: ``base``, the end of a name, its kind; each name said in words first."""
+def findings(known: Study, ranking: Ranking, against: Sequence[str] = ()) -> list[Finding]:
+    """Say in plain words what a group of settings shows, and what it does not."""
+    settings = known.groups[ranking.group]
+    rows = known.scores[known.scores["group"] == ranking.group]
+    said = [_rests_on(settings), _held(settings, rows)]
+    for unit in ranking.found:
+        where = {
+            "seeds": "for models trained anew (by seed)",
+            "examples": "for these very models (by example)",
+        }[unit]
+        if RANDOM in set(rows["label"]):
+            text = _verdicts(ranking.of(unit, RANDOM), "better than Random", "worse than Random")
+            said.append(Finding(f"Against Random, {where}", text))
+        text = _verdicts(ranking.of(unit, NO_REDUCTION), "better", "worse", "no reduction")
+        said.append(Finding(f"Against no reduction, {where}", text))
+        for other in against:
+            text = _verdicts(ranking.of(unit, other), f"better than {other}", f"worse than {other}")
+            said.append(Finding(f"Against {other}, {where}", text))
+    said.append(_not_shown(settings, ranking, rows))
+    return [each for each in said if each.text]
+
+
+def _rests_on(settings: Sequence[Setting]) -> Finding:
+    parts = []
+    for each in settings:
+        images = f" about {each.images:,} images" if each.images else ""
+        parts.append(f"{each.task} ({each.metric}; {each.examples:,} examples{images})")
+    data = _joined(list(dict.fromkeys(f"{each.dataset}, {each.split} split" for each in settings)))
+    seeds = max(each.seeds for each in settings)
+    models = f"{seeds} seeds a method" if seeds > 1 else "one seed"
+    return Finding("It rests on", f"{_joined(parts)}, on {data}; {models}.")
+
+
+def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> Finding:
+    """Say down to which cost each method holds its score."""
+    many = len(settings) > 1
+    cells = over_tasks(rows) if many else aggregate(rows)
+    whole = cells[cells["label"] == NO_REDUCTION]
+    if whole.empty or whole["gflops_total"].isna().all():
+        return Finding("", "")
+    base = float(whole["gflops_total"].iloc[0])
+    reduced = cells[cells["label"] != NO_REDUCTION].dropna(subset=["gflops_total"])
+    held = reduced[(reduced["share"] >= _KEPT) & (reduced["gflops_total"] < base)]
+    mean = f"on the mean over the {len(settings)} tasks, " if many else ""
+    about = f"Within 1% of no reduction ({base:.3g} GFLOPs an example)"
+    if held.empty:
+        if reduced.empty:
+            return Finding("", "")
+        best = reduced.loc[reduced["share"].idxmax()]
+        return Finding(
+            about,
+            f"{mean}no method at any keep ratio that saves GFLOPs; the nearest is "
+            f"{best['label']}, with {best['share']:.1%} of the score at "
+            f"{best['gflops_total']:.3g} GFLOPs.",
+        )
+    cheapest = held.loc[held.groupby("label")["gflops_total"].idxmin()].sort_values("gflops_total")
+    said = [
+        f"{method_name(str(row.label), str(row.acts))} down to {row.gflops_total:.3g} "
+        f"({row.gflops_total / base - 1:.0%})"
+        for row in cheapest.itertuples()
+    ]
+    others = sorted(set(reduced["label"]) - set(held["label"]))
+    never = f" At no keep ratio tried: {_joined(others)}." if others else ""
+    return Finding(about, f"{mean}{_joined(said)}.{never}")
+
+
+def _verdicts(
+    found: dict[str, Comparison], better: str, worse: str, than: str | None = None
+) -> str:
+    """Say which methods are better, worse, and which are not shown to differ."""
+    by = {name: [a for a, each in found.items() if each.verdict == name]
+          for name in ("better", "worse", "not shown")}  # fmt: skip
+    said = [
+        f"shown to be {words}: {_joined(sorted(by[name]))}"
+        for name, words in (("better", better), ("worse", worse))
+        if by[name]
+    ]
+    if by["not shown"]:
+        every = len(by["not shown"]) == len(found)
+        names = "any method" if every and len(found) > 1 else _joined(sorted(by["not shown"]))
+        said.append(f"no difference {f'from {than} ' if than else ''}is shown for {names}")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _not_shown(settings: Sequence[Setting], ranking: Ranking, rows: pd.DataFrame) -> Finding:
     said = []
-    for tail, words in tails.items():
-        names = ", ".join(
-            f'<a href="{html.escape(f"{base}{tail}.{kind}")}">{_KINDS[kind]}</a>' for kind in kinds
+    if "seeds" not in ranking.found:
+        said.append("how any method would do if its model were trained anew: there is one seed")
+    if "examples" not in ranking.found:
+        said.append(
+            "how these models differ on single examples: the runs kept no scores of examples, or "
+            "share none"
         )
-        said.append(f"{words} {names}".strip())
-    return f'<span class="files">Files: {"; ".join(said)}.</span>'
+    missing = [name for name in BASELINES if name not in set(rows["label"])]
+    if missing:
+        said.append(f"anything against {_joined(missing)}, which was not run here")
+    if (rows["acts"] == "fusion").any():
+        fused = sorted(set(rows.loc[rows["acts"] == "fusion", "label"]))
+        said.append(
+            f"{_joined(fused)} at equal keep ratio with the others: it acts in the fusion, where "
+            "the keep ratio is another quantity; compare by GFLOPs"
+        )
+    return Finding("Not shown", f"{'; '.join(said)}." if said else "")
 
 
-_KINDS = {"pdf": "PDF", "svg": "SVG", "csv": "CSV", "md": "Markdown", "tex": "LaTeX"}
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _gallery(folders: list[Path | str], out: Path) -> str:
+# Pictures.
+
+
+def _picture(plot: Plot, folder: Path) -> dict[str, Any]:
+    """Write a figure in every size and format; return what the page shows of it."""
+    drawn: dict[str, Markup] = {}
+    files = []
+    with style():
+        for size, width in _SIZES:
+            if width not in plot.widths:
+                continue
+            figure: Figure = plot.draw(width)
+            base = folder / f"{plot.name}-{size}"
+            figure.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
+            figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
+            text = base.with_suffix(".svg").read_text(encoding="utf-8")
+            drawn[size.replace("-", "_")] = _inline_svg(text, base.name, plot.title)
+            files.append((size.replace("-", " "), f"figures/{base.name}"))
+    return {"plot": plot, "files": files, **drawn}
+
+
+def _inline_svg(text: str, prefix: str, label: str) -> Markup:
+    """Return an SVG file's drawing for use inside the page.
+
+    Its ids get a prefix, so that several drawings do not mix, and what is drawn in ink takes the
+    colour of the page's text, light or dark.
+    """
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = text.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
+    text = text.replace(INK, "currentColor")
+    head = f'<svg role="img" aria-label="{html.escape(label, quote=True)}"'
+    return Markup(text.replace("<svg", head, 1))
+
+
+def _token_maps(places: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:
+    """Draw the token maps of up to four images; return them as data, and what is damaged."""
     damaged: list[str] = []
-    maps = load_tokens(folders, damaged)
-    warnings = "".join(f'<p class="warn">{html.escape(each)}</p>' for each in damaged)
-    if not maps:
-        return warnings or (
-            "<p>There are no token maps. <code>python run_experiment.py predict ...</code> writes "
-            "them beside its predictions.</p>"
-        )
-    # A picture an image, so that a printed page can break between them.
+    maps = load_tokens([place for place in places if place.is_dir()], damaged)
     pictures = []
-    for number in range(min(4, len({each.key for each in maps}))):
-        path = out / "figures" / f"token_maps_{number + 1}.png"
-        save_png(gallery(maps, 1, 7, first=number), path)
-        picture = inline_png(path, "What several reducers keep of one image")
-        pictures.append(f'<figure><div class="figure-scroll">{picture}</div></figure>')
-    caption = (
-        "What each reducer leaves after its last reduction. Bright: the patch has a token of its "
-        "own. Outlined in one colour: patches that share a token, darker the more they are. "
-        "Black: dropped."
-    )
-    return f'{warnings}<p class="caption">{caption}</p>{"".join(pictures)}'
+    for image in range(min(_MAPS, len({each.key for each in maps}))):
+        path = folder / f"token_maps_{image + 1}.png"
+        save_png(gallery(maps, 1, 7, first=image), path)
+        pictures.append(base64.b64encode(path.read_bytes()).decode("ascii"))
+    return pictures, damaged
 
 
-def _intro(parts: _Parts) -> str:
-    runs, found = parts.subject.runs, parts.subject.study
-    status = Counter(runs.table.get("status", ()))
-    said = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
-    methods = found.cells["label"].nunique() if len(found.cells) else 0
-    count = len(found.settings)
-    lines = [
-        f"<p>{len(runs.records)} runs ({html.escape(said)}), {len(runs.broken)} records "
-        f"unreadable. {count} setting{'s' * (count != 1)}, {methods} methods. "
-        f'<span class="quiet">GFLOPs are {html.escape(CONVENTION)}.</span></p>'
-    ]
-    if len(found.cells) and found.cells["seeds"].max() < 2:
-        lines.append(
-            '<p class="warn">Every cell has one seed. There are no intervals over training, and '
-            "nothing here says how a method would do if trained anew. Differences by example speak "
-            "of the very models at hand.</p>"
-        )
-    lines += [f'<p class="warn">{html.escape(note)}</p>' for note in found.notes]
-    return "".join(lines)
-
-
-def _sections(parts: _Parts) -> list[tuple[str, str]]:
-    plots, made = parts.plots, parts.tables
-    costs = ("score_training", "score_latency", "score_keep_ratio")
-    scores = sorted(name for name in made if name.startswith("scores_"))
-    nothing = "<p>No run has a score yet.</p>"
-    failures = _show(made, "failures") or "<p>No run failed and every record could be read.</p>"
-    missing = _show(made, "missing") or "<p>Every method has every keep ratio and seed.</p>"
-    sections = [
-        ("Score and cost", _join(plots, "score_gflops", "relative_score") or nothing),
-        ("What was found", _findings(made)),
-        ("Scores by task", "".join(_show(made, name) for name in scores) or nothing),
-        ("Over all tasks", _show(made, "over_settings") + _show(made, "areas")),
-        ("Comparisons", "".join(_show(made, name) for name in made if name in _COMPARED)),
-        ("Other costs", _join(plots, *costs) + _show(made, "costs")),
-        ("Tokens and where the cost goes", _join(plots, "tokens_by_block", "cost_breakdown")),
-        ("Training", _join(plots, "training_curves")),
-        ("Token maps", parts.maps),
-        ("What was not run", _join(plots, "coverage") + missing + _undrawn(parts.undrawn)),
-        ("Failures", failures),
-        ("Published results", _show(made, "literature")),
-        ("Provenance", _provenance(parts.subject.runs)),
-    ]
-    return [(name, content) for name, content in sections if content]
-
-
-def _join(plots: dict[str, str], *names: str) -> str:
-    return "".join(plots.get(name, "") for name in names)
-
-
-def _show(made: dict[str, Table], name: str, caption: str | None = None) -> str:
-    if name not in made:
-        return ""
-    table = made[name]
-    files = _links(f"tables/{name}", {"": ""}, "csv", "md", "tex")
-    said = html.escape(table.caption if caption is None else caption)
-    tall = " tall" if len(table.shown) > 40 else ""
-    body = f'<div class="wide{tall}">{table.html()}</div>'
-    if name in _FOLDED:
-        body = f"<details><summary>{len(table.shown)} rows</summary>{body}</details>"
-    return f'<h3>{html.escape(table.title)}</h3><p class="caption">{said} {files}</p>{body}'
-
-
-def _undrawn(titles: list[str]) -> str:
-    if not titles:
-        return ""
-    names = html.escape("; ".join(titles))
-    return f'<p class="quiet">Not drawn, since no run has what it takes: {names}.</p>'
-
-
-def _findings(made: dict[str, Table]) -> str:
-    """Show the differences from no reduction and the others, and say what they cannot tell."""
-    names = [name for name in made if name.startswith("findings_")]
-    captions = [made[names[0]].caption, *["As above."] * (len(names) - 1)] if names else []
-    shown = "".join(map(partial(_show, made), names, captions))
-    return shown or (
-        "<p>There is nothing to compare: no two methods share a setting, a seed and examples.</p>"
-    )
-
-
-def _provenance(runs: Runs) -> str:
+def _provenance(found: Runs) -> dict[str, str]:
     """Say where the numbers come from: code, packages, machines, times."""
-    records = runs.records
+    records = [run.record for run in found.runs]
     if not records:
-        return ""
-    dirty = sum(bool(record.code.dirty) for record in records)
-    rows = {
-        "commits": _counted(record.code.commit or "unknown" for record in records),
+        return {}
+    dirty = sum(bool(record.dirty) for record in records)
+    return {
+        "tasks": _counted(TASKS.get(record.task, record.task) for record in records),
+        "grids": _counted(record.grid or "none" for record in records),
+        "code (commits)": _counted(record.commit or "unknown" for record in records),
         "uncommitted changes": f"{dirty} of {len(records)} runs",
-        "seeds": ", ".join(sorted({str(record.seed) for record in records}, key=_numeric)),
-        "started": f"{min(r.started for r in records)} to {max(r.started for r in records)}",
-        "processors": _counted(record.hardware.cpu or "unknown" for record in records),
-        "GPUs": _counted("+".join(record.hardware.gpus) or "none" for record in records),
-        "weights from": _counted(record.parent or "random" for record in records),
-        "configurations": f"{len({record.config_hash for record in records})} different",
+        "ran from": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
+        "processors": _counted(record.cpu or "unknown" for record in records),
+        "GPUs": _counted("+".join(record.gpus) or "none" for record in records),
+        "weights from": _counted(
+            re.sub(r"\brun [0-9a-f]{8}\b", "a run", record.weights) for record in records
+        ),
         "packages": _counted(
             " ".join(f"{name} {version}" for name, version in sorted(record.packages.items()))
             for record in records
         ),
-        "notes in records": _counted(note for record in records for note in record.notes) or "none",
+        "notes of the runs": _counted(note for record in records for note in record.notes),
     }
-    entries = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in rows.items()
-    )
-    every = _links("tables/runs", {"": ""}, "csv")
-    return f"<dl>{entries}</dl><p class='caption'>All runs, a row each. {every}</p>"
 
 
-def _counted(values: Iterable[str], most: int = 8) -> str:
+def _counted(values: Iterable[str], most: int = 6) -> str:
     counts = Counter(values)
     said = [f"{value} ({count} runs)" for value, count in counts.most_common(most)]
     more = [f"and {len(counts) - most} more"] if len(counts) > most else []
-    return "; ".join(said + more)
-
-
-def _numeric(text: str) -> tuple[int, str]:
-    return (int(text), "") if text.lstrip("-").isdigit() else (0, text)
+    return "; ".join(said + more) or "none"

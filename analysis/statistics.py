@@ -1,25 +1,27 @@
-"""Means with intervals, fair comparisons, and summaries over tasks.
+"""Intervals, and comparisons that are fair.
 
-Every interval is at the 95% level. Where the data cannot carry an interval
-(one seed, or no spread over seeds) there is none: ``low`` and ``high`` are None.
+Every interval is at the 95% level. Where the data carry none (one seed, or seeds that all score
+the same), ``low`` and ``high`` are None. Two questions are kept apart: *by seed* asks what training
+anew would show, *by example* what other test examples would show for the very models at hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.integrate import trapezoid
 
-Array = NDArray[np.float64]
-Statistic = Callable[[Sequence[Array]], Array]
-"""Reduces the last axis of each stratum, and then the strata, to one number."""
+from analysis.load import BASELINES, COSTS, NO_REDUCTION, Array, Progress, Scores, mean_scores
 
 LEVEL = 0.95
-"""Level of all intervals unless told otherwise."""
+
+Unit = Literal["seeds", "examples"]
+"""What a comparison pairs: trained models, or test examples of the models at hand."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Interval:
 
     Attributes:
         value: The estimate.
-        low, high: Ends of the interval; None where the data carry none.
-        count: How many values (seeds, in a study) went in.
+        low: Lower end; None where the data carry none.
+        high: Upper end.
+        count: How many values went in.
     """
 
     value: float
@@ -55,116 +58,8 @@ def t_interval(values: Sequence[float] | Array) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
-def bootstrap_interval(
-    strata: Sequence[Sequence[float] | Array],
-    statistic: Statistic,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Return a statistic of several groups of seeds with a stratified bootstrap interval.
-
-    Seeds are drawn anew within each stratum (a task), n - 1 of n, which makes the bootstrap
-    variance of a mean unbiased for the few seeds that a study has; the half-width is Student's t
-    (n - 1 degrees of freedom, summed over the strata) times the bootstrap standard error.
-
-    Source: Rao and Wu, 1988, Resampling Inference with Complex Survey Data; Agarwal et al., 2021,
-    arXiv:2108.13264, for strata in comparisons over tasks.
-
-    Args:
-        strata: The values of each group, one a seed.
-        statistic: What is estimated.
-        resamples: Bootstrap samples.
-        seed: Of the draws.
-    """
-    data = [np.asarray(values, dtype=float) for values in strata]
-    value, count = float(statistic(data)), sum(map(len, data))
-    if min(map(len, data)) < 2:
-        return Interval(value, None, None, count)
-    generator = np.random.default_rng(seed)
-    drawn = [
-        group[generator.integers(len(group), size=(resamples, len(group) - 1))] for group in data
-    ]
-    error = float(statistic(drawn).std(ddof=1))
-    if error <= _rounding(np.concatenate(data)):
-        return Interval(value, None, None, count)
-    half = stats.t.ppf((1 + LEVEL) / 2, count - len(data)) * error
-    return Interval(value, value - half, value + half, count)
-
-
 def _rounding(data: Array) -> float:
     return 1e-12 * max(1.0, float(np.abs(data).max()))
-
-
-def mean_over_tasks(strata: Sequence[Array]) -> Array:
-    """Return the mean over tasks of the mean over seeds."""
-    means: Array = np.stack([group.mean(axis=-1) for group in strata]).mean(axis=0)
-    return means
-
-
-def interquartile_mean(strata: Sequence[Array]) -> Array:
-    """Return the mean of the middle half of all scores of all tasks together.
-
-    Scores must be on one scale, such as shares of the score without reduction. It is meant for
-    several tasks: on one task of five seeds its bootstrap interval is on the wide side (97.4%).
-    """
-    together = np.concatenate(list(strata), axis=-1)
-    trimmed: Array = np.asarray(stats.trim_mean(together, 0.25, axis=-1))
-    return trimmed
-
-
-def probability_of_improvement(
-    a: Sequence[Sequence[float] | Array],
-    b: Sequence[Sequence[float] | Array],
-) -> Interval:
-    """Return how often a run of A scores above a run of B, averaged over tasks; ties count half.
-
-    ``mean over tasks of U / (n m)`` with the Mann-Whitney U. The interval is cut to [0, 1].
-
-    Args:
-        a: Scores of A, one group a task.
-        b: Scores of B, in the same order of tasks.
-    """
-    half = len(a)
-
-    def wins(groups: Sequence[Array]) -> Array:
-        shares = []
-        for left, right in zip(groups[:half], groups[half:], strict=True):
-            gap = left[..., :, None] - right[..., None, :]
-            shares.append(((gap > 0) + 0.5 * (gap == 0)).mean(axis=(-2, -1)))
-        mean: Array = np.stack(shares).mean(axis=0)
-        return mean
-
-    found = bootstrap_interval([*a, *b], wins)
-    if found.low is None or found.high is None:
-        return found
-    return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0), found.count)
-
-
-def curve_area(cost: Sequence[float], score: Sequence[float], low: float, high: float) -> float:
-    """Return the mean height of a score-cost curve between two costs, in units of the score.
-
-    The points are joined by straight lines; nothing is extended beyond them.
-
-    Args:
-        cost: GFLOPs of the points, in any order.
-        score: Their scores.
-        low: Where the range starts.
-        high: Where it ends.
-
-    Raises:
-        ValueError: The points do not reach over the range; the message gives both.
-    """
-    x, y = np.asarray(cost, dtype=float), np.asarray(score, dtype=float)
-    order = np.argsort(x, kind="stable")
-    x, y = x[order], y[order]
-    if not low < high or low < x[0] or high > x[-1]:
-        raise ValueError(
-            f"The curve spans {x[0]:g} to {x[-1]:g} GFLOPs; asked for {low:g} to {high:g}."
-        )
-    inside = (x > low) & (x < high)
-    grid = np.concatenate([[low], x[inside], [high]])
-    heights = np.concatenate([[np.interp(low, x, y)], y[inside], [np.interp(high, x, y)]])
-    return float(trapezoid(heights, grid) / (high - low))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -191,7 +86,7 @@ def by_image(differences: Array, images: NDArray[np.int64]) -> Array:
 
     Args:
         differences: [N].
-        images: [N], the image of each.
+        images: [N] image of each.
     """
     _, of = np.unique(images, return_inverse=True)
     mean, groups = differences.mean(), int(of.max()) + 1
@@ -203,8 +98,8 @@ def by_image(differences: Array, images: NDArray[np.int64]) -> Array:
 def stacked(groups: Sequence[Array]) -> Array:
     """Return values whose mean is the mean of the groups' means, with the right spread of it.
 
-    Each group has independent values of its own (one an image, of a task); the variance of the
-    mean of means is the sum of ``s_k^2 / n_k`` over the K groups, over K^2.
+    Each group (a task) has independent values of its own; the variance of the mean of means is the
+    sum of ``s_k^2 / n_k`` over the K groups, over K^2.
 
     Args:
         groups: At least two values each.
@@ -222,8 +117,10 @@ class Pairing:
     """Two methods on the same seeds, or on the same examples.
 
     Attributes:
-        a, b: Their names.
-        where: What was scored: setting and keep ratios.
+        a: One method.
+        b: The other.
+        setting: Where both were scored.
+        keeps: The keep ratios over which the scores are averaged.
         gaps: Independent values whose mean is the score of A minus that of B: one a seed, or one
             an image.
         differing: How many of the pairs behind them differ at all.
@@ -231,7 +128,8 @@ class Pairing:
 
     a: str
     b: str
-    where: tuple[str, str]
+    setting: str
+    keeps: tuple[float, ...]
     gaps: Array
     differing: int
 
@@ -241,42 +139,45 @@ class Comparison:
     """What a pairing shows.
 
     Attributes:
-        a, b, where: As in the pairing.
+        a: One method.
+        b: The other.
+        setting: Where both were scored.
+        keeps: The keep ratios over which the scores are averaged.
         pairs: How many seeds, or images, both have.
-        difference: Mean of A minus B; None without a pair.
-        low, high: Its interval, corrected for the number of comparisons; None where there is none.
+        difference: Mean of A minus B.
+        low: Lower end of its interval, corrected for the number of comparisons; None without one.
+        high: Upper end.
         p_value: Of the paired t-test, corrected likewise.
     """
 
     a: str
     b: str
-    where: tuple[str, str]
+    setting: str
+    keeps: tuple[float, ...]
     pairs: int
-    difference: float | None
+    difference: float
     low: float | None
     high: float | None
     p_value: float | None
 
     @property
     def verdict(self) -> str:
-        """``A beats B`` only where the corrected interval lies wholly on one side of 0."""
+        """``better`` or ``worse`` only where the corrected interval leaves out 0."""
         if self.pairs < 2:
             return "too few pairs"
         if self.low is not None and self.low > 0:
-            return f"{self.a} beats {self.b}"
-        if self.high is not None and self.high < 0:
-            return f"{self.b} beats {self.a}"
-        return "no difference shown"
+            return "better"
+        return "worse" if self.high is not None and self.high < 0 else "not shown"
 
 
 def compare(pairings: Sequence[Pairing]) -> list[Comparison]:
-    """Compare with paired t-tests, and correct all of them together (Holm).
+    """Compare by paired t-tests, and correct all of them together (Holm).
 
     The degrees of freedom are the pairs that differ, minus 1: a thousand images of which four
     differ know as little as four. The interval of a comparison is at level
     ``1 - alpha * p / p_corrected``, so that it leaves out 0 exactly where the corrected p-value is
-    below alpha = 1 - `LEVEL`, the chance of any false "A beats B" among them. Differences without
-    any spread carry no interval: seeds that change nothing say nothing.
+    below alpha = 1 - `LEVEL`, the chance of any false "better" or "worse" among them. Differences
+    without any spread carry no interval: seeds that change nothing say nothing.
 
     Args:
         pairings: Everything that is compared in one table.
@@ -286,17 +187,15 @@ def compare(pairings: Sequence[Pairing]) -> list[Comparison]:
     corrected = dict(zip(tested, zip(raw, holm(raw), strict=True), strict=True))
     results = []
     for index, each in enumerate(pairings):
-        mean = float(each.gaps.mean()) if len(each.gaps) else None
-        low = high = p_corrected = None
-        if index in corrected and mean is not None:
+        mean, low, high, p_corrected = float(each.gaps.mean()), None, None, None
+        if index in corrected:
             p, p_corrected = corrected[index]
             share = p / p_corrected if p_corrected > 0 else 1 / len(tested)
             tail = (1 - LEVEL) * share / 2
             half = float(stats.t.isf(tail, each.differing - 1)) * _error(each)
             low, high = mean - half, mean + half
-        results.append(
-            Comparison(each.a, each.b, each.where, len(each.gaps), mean, low, high, p_corrected)
-        )
+        names = (each.a, each.b, each.setting, each.keeps, len(each.gaps))
+        results.append(Comparison(*names, mean, low, high, p_corrected))
     return results
 
 
@@ -312,3 +211,163 @@ def _error(pairing: Pairing) -> float:
 def _p_value(pairing: Pairing) -> float:
     value = abs(float(pairing.gaps.mean())) / _error(pairing)
     return float(2 * stats.t.sf(value, pairing.differing - 1))
+
+
+Cell = dict[int, tuple[float, Scores | None]]
+"""Score and single scores of one method at one keep ratio, by seed."""
+
+OVER_ALL = "all tasks"
+
+
+def comparisons(
+    scores: pd.DataFrame,
+    against: Sequence[str] = BASELINES,
+    by_ratio: bool = False,
+    unit: Unit = "seeds",
+    progress: Progress | None = None,
+) -> list[Comparison]:
+    """Compare every method with some others at equal keep ratios; all corrected together.
+
+    Each setting by itself, and the mean over all of them where all have both methods. The keep
+    ratio of a method that acts in the fusion is another quantity: it is compared with no reduction
+    and with its like only.
+
+    Args:
+        scores: Rows of `analysis.load.Study.scores`: the settings of one group.
+        against: The others.
+        by_ratio: One comparison a keep ratio; else of the means over all ratios that both have.
+        unit: What is paired.
+        progress: Shows how far it is.
+    """
+    cells: dict[tuple[str, str], dict[float, Cell]] = {}
+    columns = ["setting", "label", "keep", "seed", "score", "outcomes"]
+    for setting, label, keep, seed, score, outcomes in scores[columns].itertuples(index=False):
+        cells.setdefault((setting, label), {}).setdefault(keep, {})[seed] = (score, outcomes)
+    acts = dict(zip(scores["label"], scores["acts"], strict=True))
+    settings = list(dict.fromkeys(scores["setting"]))
+    pairs = [
+        (label, other)
+        for other in against
+        for label in sorted(acts)
+        if label not in (other, NO_REDUCTION)
+        and other in acts
+        and (other == NO_REDUCTION or acts[label] == acts[other])
+    ]
+    pairings: list[Pairing] = []
+    for label, other in progress(pairs, f"Comparing by {unit}") if progress else pairs:
+        found: dict[tuple[float, ...], dict[str, Pairing]] = {}
+        for setting in settings:
+            one, two = cells.get((setting, label), {}), cells.get((setting, other), {})
+            for keeps, gaps, differing in _gaps(one, two, other == NO_REDUCTION, by_ratio, unit):
+                made = Pairing(label, other, setting, keeps, gaps, differing)
+                found.setdefault(keeps, {})[setting] = made
+        for keeps, mine in found.items():
+            pairings += mine.values()
+            pairings += _over_all(mine, settings, keeps, unit)
+    return compare(pairings)
+
+
+def _over_all(
+    mine: Mapping[str, Pairing], settings: Sequence[str], keeps: tuple[float, ...], unit: Unit
+) -> Iterator[Pairing]:
+    """Yield the mean over all settings, where each of them has the pair."""
+    several = [pairing for pairing in mine.values() if len(pairing.gaps) > 1]
+    if len(settings) < 2 or len(several) < len(settings):
+        return
+    if unit == "examples":
+        gaps = stacked([each.gaps for each in several])
+    elif len({len(each.gaps) for each in several}) == 1:  # one value a seed: its mean over tasks
+        gaps = np.mean([each.gaps for each in several], axis=0)
+    else:
+        return
+    differing = min(len(gaps), sum(each.differing for each in several))
+    yield Pairing(several[0].a, several[0].b, OVER_ALL, keeps, gaps, differing)
+
+
+def _gaps(
+    one: dict[float, Cell], two: dict[float, Cell], to_whole: bool, by_ratio: bool, unit: Unit
+) -> Iterator[tuple[tuple[float, ...], Array, int]]:
+    """Yield keep ratios that both methods have, the gaps there, and how many of them differ."""
+    whole = two.get(1.0) if to_whole else None
+    both = {
+        keep: (cell, other)
+        for keep, cell in sorted(one.items())
+        if (other := whole if to_whole else two.get(keep)) is not None
+    }
+    for keeps in [(keep,) for keep in both] if by_ratio else [tuple(both)]:
+        pairs = [both[keep] for keep in keeps]
+        seeds = sorted(set.intersection(*(set(a) & set(b) for a, b in pairs))) if pairs else []
+        if unit == "seeds" and seeds:
+            gaps = np.array([np.mean([a[s][0] - b[s][0] for a, b in pairs]) for s in seeds])
+            yield keeps, gaps, int(np.count_nonzero(gaps))
+        elif unit == "examples":
+            shared = [(a[s][1], b[s][1]) for a, b in pairs for s in sorted(a.keys() & b.keys())]
+            a, b = (mean_scores([pair[side] for pair in shared]) for side in (0, 1))
+            if a is None or b is None:
+                continue
+            a, b = _on_the_same(a, b), _on_the_same(b, a)
+            if len(a.values):
+                gaps = a.values - b.values
+                yield keeps, by_image(gaps, a.images), len(np.unique(a.images[gaps != 0]))
+
+
+def _on_the_same(one: Scores, other: Scores) -> Scores:
+    if one.examples is other.examples:
+        return one
+    here = np.isin(one.examples, other.examples, assume_unique=True)
+    return Scores(one.examples[here], one.images[here], one.values[here])
+
+
+def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a cell: the means over its seeds, with Student's intervals.
+
+    Columns: ``setting``, ``group``, ``label``, ``keep``, ``family``, ``acts``, ``seeds``, ``score``
+    and ``share`` with ``_low`` and ``_high``, and the medians of the costs.
+    """
+    rows = []
+    for (setting, label, keep), group in scores.groupby(["setting", "label", "keep"], sort=False):
+        first = group.iloc[0]
+        row = {"setting": setting, "label": label, "keep": keep}
+        row |= {name: first[name] for name in ("group", "family", "acts", "metric")}
+        row["seeds"] = len(group)
+        for name in ("score", "share"):
+            found = t_interval(group[name].to_numpy(float))
+            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        rows.append(row)
+    if not rows:
+        names = ["setting", "group", "label", "keep", "family", "acts", "metric", "seeds"]
+        ends = [f"{name}{end}" for name in ("score", "share") for end in ("", "_low", "_high")]
+        return pd.DataFrame(columns=[*names, *ends, *COSTS])
+    keys = ["setting", "label", "keep"]
+    costs = scores[[*keys, *COSTS]].astype(dict.fromkeys(COSTS, float)).groupby(keys).median()
+    frame = pd.DataFrame(rows).merge(costs.reset_index(), on=keys)
+    ends = [f"{name}_{end}" for name in ("score", "share") for end in ("low", "high")]
+    return frame.astype(dict.fromkeys(ends, float))
+
+
+def over_tasks(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return each method's share of the score without reduction, averaged over the settings.
+
+    Only cells that every setting has are in it; the interval is Student's over the seeds, each the
+    mean over the settings. Columns as those of `aggregate`, where ``score`` is the share.
+    """
+    settings = scores["setting"].nunique()
+    full = scores.groupby(["label", "keep"])["setting"].transform("nunique") == settings
+    numbers = ["share", *COSTS]
+    kept = scores[full & scores["share"].notna()].astype(dict.fromkeys(numbers, float))
+    keys = ["label", "keep", "seed"]
+    means = kept.groupby(keys)[numbers].mean().reset_index()
+    facts = kept.drop_duplicates(keys)[[*keys, "group", "family", "acts"]]
+    joined = means.merge(facts, on=keys)
+    return aggregate(joined.assign(setting=OVER_ALL, score=joined["share"], metric="share"))
+
+
+def pareto(cost: pd.Series, score: pd.Series) -> pd.Series:
+    """Return which points no other point beats: none is as cheap with a higher score."""
+    order = np.lexsort((-score.to_numpy(), cost.to_numpy()))
+    best, front = -np.inf, np.zeros(len(cost), dtype=bool)
+    for place in order:
+        value = score.iloc[place]
+        if not np.isnan(cost.iloc[place]) and value > best:
+            best, front[place] = value, True
+    return pd.Series(front, index=cost.index)

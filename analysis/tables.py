@@ -1,311 +1,480 @@
-"""The tables of a study."""
+"""The tables of a study: as shown, as numbers (CSV), in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
-from analysis.cells import ENDS, Study
-from analysis.compare import Unit, areas, comparisons, improvements
-from analysis.figures import Subject
-from analysis.literature import Published
-from analysis.statistics import Comparison
-from analysis.table import MISSING, Table, number, with_interval
+from analysis.load import BASELINES, COSTS, NO_REDUCTION, SMALLER, Progress, Setting, Study
+from analysis.statistics import OVER_ALL, Comparison, Unit, aggregate, comparisons, over_tasks
+
+MISSING = "–"
+"""Stands where there is no value."""
+
+CUT = "An asterisk marks the end of an interval that was cut at the end of the score's range."
+_LONG = 200
+"""Tables with more rows are written as CSV only."""
 
 
-def scores(found: Study) -> list[Table]:
-    """Return one table a setting: a line a method, a column a keep ratio."""
-    tables = []
-    for index, setting in enumerate(found.settings, 1):
-        cells = found.cells[found.cells["setting"] == setting].copy()
-        cells["shown"] = [
-            with_interval(value, low, high)
-            for value, low, high in zip(cells["score"], cells["low"], cells["high"], strict=True)
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: Of its files.
+        title: Heading.
+        caption: What it shows, in words.
+        shown: The cells as they are read, all text.
+        raw: The numbers.
+        bold: Rows and columns of the cells in bold.
+    """
+
+    name: str
+    title: str
+    caption: str
+    shown: pd.DataFrame
+    raw: pd.DataFrame
+    bold: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Endings of its files."""
+        return ("csv", "md", "tex") if len(self.shown) <= _LONG else ("csv",)
+
+    @cached_property
+    def right(self) -> list[bool]:
+        """Which columns hold numbers."""
+        start = re.compile(r"[+-]?\d")
+        columns = self.shown.astype(str).to_numpy().T
+        return [all(cell in (MISSING, "") or start.match(cell) for cell in c) for c in columns]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+
+        def line(cells: Sequence[object]) -> str:
+            said = [html.escape(str(cell), quote=False).replace("|", r"\|") for cell in cells]
+            return f"| {' | '.join(' '.join(each.split()) for each in said)} |"
+
+        rows = [
+            [f"**{cell}**" if (i, j) in self.bold else cell for j, cell in enumerate(row)]
+            for i, row in enumerate(self.shown.to_numpy())
         ]
-        smaller = cells["label"] == "Smaller image"
-        share = [f"Smaller image, {keep:.0%} of patches" for keep in cells["keep"]]
-        rows = cells.assign(
-            label=cells["label"].where(~smaller, share), keep=cells["keep"].mask(smaller, 1.0)
+        rule = line(["---:" if right else ":---" for right in self.right])
+        body = [line(list(self.shown.columns)), rule, *map(line, rows)]
+        return "\n".join([f"**{self.title}.** {self.caption}", "", *body, ""])
+
+    def latex(self) -> str:
+        """Return the table in LaTeX; it needs the booktabs package."""
+        weights = pd.DataFrame("", self.shown.index, self.shown.columns)
+        for row, column in self.bold:
+            weights.iat[row, column] = "textbf:--rwrap;"
+        style = self.shown.style.hide(axis="index").format(escape="latex")
+        style = style.format_index(escape="latex", axis=1).apply(lambda _: weights, axis=None)
+        caption = f"{self.title}. {self.caption}"
+        text: str = style.to_latex(
+            hrules=True,
+            position="t",
+            position_float="centering",
+            label=f"tab:{self.name}",
+            caption=re.sub(r"([&%$#_{}])", r"\\\1", caption).replace("^", r"\^{}"),
+            column_format="".join("r" if right else "l" for right in self.right),
         )
-        wide = rows.pivot(index="label", columns="keep", values="shown")
-        wide = wide[sorted(wide.columns, reverse=True)].fillna(MISSING)
-        wide = wide.loc[sorted(wide.index, key=lambda label: (label not in ENDS, label))]
-        wide.columns = [f"{keep:g}" for keep in wide.columns]
-        seeds = sorted(cells["seeds"].unique())
+        text = text.replace("\\centering\n", "\\centering\n\\footnotesize\n", 1)
+        for sign, name in (("–", "--"), ("“", "``"), ("”", "''"), ("×", r"$\times$")):
+            text = text.replace(sign, name)
+        return text
+
+    def write(self, folder: Path) -> None:
+        """Write its files into a folder."""
+        self.raw.to_csv(folder / f"{self.name}.csv", index=False)
+        if "tex" in self.kinds:
+            (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
+            (folder / f"{self.name}.tex").write_text(self.latex(), encoding="utf-8")
+
+
+def number(value: object, digits: int = 3) -> str:
+    """Return a number with so many significant digits, or the sign for a missing one."""
+    missing = value is None or pd.isna(value)  # type: ignore[call-overload]
+    return MISSING if missing else f"{float(value):.{digits}g}"  # type: ignore[arg-type]
+
+
+def fixed(value: float, digits: int = 3, sign: bool = False) -> str:
+    """Return a number with so many decimals; what rounds to 0 has no sign."""
+    if round(value, digits) == 0:
+        return f"{0:.{digits}f}"
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def with_interval(
+    value: float, low: float | None, high: float | None, bounded: bool = True, sign: bool = False
+) -> str:
+    """Return ``0.712 [0.703, 0.721]``; without the interval where there is none.
+
+    Args:
+        value: The estimate.
+        low: Lower end.
+        high: Upper end.
+        bounded: The value lies between 0 and 1: ends beyond are cut, and marked ``*``.
+        sign: Write the sign of positive numbers.
+    """
+    if pd.isna(value):
+        return MISSING
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
+        return fixed(value, sign=sign)
+    ends = [fixed(end, sign=sign) for end in (low, high)]
+    if bounded:
+        ends[0] = "0.000*" if low < 0 else ends[0]
+        ends[1] = "1.000*" if high > 1 else ends[1]
+    return f"{fixed(value, sign=sign)} [{ends[0]}, {ends[1]}]"
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def method_name(label: str, acts: str) -> str:
+    """Return a method's name as tables and figures show it."""
+    return f"{label} (fusion)" if acts == "fusion" else label
+
+
+def reference_ratio(cells: pd.DataFrame) -> float:
+    """Return the keep ratio at which most methods were run; of several, the middle one."""
+    counts = cells[cells["acts"] == "encoder"].groupby("keep")["label"].nunique()
+    most = sorted(counts.index[counts == counts.max()])
+    return float(most[len(most) // 2]) if most else 1.0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the methods of a group compare.
+
+    Attributes:
+        group: Its name.
+        order: The methods, the best first: by the mean difference from no reduction.
+        found: The comparisons over all keep ratios, by unit.
+        at_ratios: Those at each keep ratio.
+    """
+
+    group: str
+    order: tuple[str, ...]
+    found: dict[Unit, list[Comparison]]
+    at_ratios: dict[Unit, list[Comparison]]
+
+    @property
+    def unit(self) -> Unit | None:
+        """What claims rest on: seeds where there are several, else examples."""
+        return next(iter(self.found), None)
+
+    def of(self, unit: Unit, other: str) -> dict[str, Comparison]:
+        """Return the comparisons with one other method, over all tasks where there are several."""
+        mine = [each for each in self.found.get(unit, []) if each.b == other]
+        whole = [each for each in mine if each.setting == OVER_ALL]
+        names = {each.setting for each in mine}
+        return {each.a: each for each in (mine if len(names) == 1 else whole)}
+
+
+def rank(
+    study: Study, group: str, against: Sequence[str], progress: Progress | None = None
+) -> Ranking:
+    """Compare the methods of a group."""
+    rows = study.scores[study.scores["group"] == group]
+    units: tuple[Unit, Unit] = ("seeds", "examples")
+    found: dict[Unit, list[Comparison]] = {}
+    at_ratios: dict[Unit, list[Comparison]] = {}
+    for unit in units:
+        made = comparisons(rows, against, False, unit, progress)
+        if any(each.pairs > 1 for each in made):
+            found[unit] = made
+            at_ratios[unit] = comparisons(rows, against, True, unit, progress)
+    ranking = Ranking(group, (), found, at_ratios)
+    shares = rows[rows["label"] != NO_REDUCTION].groupby("label")["share"].mean()
+    by = {label: float(share) - 1 for label, share in shares.items()}
+    if ranking.unit is not None:
+        by |= {a: each.difference for a, each in ranking.of(ranking.unit, NO_REDUCTION).items()}
+    fused = set(rows.loc[rows["acts"] == "fusion", "label"])
+    order = sorted(by, key=lambda a: (a in fused, -by[a]))
+    return Ranking(group, tuple(order), found, at_ratios)
+
+
+_HOW: dict[Unit, str] = {
+    "seeds": "By seed: paired by seed; what training anew would show.",
+    "examples": "By example: paired by test example, the examples of one image kept together, "
+    "scores averaged over the seeds; what other test examples would show for these very models, "
+    "not what training anew would.",
+}
+_HOLM = (
+    "Intervals are at 95%, corrected together for all comparisons of the table (Holm). “Not "
+    "shown” does not mean equal: these runs cannot tell."
+)
+
+
+def ranking_table(study: Study, ranking: Ranking, against: Sequence[str]) -> Table | None:
+    """Return the methods in their order, and how each differs from some others."""
+    if not ranking.found:
+        return None
+    scores = study.scores[study.scores["group"] == ranking.group]
+    acts = dict(zip(scores["label"], scores["acts"], strict=True))
+    shown = pd.DataFrame({"method": [method_name(a, acts[a]) for a in ranking.order]})
+    raw = []
+    for other in against:
+        for unit in ranking.found:
+            mine = ranking.of(unit, other)
+            if not mine:
+                continue
+            by = f", by {unit[:-1]}" if len(ranking.found) > 1 else ""
+            shown[
+                f"minus {other[0].lower() + other[1:] if other == NO_REDUCTION else other}{by}"
+            ] = [_difference(mine.get(a)) for a in ranking.order]
+            raw += [{"unit": unit, **vars(each), "verdict": each.verdict} for each in mine.values()]
+    keeps = {each.keeps for unit in ranking.found for each in ranking.found[unit]}
+    usual = max(keeps, key=len)
+    settings = study.groups[ranking.group]
+    over = f" and the {len(settings)} tasks" if len(settings) > 1 else ""
+    fewer = [keep for keep in keeps if keep != usual]
+    caption = (
+        f"Difference of the scores ({', '.join(dict.fromkeys(s.metric for s in settings))}), mean "
+        f"over the keep ratios {', '.join(f'{keep:g}' for keep in usual)}{over}. "
+        + ("Methods that lack some of them are compared at those they have. " if fewer else "")
+        + " ".join(_HOW[unit] for unit in ranking.found)
+        + f" {_HOLM}"
+        + (_FUSION if "fusion" in acts.values() else "")
+    )
+    name = f"ranking-{slug(ranking.group)}"
+    return Table(name, f"Ranking: {ranking.group}", caption, shown, pd.DataFrame(raw))
+
+
+_FUSION = (
+    " A method marked (fusion) drops tokens in the fusion only: its keep ratio is another "
+    "quantity, so it is compared with no reduction and with its like; for the rest see the GFLOPs."
+)
+
+
+def _difference(found: Comparison | None) -> str:
+    if found is None:
+        return MISSING
+    value = with_interval(found.difference, found.low, found.high, bounded=False, sign=True)
+    return f"{value} {found.verdict}"
+
+
+def score_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
+    """Return the scores of each setting: a line a method, a column a keep ratio."""
+    tables = []
+    for setting in study.settings.values():
+        mine = cells[cells["setting"] == setting.name]
+        for acts, said in (("encoder", "keep ratio"), ("fusion", "keep ratio in the fusion")):
+            part = mine[mine["acts"] == acts]
+            if part.empty:
+                continue
+            whole = mine[mine["label"].isin((NO_REDUCTION, SMALLER))]
+            tail = "" if acts == "encoder" else "-fusion"
+            name = f"scores-{slug(setting.name)}{tail}"
+            tables.append(_score_table(name, setting, pd.concat([part, whole]), said))
+    return tables
+
+
+def _score_table(name: str, setting: Setting, cells: pd.DataFrame, said: str) -> Table:
+    small = cells["label"] == SMALLER
+    label = cells["label"].where(~small, [f"{SMALLER}, {k:.0%} of patches" for k in cells["keep"]])
+    lines = cells.assign(line=label, column=cells["keep"].mask(small, 1.0))
+    order = lines.groupby("line")["score"].mean().sort_values(ascending=False).index
+    names = sorted(order, key=lambda line: line != NO_REDUCTION)
+    by_place = {(row.line, row.column): row for row in lines.itertuples()}
+    shown = pd.DataFrame({"method": names})
+    bold = set()
+    for column, keep in enumerate(sorted(lines["column"].unique(), reverse=True), 1):
+        found = [by_place.get((line, keep)) for line in names]
+        shown[f"{said} {keep:g}" if keep < 1 else "all patches"] = [
+            MISSING if row is None else with_interval(row.score, row.score_low, row.score_high)
+            for row in found
+        ]
+        values = [-1.0 if row is None else round(row.score, 3) for row in found]
+        if keep < 1:
+            bold |= {(i, column) for i, value in enumerate(values) if value == max(values) >= 0}
+    cut = any("*" in cell for cell in shown.to_numpy().flat)
+    caption = _place(setting) + (f" {CUT}" if cut else "")
+    title = f"{setting.name}: {setting.metric}"
+    return Table(name, title, caption, shown, cells, frozenset(bold))
+
+
+def _place(setting: Setting) -> str:
+    images = f" about {setting.images:,} images" if setting.images else ""
+    chance = "" if setting.chance is None else f" Guessing scores {setting.chance:.3f}."
+    how = (
+        f"Means over up to {setting.seeds} seeds, with Student's 95% interval."
+        if setting.seeds > 1
+        else "One seed, so there is no interval over training."
+    )
+    return (
+        f"{setting.dataset}, {setting.split} split, {setting.examples:,} examples{images}. {how}"
+        f"{chance} The best of each column is in bold; {MISSING} stands for no result."
+    )
+
+
+def cost_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
+    """Return what each method costs at the reference keep ratio, a table a setting."""
+    tables = []
+    for setting in study.settings.values():
+        mine = cells[cells["setting"] == setting.name]
+        ratio = reference_ratio(mine)
+        at = (mine["keep"] == ratio) | mine["label"].isin((NO_REDUCTION, SMALLER))
+        mine = mine[at].sort_values("gflops_total")
+        whole = mine[mine["label"] == NO_REDUCTION]["gflops_total"]
+        if mine["gflops_total"].isna().all() or whole.empty:
+            continue
+        flops = whole.iloc[0] / mine["gflops_total"]
+        latency = 1 / mine["latency_share"]
+        raw = mine[["label", "keep", "acts", "score", *COSTS]].assign(
+            flops_speedup=flops, latency_speedup=latency, efficiency=latency / flops
+        )
+        names = {"gflops_total": "GFLOPs", "flops_speedup": "FLOPs speed-up",
+                 "latency_speedup": "latency speed-up", "efficiency": "efficiency",
+                 "gflops_training_step": "GFLOPs of a training step",
+                 "tokens_out": "tokens out", "score": setting.metric}  # fmt: skip
+        shown = pd.DataFrame(
+            {"method": [_at(row.label, row.acts, row.keep) for row in mine.itertuples()]}
+        )
+        for column, name in names.items():
+            shown[name] = raw[column].map(number).to_numpy()
+        caption = (
+            f"At keep ratio {ratio:g}, the cheapest first. GFLOPs: giga multiply-adds an example, "
+            "one multiply-add = 1, the choosing of the tokens included. Speed-ups are relative to "
+            "no reduction, latency timed in turn with it in the same run; efficiency is latency "
+            "speed-up over FLOPs speed-up: 1 where all saved arithmetic is saved time."
+        )
         tables.append(
-            Table(
-                f"scores_{index}",
-                setting,
-                f"{cells['metric'].iloc[0]} by keep ratio: mean over the seeds "
-                f"({' or '.join(map(str, seeds))}) [95% interval]. Chance is "
-                f"{number(cells['chance'].mean())}. {MISSING}: no result.",
-                wide.reset_index(names="method"),
-                cells.drop(columns="shown"),
-            )
+            Table(f"costs-{slug(setting.name)}", f"Cost: {setting.name}", caption, shown, raw)
         )
     return tables
 
 
-_HOLM = (
-    "Intervals and p-values are corrected together for the number of comparisons in this table "
-    "(Holm). “A beats B” stands only where the corrected interval leaves out 0."
-)
-
-_UNITS: dict[Unit, tuple[str, str]] = {
-    "seeds": ("by seed", "Paired by seed: what training anew would show."),
-    "examples": (
-        "by example",
-        "Paired by example, examples of one image kept together, scores averaged over the seeds: "
-        "what other examples would show for these very models, not what training anew would.",
-    ),
-}
+def _at(label: str, acts: str, keep: float) -> str:
+    if label == SMALLER:
+        return f"{SMALLER}, {keep:.0%} of patches"
+    return f"{label} (fusion {keep:g})" if acts == "fusion" else label
 
 
-def comparison_tables(found: Study, against: tuple[str, ...]) -> list[Table]:
-    """Return the comparisons by seed and by example, over all keep ratios and at each one."""
+def comparison_tables(study: Study, ranking: Ranking) -> list[Table]:
+    """Return every comparison of a group: over the keep ratios, and at each of them."""
     tables = []
-    for unit, (name, how) in _UNITS.items():
-        for by_ratio in (False, True):
-            rows = comparisons(found, against, by_ratio, unit)
-            if all(each.pairs < 2 for each in rows):
-                continue
-            over = "at each keep ratio" if by_ratio else "mean over the keep ratios"
+    for kind, found in (("over all keep ratios", ranking.found), ("at each", ranking.at_ratios)):
+        for unit, rows in found.items():
+            frame = pd.DataFrame({**vars(each), "verdict": each.verdict} for each in rows)
+            frame["keeps"] = [", ".join(f"{keep:g}" for keep in keeps) for keeps in frame["keeps"]]
+            shown = pd.DataFrame(
+                {
+                    "task": [_task(study, each.setting) for each in rows],
+                    "keep ratio": frame["keeps"],
+                    "method": frame["a"],
+                    "against": frame["b"],
+                    "difference": [_difference(each) for each in rows],
+                    "p": frame["p_value"].map(lambda p: number(p, 2)),
+                    unit if unit == "seeds" else "images": frame["pairs"].astype(str),
+                }
+            )
+            where = kind if kind != "at each" else "at each keep ratio"
             tables.append(
                 Table(
-                    f"comparisons_by_{unit}{'_and_ratio' if by_ratio else ''}",
-                    f"Comparisons {name}, {over}",
-                    f"{how} {_HOLM}",
-                    _comparisons_shown(rows, "seeds" if unit == "seeds" else "images"),
-                    _comparisons_raw(rows),
+                    f"comparisons-{slug(ranking.group)}-{unit}{'-at-each' * (kind == 'at each')}",
+                    f"All comparisons by {unit[:-1]}, {where}: {ranking.group}",
+                    f"{_HOW[unit]} {_HOLM}",
+                    shown,
+                    frame,
                 )
             )
     return tables
 
 
-def _comparisons_shown(rows: list[Comparison], pairs: str) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "setting": each.where[0],
-            "keep ratio": each.where[1],
-            "A": each.a,
-            "B": each.b,
-            pairs: str(each.pairs),
-            "A minus B": with_interval(each.difference, each.low, each.high),
-            "p": number(each.p_value, 2),
-            "shown": each.verdict,
-        }
-        for each in rows
-    )
+def _task(study: Study, setting: str) -> str:
+    return study.settings[setting].task if setting in study.settings else setting
 
 
-def _comparisons_raw(rows: list[Comparison]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {**vars(each), "where": each.where[0], "keep": each.where[1], "verdict": each.verdict}
-        for each in rows
-    ).rename(columns={"where": "setting"})
-
-
-def finding_tables(made: Sequence[Table]) -> list[Table]:
-    """Return who is above and below whom, a line a method and a column a setting.
-
-    Args:
-        made: The tables of comparisons over all keep ratios; the first one is read: by seed where
-            there are several seeds, by example otherwise.
-    """
-    whole = [table for table in made if not table.name.endswith("ratio")]
-    if not whole:
+def share_tables(study: Study, group: str) -> list[Table]:
+    """Return the share of the score without reduction that is left, mean over the tasks."""
+    if len(study.groups[group]) < 2:
         return []
-    raw = whole[0].raw
+    shares = over_tasks(study.scores[study.scores["group"] == group])
     tables = []
-    for other, group in raw.groupby("b", sort=False):
-        name = "no reduction" if other == "Identity" else str(other)
-        cells = group.assign(shown=[_finding(*row) for row in group[_ENDS].to_numpy()])
-        wide = cells.pivot_table("shown", "a", "setting", aggfunc="first", sort=False)
-        wide = wide[sorted(wide, key=lambda setting: not str(setting).startswith("all "))]
-        order = cells[cells["setting"] == wide.columns[0]].set_index("a")["difference"]
-        wide = wide.loc[sorted(wide.index, key=lambda a: -order.get(a, -float("inf")))]
-        names = [str(setting) for setting in wide.columns]
-        short = [setting.split(",")[0] for setting in names]
-        wide.columns = pd.Index(short if len(set(short)) == len(names) else names)
+    for acts, said, tail in (("encoder", "", ""), ("fusion", " in the fusion", "-fusion")):
+        mine = shares[shares["acts"] == acts]
+        if mine.empty:
+            continue
+        cells = {
+            (row.label, row.keep): with_interval(row.share, row.share_low, row.share_high, False)
+            for row in mine.itertuples()
+        }
+        order = mine.groupby("label")["share"].mean().sort_values(ascending=False).index
+        shown = pd.DataFrame({"method": order})
+        for keep in sorted(mine["keep"].unique(), reverse=True):
+            column = [cells.get((label, keep), MISSING) for label in order]
+            shown[f"keep ratio{said} {keep:g}"] = column
         tables.append(
             Table(
-                re.sub(r"[^\w-]+", "_", f"findings_against_{other}"),
-                f"Score minus that of {name}",
-                f"Mean over the keep ratios that both have. {whole[0].caption} Without a word "
-                "no difference was shown, which does not mean equal: these runs cannot tell.",
-                wide.fillna(MISSING).reset_index(names="method"),
-                group,
+                f"shares-{slug(group)}{tail}",
+                f"Share of the score without reduction: {group}",
+                f"Mean over the {len(study.groups[group])} tasks of the score as a share of the "
+                "same seed's score without reduction; Student's 95% interval over the seeds where "
+                "there are several.",
+                shown,
+                mine,
             )
         )
     return tables
 
 
-_ENDS = ["difference", "low", "high"]
+def account_table(study: Study) -> Table:
+    """Return what became of every run; those that were not used come first."""
+    runs = study.runs.copy()
+    order = runs["what became of it"].isin(("used", "tested by a run of its own"))
+    runs = runs.loc[order.sort_values(kind="stable").index]
+    shown = runs.astype(object).where(runs.notna(), MISSING).astype(str)
+    shown["seed"] = runs["seed"].map(lambda seed: MISSING if pd.isna(seed) else str(int(seed)))
+    counts = runs["what became of it"].value_counts()
+    said = ", ".join(f"{count} {fate}" for fate, count in counts.items())
+    return Table("runs", "What became of every run", f"{len(runs)} runs: {said}.", shown, runs)
 
 
-def _finding(difference: float, low: float | None, high: float | None) -> str:
-    word = " better" if low is not None and low > 0 else ""
-    word = " worse" if high is not None and high < 0 else word
-    return f"{difference:+.3f}{word}"
-
-
-def area_table(found: Study) -> Table | None:
-    """Return the area under each score-GFLOPs curve, over the range that three quarters span."""
-    shown, raw = [], []
-    for setting in found.settings:
-        (low, high), by_label, unit = areas(found, setting)
-        for label, area in sorted(by_label.items(), key=lambda item: -item[1].value):
-            span = f"{low:.3g} to {high:.3g}"
-            value = with_interval(area.value, area.low, area.high, 4)
-            shown.append(
-                {"setting": setting, "method": label, "GFLOPs": span, "mean score": value,
-                 "interval over": unit}
-            )  # fmt: skip
-            raw.append(
-                {"setting": setting, "label": label, "from": low, "to": high, "over": unit,
-                 **vars(area)}
-            )  # fmt: skip
-    if not shown:
-        return None
-    return Table(
-        "areas",
-        "Area under the score-GFLOPs curve",
-        "Mean height of the curve over the GFLOPs that three quarters of the methods span (the "
-        "others have no area and are not listed), through every keep ratio "
-        "and no reduction, with Student's 95% interval: over the seeds, one curve each; with one "
-        "seed over the test examples of that one model. Nothing is extrapolated.",
-        pd.DataFrame(shown),
-        pd.DataFrame(raw),
-    )
-
-
-def over_tasks_table(subject: Subject, against: tuple[str, ...]) -> Table | None:
-    """Return shares of no reduction over all settings, and the probability of improvement."""
-    shares = subject.over_tasks
-    if shares.empty or len(subject.study.settings) < 2:
-        return None
-    wins = improvements(subject.study, against)
-    shown = shares[["label", "keep"]].rename(columns={"label": "method", "keep": "keep ratio"})
-    shown["keep ratio"] = shown["keep ratio"].map(number)
-    for title, name in (("mean share", "share"), ("interquartile mean", "iqm")):
-        columns = (shares[name], shares[f"{name}_low"], shares[f"{name}_high"])
-        shown[title] = [with_interval(*row) for row in zip(*columns, strict=True)]
-    raw = shares
-    for other in against:
-        mine = wins[wins["against"] == other].drop(columns="against")
-        mine = mine.rename(columns={"probability": f"above_{other}"})
-        mine = mine.rename(columns={end: f"above_{other}_{end}" for end in ("low", "high")})
-        raw = raw.merge(mine, on=["label", "keep"], how="left")
-        names = [f"above_{other}", f"above_{other}_low", f"above_{other}_high"]
-        shown[f"above {other}"] = [
-            with_interval(value, low, high, 2) for value, low, high in raw[names].to_numpy()
-        ]
-    return Table(
-        "over_settings",
-        f"Over all {len(subject.study.settings)} settings",
-        "Score as a share of the same seed's score without reduction; the interquartile mean "
-        "leaves out the lowest and highest quarter of all runs. Above X: how often a run scores "
-        "above one of X, averaged over the settings; no interval where no run was ever out of "
-        "order.",
-        shown,
-        raw,
-    )
-
-
-def cost_table(subject: Subject) -> Table | None:
-    """Return what each method costs at the reference keep ratio."""
-    cells = subject.study.cells
-    if cells.empty:
-        return None
-    cells = cells[cells["setting"] == subject.study.settings[0]]
-    cells = cells[(cells["keep"] == subject.reference) | (cells["label"] == "Identity")]
-    cells = cells.sort_values("gflops_total")
-    columns = {
-        "label": "method", "keep_ratio": "measured keep ratio", "tokens_out": "tokens out",
-        "gflops_total": "GFLOPs", "gflops_training_step": "GFLOPs, training step",
-        "latency_share": "inference time, share",
-    }  # fmt: skip
-    shown = cells[list(columns)].copy()
-    for name in list(columns)[1:]:
-        shown[name] = shown[name].map(number)
-    return Table(
-        "costs",
-        f"Cost at keep ratio {subject.reference:g}",
-        f"{subject.study.settings[0]}. One multiply-add = 1, for one example; inference time as "
-        "a share of no reduction's, timed in turn with it in the same run.",
-        shown.rename(columns=columns),
-        cells[list(columns)],
-    )
-
-
-def missing_table(found: Study) -> Table | None:
-    """Return what was not run, or not to its end."""
-    if found.missing.empty:
-        return None
-    shown = found.missing.assign(keep=found.missing["keep"].map(number))
-    return Table(
-        "missing",
-        "Not run, failed, or short of seeds",
-        "What the product of methods, keep ratios and seeds of each setting lacks.",
-        shown.rename(columns={"label": "method", "keep": "keep ratio"}),
-        found.missing,
-    )
-
-
-def failure_table(subject: Subject) -> Table | None:
-    """Return the runs that did not complete, and the records that could not be read."""
-    runs = subject.runs
-    rows = [
-        {"run": run.folder, "status": run.status, "why": run.error or MISSING}
-        for run in runs.table.itertuples()
-        if run.status != "completed"
-    ]
-    rows += [
-        {"run": each.path, "status": "unreadable", "why": each.message} for each in runs.broken
-    ]
+def missing_table(study: Study) -> Table | None:
+    """Return the cells that other methods of a setting have, and the seeds that a cell lacks."""
+    rows = []
+    scores = study.scores[~study.scores["acts"].isin(("never", "image"))]
+    for (setting, acts), mine in scores.groupby(["setting", "acts"], sort=False):
+        used = mine.groupby("keep")["label"].nunique()
+        keeps, seeds = used.index[used > 1], set(mine["seed"])
+        for label, own in mine.groupby("label"):
+            for keep in keeps:
+                there = set(own.loc[own["keep"] == keep, "seed"])
+                lacking = "all seeds" if not there else ", ".join(map(str, sorted(seeds - there)))
+                if lacking:
+                    rows.append((setting, method_name(str(label), acts), f"{keep:g}", lacking))
     if not rows:
         return None
-    frame = pd.DataFrame(rows)
-    return Table("failures", "Failed runs", "Their records say why.", frame, frame)
-
-
-def literature_table(published: Sequence[Published]) -> Table | None:
-    """Return the published results that are drawn beside ours."""
-    if not published:
-        return None
-    frame = pd.DataFrame([vars(each) for each in published])
+    frame = pd.DataFrame(rows, columns=["setting", "method", "keep ratio", "seeds that lack"])
     return Table(
-        "literature",
-        "Published results",
-        "Not measured here. Read what does not compare before setting them beside anything.",
-        frame.assign(score=frame["score"].map(lambda score: f"{score:.4f}")),
+        "missing",
+        "What is missing",
+        "Runs that the other methods of a setting have. Means of these cells rest on fewer seeds.",
+        frame.astype(str),
         frame,
     )
 
 
-def tables(subject: Subject, against: tuple[str, ...]) -> list[Table]:
-    """Return all tables of a study that have content, in the order of the report."""
-    found = subject.study
-    compared = comparison_tables(found, against)
-    every = [
-        *finding_tables(compared),
-        *scores(found),
-        over_tasks_table(subject, against),
-        *compared,
-        area_table(found),
-        cost_table(subject),
-        missing_table(found),
-        failure_table(subject),
-        literature_table(subject.published),
-    ]
-    return [_with_plain_names(table) for table in every if table is not None]
-
-
-def _with_plain_names(table: Table) -> Table:
-    """Return the table with the words for ``Identity`` that figures have."""
-    shown = table.shown.replace(r"\bIdentity\b", "no reduction", regex=True)
-    columns = {"above Identity": "above no reduction"}
-    return replace(table, shown=shown.rename(columns=columns))
+def tables(
+    study: Study, rankings: Sequence[Ranking], against: Sequence[str] = BASELINES
+) -> list[Table]:
+    """Return all tables of a study that have content."""
+    cells = aggregate(study.scores)
+    made: list[Table | None] = []
+    for ranking in rankings:
+        made += [ranking_table(study, ranking, against), *share_tables(study, ranking.group)]
+    made += [*score_tables(study, cells), *cost_tables(study, cells)]
+    for ranking in rankings:
+        made += comparison_tables(study, ranking)
+    made += [missing_table(study), account_table(study)]
+    return [table for table in made if table is not None]

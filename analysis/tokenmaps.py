@@ -1,21 +1,31 @@
-"""Which patches a reducer keeps, merges or drops, drawn over the image."""
+"""Which patches reducers keep, merge or drop, drawn over the image, side by side.
+
+    python -m analysis.tokenmaps RUNS [RUNS ...] --out maps.png [--stages] [--image test-3-0]
+
+``RUNS`` are folders in which ``run_experiment.py predict`` left token maps, searched at any depth.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
 from pydantic import TypeAdapter, ValidationError
 
-from analysis.load import labelled
-from elip.old_record import RECORD_NAME
+from analysis.figures import FAMILY_COLOURS, INK, MUTED, style
+from elip.record import RECORD_NAME
 
 TILE = 288
 """Pixels a side of a drawn image."""
@@ -29,6 +39,13 @@ _TINT = 0.22
 _GROUPS = ("#ffd23f", "#3fd0ff", "#ff7ab8", "#8dff6e", "#ff8a3d", "#b69cff", "#2ee6b6", "#ff5252")
 # Background that dropped patches fade to.
 _DARK = np.array([18, 20, 24], dtype=float)
+
+# Inches.
+_PANEL, _GAP, _TITLE, _HEADING, _MARGIN = 1.1, 0.1, 0.32, 0.36, 0.1
+_LEGEND = "as it was: kept     within one colour: merged into one token     dark: dropped"
+
+Key = tuple[str, int, int]
+"""Split, example and image: the same for every reducer."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,7 @@ class TokenMap:
         keep_ratio: As asked; None where there is none.
         grid: Rows and columns of patches.
         image: The PNG file.
-        key: Split, example and image: the same for every reducer.
+        key: Split, example and image.
         text: The text.
         stages: The reductions in their order.
     """
@@ -76,7 +93,7 @@ class TokenMap:
     keep_ratio: float | None
     grid: tuple[int, int]
     image: Path
-    key: tuple[str, int, int]
+    key: Key
     text: str
     stages: tuple[Stage, ...]
 
@@ -112,40 +129,38 @@ class _File:
 _ADAPTER = TypeAdapter(_File)
 
 
-def load_tokens(folders: Iterable[Path | str], damaged: list[str] | None = None) -> list[TokenMap]:
+def load_tokens(places: Iterable[Path | str], damaged: list[str] | None = None) -> list[TokenMap]:
     """Read the token maps that ``predict`` left anywhere below some folders.
 
-    Reducers are named as everywhere: with the options, from the run's record beside the maps, in
-    which several of one class differ.
+    Where reducers of one class differ in their options, their names say so.
 
     Args:
-        folders: Searched at any depth.
+        places: Folders, searched at any depth.
         damaged: Takes what is wrong with files that are passed over; None refuses them.
 
     Raises:
-        ValueError: A file of token maps, one of its images or the record is damaged; the message
-            names it.
+        ValueError: A file of token maps or one of its images is damaged; the message names it.
     """
-    maps: list[TokenMap] = []
-    paths = {path for folder in folders for path in Path(folder).rglob("tokens/tokens.json")}
-    options: dict[str, dict[Path, dict[str, Any]]] = {}
-    for path in sorted(paths):
+    found: dict[Path, tuple[list[TokenMap], dict[str, Any]]] = {}
+    for path in sorted({p for place in places for p in Path(place).rglob("tokens/tokens.json")}):
         try:
-            found, known = _read(path), _options(path.parents[1] / RECORD_NAME)
+            found[path] = (_read(path), _options(path.parents[1] / RECORD_NAME))
         except ValueError as error:
             if damaged is None:
                 raise
             damaged.append(str(error))
-            continue
-        for each in found:
-            options.setdefault(each.reducer, {})[path.parent] = known
-        maps += found
-    labels = {
-        folder: label
-        for reducer, runs in options.items()
-        for folder, label in zip(runs, labelled(reducer, list(runs.values())), strict=True)
-    }
-    return [replace(each, reducer=labels[each.image.parent]) for each in maps]
+    values: dict[tuple[str, str], set[str]] = {}
+    for maps, options in found.values():
+        for name, value in options.items():
+            for each in maps[:1]:
+                values.setdefault((each.reducer, name), set()).add(str(value))
+    result = []
+    for maps, options in found.values():
+        for each in maps:
+            names = sorted(n for n in options if len(values[each.reducer, n]) > 1)
+            said = ", ".join(f"{name}={options[name]}" for name in names)
+            result.append(replace(each, reducer=f"{each.reducer} ({said})") if said else each)
+    return result
 
 
 def _read(path: Path) -> list[TokenMap]:
@@ -168,10 +183,8 @@ def _token_map(content: _File, picture: _Picture, folder: Path) -> TokenMap:
             image.verify()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image {picture.file!r} cannot be read: {error}") from error
-    rows, columns = content.grid
     for stage in picture.stages:
-        if not len(stage.origin) == rows * columns > 0:
-            raise ValueError(_misfit(stage.origin, content.grid))
+        _check_grid(stage.origin, content.grid)
     return TokenMap(
         reducer=content.reducer,
         family=content.family,
@@ -185,17 +198,16 @@ def _token_map(content: _File, picture: _Picture, folder: Path) -> TokenMap:
 
 
 def _options(record: Path) -> dict[str, Any]:
-    """Return the reducer's options of a record, of which nothing else is needed here."""
-    if not record.is_file():
-        return {}
+    """Return the reducer's options of the record beside the maps; none where it is unreadable."""
     try:
-        return dict(json.loads(record.read_bytes()).get("reducer_options", {}))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{record} is damaged ({error}).") from error
+        return dict(json.loads(record.read_bytes())["reducer_options"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
 
 
-def _misfit(origin: Sequence[int], grid: tuple[int, int]) -> str:
-    return f"{len(origin)} patches do not fill a grid of {grid[0]} x {grid[1]}."
+def _check_grid(origin: Sequence[int], grid: tuple[int, int]) -> None:
+    if not len(origin) == grid[0] * grid[1] > 0:
+        raise ValueError(f"{len(origin)} patches do not fill a grid of {grid[0]} x {grid[1]}.")
 
 
 def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Image.Image:
@@ -213,9 +225,8 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
     Raises:
         ValueError: There are more or fewer patches than the grid has.
     """
+    _check_grid(origin, grid)
     rows, columns = grid
-    if len(origin) != rows * columns:
-        raise ValueError(_misfit(origin, grid))
     tokens = np.array(origin).reshape(rows, columns)
     sizes = Counter(token for token in origin if token >= 0)
     colours = _colours(tokens, sizes)
@@ -237,23 +248,24 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
     return shaded
 
 
+def _neighbours(row: int, column: int, shape: tuple[int, ...]) -> list[tuple[int, int] | None]:
+    """Return the places above, below, left and right; None beyond the edge."""
+    places = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+    return [p if 0 <= p[0] < shape[0] and 0 <= p[1] < shape[1] else None for p in places]
+
+
 def _colours(tokens: NDArray[np.int64], sizes: Counter[int]) -> dict[int, str]:
     """Give every group a colour, neighbours different ones while there are enough."""
     colours: dict[int, str] = {}
-    rows, columns = tokens.shape
     for group, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         if size < 2:
             continue
-        near = set()
-        for row, column in zip(*np.nonzero(tokens == group), strict=True):
-            for y, x in (
-                (row - 1, column),
-                (row + 1, column),
-                (row, column - 1),
-                (row, column + 1),
-            ):
-                if 0 <= y < rows and 0 <= x < columns:
-                    near.add(colours.get(int(tokens[y, x])))
+        near = {
+            colours.get(int(tokens[place]))
+            for row, column in np.argwhere(tokens == group)
+            for place in _neighbours(row, column, tokens.shape)
+            if place is not None
+        }
         used = Counter(colours.values())
         free = [colour for colour in _GROUPS if colour not in near] or list(_GROUPS)
         colours[group] = min(free, key=lambda colour: used[colour])
@@ -263,21 +275,188 @@ def _colours(tokens: NDArray[np.int64], sizes: Counter[int]) -> dict[int, str]:
 def _outline(
     pen: ImageDraw.ImageDraw, tokens: NDArray[np.int64], colours: dict[int, str], side: int
 ) -> None:
-    rows, columns = tokens.shape
     width = max(2, side // 9)
-    for row in range(rows):
-        for column in range(columns):
-            token = int(tokens[row, column])
-            if token not in colours:
-                continue
-            x, y = column * side, row * side
-            right, bottom = x + side - 1, y + side - 1
-            edges = {
-                (row - 1, column): (x, y, right, y + width - 1),
-                (row + 1, column): (x, bottom - width + 1, right, bottom),
-                (row, column - 1): (x, y, x + width - 1, bottom),
-                (row, column + 1): (right - width + 1, y, right, bottom),
-            }
-            for (r, c), box in edges.items():
-                if not (0 <= r < rows and 0 <= c < columns) or tokens[r, c] != token:
-                    pen.rectangle(box, fill=colours[token])
+    for (row, column), token in np.ndenumerate(tokens):
+        if token not in colours:
+            continue
+        x, y = column * side, row * side
+        right, bottom = x + side - 1, y + side - 1
+        edges = (
+            (x, y, right, y + width - 1),
+            (x, bottom - width + 1, right, bottom),
+            (x, y, x + width - 1, bottom),
+            (right - width + 1, y, right, bottom),
+        )
+        for box, place in zip(edges, _neighbours(row, column, tokens.shape), strict=True):
+            if place is None or tokens[place] != token:
+                pen.rectangle(box, fill=colours[token])
+
+
+class _Page:
+    """A figure on which things are placed in inches from the upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height))
+
+    def write(
+        self, x: float, y: float, text: str, size: float, colour: str, weight: str = "normal"
+    ) -> None:
+        place = (x / self.width, 1 - y / self.height)
+        self.figure.text(*place, text, fontsize=size, color=colour, fontweight=weight)
+
+    def title(self, x: float, y: float, name: str, said: str, colour: str, width: float) -> None:
+        """Write a name and a line below it, in type that fits the width."""
+        size = min(7.0, 7.0 * width / max(0.01, 0.068 * len(name)))
+        self.write(x, y + 0.14, name, size, colour, "bold")
+        self.write(x, y + 0.26, said, min(5.5, 5.5 * width / (0.045 * len(said) + 0.01)), MUTED)
+
+    def picture(self, x: float, y: float, image: Image.Image) -> None:
+        place = (x / self.width, 1 - (y + _PANEL) / self.height)
+        axes = self.figure.add_axes((*place, _PANEL / self.width, _PANEL / self.height))
+        axes.imshow(image, aspect="auto")
+        axes.set_axis_off()
+
+
+def gallery(
+    maps: Sequence[TokenMap],
+    examples: int = 4,
+    columns: int = 8,
+    stages: bool = False,
+    first: int = 0,
+) -> Figure:
+    """Draw several reducers side by side, for each image under its text.
+
+    Args:
+        maps: From `load_tokens`; images that all reducers have come first.
+        examples: How many images.
+        columns: Pictures a line.
+        stages: Draw what every reduction left; False draws the last only.
+        first: The image to begin with, from 0.
+
+    Raises:
+        ValueError: There are no maps.
+    """
+    if not maps:
+        raise ValueError("There are no token maps; run predict first.")
+    by_key: dict[Key, dict[str, TokenMap]] = {}
+    for each in maps:
+        by_key.setdefault(each.key, {})[each.title] = each
+    keys = _various(sorted(by_key, key=lambda key: (-len(by_key[key]), key)), by_key)
+    keys = keys[first : first + examples]
+    families = {each.title: each.family for each in maps if each.stages}
+    order = [*FAMILY_COLOURS, *sorted(set(families.values()) - set(FAMILY_COLOURS))]
+    titles = sorted(families, key=lambda title: (order.index(families[title]), title))
+    depth = max((len(each.stages) for each in maps), default=1) if stages else 1
+    across = max(1, min(columns // depth, len(titles) + 1))
+    lines = -(-(len(titles) + 1) // across)
+    cell = depth * _PANEL + (depth - 1) * _GAP / 2 + _GAP
+    line = _TITLE + _PANEL + _GAP
+    block = _HEADING + lines * line
+    width, height = across * cell - _GAP + 2 * _MARGIN, len(keys) * block + 0.2 + _MARGIN
+    with style():
+        page = _Page(width, height)
+        for number, key in enumerate(keys):
+            top = number * block
+            shown = by_key[key]
+            one = next(iter(shown.values()))
+            text = textwrap.shorten(one.text, max(20, int(width * 15)), placeholder=" ...")
+            page.write(_MARGIN, top + 0.22, f"\u201c{text}\u201d", 8.5, INK)
+            page.picture(_MARGIN, top + _HEADING + _TITLE, _picture(one))
+            page.title(_MARGIN, top + _HEADING, "the image", "", INK, _PANEL)
+            for place, title in enumerate(titles, start=1):
+                x = _MARGIN + place % across * cell
+                y = top + _HEADING + place // across * line
+                colour = FAMILY_COLOURS.get(families[title], INK)
+                _draw_method(page, x, y, title, colour, shown.get(title), stages)
+        page.write(_MARGIN, height - _MARGIN, _LEGEND, min(6.5, 6.5 * width / 3.4), MUTED)
+    return page.figure
+
+
+def _draw_method(
+    page: _Page, x: float, y: float, title: str, colour: str, found: TokenMap | None, every: bool
+) -> None:
+    """Draw the last stage of one method on one image, or every one, under its count."""
+    if found is None:
+        page.title(x, y, title, "no token map of this image", colour, _PANEL)
+        return
+    image = _picture(found)
+    for number, stage in enumerate(found.stages if every else found.stages[-1:]):
+        left = x + number * (_PANEL + _GAP / 2)
+        said = f"{stage.tokens} tokens"
+        if every:
+            said = f"{stage.where} {stage.layer}: {said}"
+        elif stage.dropped:
+            said += f", {stage.dropped} dropped"
+        page.title(left, y, "" if number else title, said, colour, _PANEL)
+        page.picture(left, y + _TITLE, draw(image, stage.origin, found.grid))
+
+
+def _picture(found: TokenMap) -> Image.Image:
+    with Image.open(found.image) as opened:
+        return opened.convert("RGB").resize((TILE, TILE))
+
+
+def _various(keys: Sequence[Key], by_key: dict[Key, dict[str, TokenMap]]) -> list[Key]:
+    """Put one text of each image first."""
+    seen: Counter[bytes] = Counter()
+    turns = []
+    for key in keys:
+        content = next(iter(by_key[key].values())).image.read_bytes()
+        turns.append(seen[content])
+        seen[content] += 1
+    return [key for _, key in sorted(zip(turns, keys, strict=True), key=lambda pair: pair[0])]
+
+
+def save_png(figure: Figure, path: Path, dpi: int = 150) -> Path:
+    """Write a figure on white: as PNG, or as what the file's ending says.
+
+    Raises:
+        ValueError: The ending is that of no format.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"savefig.transparent": False}):
+        figure.savefig(path, dpi=dpi, facecolor="white", format=path.suffix[1:] or "png")
+    return path
+
+
+def _of_images(maps: Sequence[TokenMap], names: Sequence[str]) -> list[TokenMap]:
+    """Return the maps of some images, by their files' names."""
+    known = sorted({each.image.stem for each in maps})
+    for name in names:
+        if known and name not in known:
+            raise ValueError(f"--image {name}: no token maps of it. There are {', '.join(known)}.")
+    return [each for each in maps if each.image.stem in names]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.tokenmaps",
+        description="What reducers keep of some images, side by side, as one picture.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders with token maps, at any depth")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG file")
+    parser.add_argument("--examples", type=int, default=2, help="how many images")
+    parser.add_argument("--columns", type=int, default=8, help="pictures a line")
+    parser.add_argument("--stages", action="store_true", help="draw every reduction, not the last")
+    parser.add_argument("--image", action="append", help="only these images, by their file's name")
+    given = parser.parse_args(arguments)
+    try:
+        for place in given.runs:
+            if not place.is_dir():
+                raise ValueError(f"There is no folder {place}.")
+        maps = load_tokens(given.runs)
+        if given.image:
+            maps = _of_images(maps, given.image)
+        figure = gallery(maps, max(1, given.examples), max(1, given.columns), given.stages)
+        path = save_png(figure, given.out)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
 
-from reducers.contract import Placement
+if TYPE_CHECKING:  # analysis reads schedules without torch
+    from reducers.contract import Placement
 
 # ELIP on METER: layers 2, 4, 9 of 11 blocks, kept shares 0.90, 0.70, 0.45 of the patches.
 # Source: Guo et al., ELIP, 2023, arXiv:2309.16738 (official METER configuration).
-_LAYERS = (2, 4, 9)
-_BLOCKS = 11
-_PROFILE = (0.90, 0.70, 0.45)
+_LAYERS, _BLOCKS, _PROFILE = (2, 4, 9), 11, (0.90, 0.70, 0.45)
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Schedule:
             and a geometric decay to 0.45 otherwise.
         counts: Exact number of patch tokens kept at each layer; takes the place of ``keep_ratio``
             and ``profile``.
+
+    Raises:
+        ValueError: A value is out of its range; the message names it.
     """
 
     keep_ratio: float | None = 0.7
@@ -65,35 +70,31 @@ class Schedule:
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no encoder could carry.
-
-        Raises:
-            ValueError: A value is out of its range; the message names it.
-        """
-        ratio = self.keep_ratio
+        """Refuse what no encoder could carry."""
+        ratio, layers, profile, counts = self.keep_ratio, self.layers, self.profile, self.counts
         if ratio is not None and not 0 < ratio <= 1:
             raise ValueError(f"keep_ratio is {ratio}; it must be above 0 and at most 1.")
-        if self.layers is not None:
-            ascending = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
-            if not self.layers or not ascending or self.layers[0] < 0:
-                raise ValueError(
-                    f"layers is {list(self.layers)}; give at least one block number, 0-based, "
-                    "each larger than the one before."
-                )
-        if self.profile is not None:
-            falling = all(a >= b for a, b in zip(self.profile, self.profile[1:], strict=False))
-            if not falling or not all(0 < share <= 1 for share in self.profile):
-                raise ValueError(
-                    f"profile is {list(self.profile)}; give shares above 0 and at most 1, none "
-                    "larger than the one before."
-                )
-        if self.counts is not None:
-            falling = all(a >= b for a, b in zip(self.counts, self.counts[1:], strict=False))
-            if not falling or not all(count >= 1 for count in self.counts):
-                raise ValueError(
-                    f"counts is {list(self.counts)}; give whole numbers of at least 1, none "
-                    "larger than the one before."
-                )
+        if layers is not None and not (
+            layers and layers[0] >= 0 and all(a < b for a, b in pairwise(layers))
+        ):
+            raise ValueError(
+                f"layers is {list(layers)}; give at least one block number, 0-based, each larger "
+                "than the one before."
+            )
+        if profile is not None and not (
+            all(0 < share <= 1 for share in profile) and all(a >= b for a, b in pairwise(profile))
+        ):
+            raise ValueError(
+                f"profile is {list(profile)}; give shares above 0 and at most 1, none larger than "
+                "the one before."
+            )
+        if counts is not None and not (
+            all(count >= 1 for count in counts) and all(a >= b for a, b in pairwise(counts))
+        ):
+            raise ValueError(
+                f"counts is {list(counts)}; give whole numbers of at least 1, none larger than the "
+                "one before."
+            )
 
     def layers_in(self, num_blocks: int, placement: Placement) -> tuple[int, ...]:
         """Return the reduction layers in an encoder (or fusion) of ``num_blocks`` blocks.
@@ -134,21 +135,25 @@ class Schedule:
         layers = self.layers_in(num_blocks, placement)
         first = tuple(layer + (placement == "after_attention") for layer in layers)
         if self.counts is not None:
-            self._same_length("counts", len(self.counts), layers)
-            keep = [min(count, num_patches) for count in self.counts]
+            keep = list(_one_each("counts", self.counts, layers))
+            if keep[0] > num_patches:
+                raise ValueError(
+                    f"schedule.counts is {keep}; this model has only {num_patches} patches."
+                )
         else:
             shares = self._shares(layers, first, num_blocks)
             keep = [max(1, math.floor(share * num_patches + 0.5)) for share in shares]
-        tokens_per_block = tuple(_spread(keep, first, num_blocks, num_patches))
-        return Plan(num_patches, dict(zip(layers, keep, strict=True)), tokens_per_block)
+        counts = tuple(_spread(keep, first, num_blocks, num_patches))
+        return Plan(num_patches, dict(zip(layers, keep, strict=True)), counts)
 
     def _shares(self, layers: tuple[int, ...], first: tuple[int, ...], blocks: int) -> list[float]:
+        """Return the kept share at each layer."""
         profile = self.profile
         if profile is None:
-            count = len(layers)
-            geometric = tuple(_PROFILE[-1] ** ((i + 1) / count) for i in range(count))
-            profile = _PROFILE if count == len(_PROFILE) else geometric
-        self._same_length("profile", len(profile), layers)
+            steps = range(1, len(layers) + 1)
+            geometric = tuple(_PROFILE[-1] ** (step / len(layers)) for step in steps)
+            profile = _PROFILE if len(layers) == len(_PROFILE) else geometric
+        profile = _one_each("profile", profile, layers)
         if self.keep_ratio is None:
             return list(profile)
 
@@ -171,25 +176,25 @@ class Schedule:
             low, high = (middle, high) if mean(middle) > self.keep_ratio else (low, middle)
         return [share**high for share in profile]
 
-    @staticmethod
-    def _same_length(name: str, length: int, layers: tuple[int, ...]) -> None:
-        if length != len(layers):
-            raise ValueError(
-                f"schedule.{name} has {length} entries for {len(layers)} reduction layers "
-                f"{list(layers)}; give one for each layer."
-            )
 
-
-_Number = TypeVar("_Number", int, float)
+def _one_each(
+    name: str, values: tuple[_Number, ...], layers: tuple[int, ...]
+) -> tuple[_Number, ...]:
+    if len(values) != len(layers):
+        raise ValueError(
+            f"schedule.{name} has {len(values)} entries for {len(layers)} reduction layers "
+            f"{list(layers)}; give one for each layer."
+        )
+    return values
 
 
 def _spread(
     values: Sequence[_Number], first: tuple[int, ...], blocks: int, full: _Number
 ) -> list[_Number]:
     """Return what enters each block and what leaves the last, ``values`` holding from ``first``."""
-    tokens_per_block, current = [], full
+    spread, current = [], full
     changes = dict(zip(first, values, strict=True))
     for block in range(blocks + 1):
         current = changes.get(block, current)
-        tokens_per_block.append(current)
-    return tokens_per_block
+        spread.append(current)
+    return spread

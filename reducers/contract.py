@@ -53,10 +53,12 @@ class EncodedText:
     Attributes:
         tokens: [B,L,Dt] float; position 0 is the text CLS.
         mask: [B,L] bool; True where there is a real token.
+        padded: False where it is known that all tokens are real.
     """
 
     tokens: Tensor
     mask: Tensor
+    padded: bool = True
 
 
 class RequestedSignals:

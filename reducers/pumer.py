@@ -27,9 +27,10 @@ class PuMer(Reducer):
     Source: Cao et al., PuMer: Pruning and Merging Tokens for Efficient Vision Language Models,
     ACL 2023, arXiv:2305.17530, and its METER code.
     Differs: ``num_keep`` is met exactly, over several rounds of merging where more than half has to
-    go; CLS is protected on both sides; padding neither scores nor merges into words; a merge is
-    weighted by token size; the image layer of the same level reads the text as the previous
-    level left it, as METER does; text that a head reads whole (masked words) is not merged.
+    go; CLS is protected on both sides; padding neither scores nor merges nor counts as text; a
+    merge is weighted by token size; the image layer of the same level reads the text as the
+    previous level left it, as METER does; text that a head reads whole (masked words) is not
+    merged.
 
     Args:
         prune: Share of the removed image tokens that are pruned; the others merge. In [0, 1]. 0.5
@@ -83,32 +84,55 @@ class PuMer(Reducer):
         return torch.cat([alone, merged + first], dim=1)
 
     def reduce_text(self, tokens: Tensor, keys: Tensor, mask: Tensor | None) -> Reduced | None:
-        """Merge a share of the text tokens; CLS stays as it is."""
-        removed = min(round(self.merge_text * tokens.shape[1]), (tokens.shape[1] - 1) // 2)
+        """Merge a share of the text tokens; CLS stays as it is.
+
+        Each text merges a share of its own tokens, so padding changes nothing: it fills up the
+        texts that merge fewer than the longest one.
+        """
+        length = tokens.shape[1]
+        removed = min(round(self.merge_text * length), (length - 1) // 2)
         if removed == 0:
             return None
-        real = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens.dtype)
-        words = real[:, 1:]
+        real = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask
+        words, count = real[:, 1:], length - 1 - removed
         with torch.no_grad():
             similarity = cosine_similarity(keys.mean(dim=1)[:, 1:])
-            if not self.official:
-                # Padding merges into padding, and first of all; nothing merges across.
-                padding = (1 - words).unsqueeze(1) * (1 - words).unsqueeze(2)
-                across = (words.unsqueeze(1) != words.unsqueeze(2)).to(similarity.dtype)
-                similarity = similarity + 3 * padding - 3 * across
-            sources, targets = alternate(words.shape[1], 1, tokens.device)
-            best, edge = similarity[:, sources][:, :, targets].max(dim=-1)
-            rows = len(tokens)
-            assignment = assign(
-                best, edge, sources.expand(rows, -1), targets.expand(rows, -1), removed
-            )
-        count = words.shape[1] - removed
-        weights = torch.ones_like(words) if self.official else words.clamp(min=1e-6)
-        merged = merge_tokens(tokens[:, 1:], assignment, count, weights)
-        alive = torch.zeros_like(words[:, :count]).scatter_reduce(1, assignment, words, "amax")
+            sources, targets = alternate(length - 1, 1, tokens.device)
+            if self.official:
+                best, edge = similarity[:, sources][:, :, targets].max(dim=-1)
+                halves = sources.expand(len(tokens), -1), targets.expand(len(tokens), -1)
+                assignment = assign(best, edge, *halves, removed)
+            else:
+                assignment = self._merge_words(similarity, words, sources, targets, count)
+        merged = merge_tokens(tokens[:, 1:], assignment, count, torch.ones_like(tokens[:, 1:, 0]))
+        alive = torch.zeros_like(tokens[:, 1 : 1 + count, 0]).scatter_reduce(
+            1, assignment.clamp(min=0), (words & (assignment >= 0)).to(tokens.dtype), "amax"
+        )
         cls = torch.zeros_like(assignment[:, :1])
         return Reduced(
             torch.cat([tokens[:, :1], merged], dim=1),
-            torch.cat([cls, assignment + 1], dim=1),
-            torch.cat([real[:, :1], alive], dim=1).bool(),
+            torch.cat([cls, torch.where(assignment >= 0, assignment + 1, -1)], dim=1),
+            torch.cat([real[:, :1], alive.bool()], dim=1),
         )
+
+    def _merge_words(
+        self, similarity: Tensor, words: Tensor, sources: Tensor, targets: Tensor, count: int
+    ) -> Tensor:
+        """Return into which of ``count`` places each word goes; -1 for padding without a place."""
+        pairs = words[:, sources].unsqueeze(2) & words[:, targets].unsqueeze(1)
+        similarity = similarity[:, sources][:, :, targets].masked_fill(~pairs, -torch.inf)
+        best, edge = similarity.max(dim=-1)
+        tokens = words.sum(dim=1, keepdim=True) + 1
+        merging = torch.minimum((self.merge_text * tokens.double()).round().long(),
+                                (tokens - 1) // 2)  # fmt: skip
+        rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        merges = torch.zeros_like(words).scatter(
+            1, sources.expand(len(words), -1), rank < merging
+        )  # fmt: skip
+        # Words that stay, in order; then padding; then words that merge.
+        order = torch.where(merges, 2, torch.where(words, 0, 1))
+        place = order.argsort(dim=1, stable=True).argsort(dim=1)
+        target = place.gather(1, targets[edge])
+        place = place.scatter(1, sources.expand(len(words), -1), torch.where(
+            rank < merging, target, place[:, sources]))  # fmt: skip
+        return torch.where(place < count, place, -1)

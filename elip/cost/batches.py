@@ -28,7 +28,7 @@ def random_batch(meter: Meter, count: int, task: Task | None = None) -> Batch:
 
     def words(*shape: int) -> TextBatch:
         shape = (*shape, sizes.max_text_len)
-        ids = torch.randint(5, meter.text.vocab_size, shape, generator=generator)
+        ids = torch.randint(5, meter.vocab_size, shape, generator=generator)
         return TextBatch(ids, torch.ones(shape, dtype=torch.bool))
 
     target = torch.arange(count) % classes

@@ -38,12 +38,12 @@ def match_gflops(target: float, meter: Meter, task: Task, schedule: Schedule) ->
     Raises:
         BudgetError: No keep ratio meets the budget; the message gives the range that can be met.
     """
-    batch = random_batch(meter, 1, task).to(meter.pixel_mean.device)
+    batch = random_batch(meter, 1, task).to(meter.device)
     nn.ModuleList([meter, task]).eval()
 
     @torch.no_grad()
     def cost(ratio: float) -> float:
-        meter.set_schedule(replace(schedule, keep_ratio=ratio, counts=None))
+        meter.set_reduction(meter.reducer, replace(schedule, keep_ratio=ratio, counts=None))
         return count_run(lambda: task.infer(meter, batch)) / GIGA
 
     low, high = _ends(meter, schedule)
@@ -66,14 +66,14 @@ def match_gflops(target: float, meter: Meter, task: Task, schedule: Schedule) ->
             "nearest. Choose another budget or other reduction layers."
         )
     found = replace(schedule, keep_ratio=best, counts=None)
-    meter.set_schedule(found)
+    meter.set_reduction(meter.reducer, found)
     return found
 
 
 def _ends(meter: Meter, schedule: Schedule) -> tuple[float, float]:
     """Return the lowest keep ratio that the reduction layers allow, and the highest below 1."""
-    entering = meter.set_schedule(
-        replace(schedule, counts=(1,) * len(meter.plan.keep))
+    entering = meter.set_reduction(
+        meter.reducer, replace(schedule, counts=(1,) * len(meter.plan.keep))
     ).tokens_per_block
     patches = entering[0]
     untouched = sum(count == patches for count in entering[:-1]) / (len(entering) - 1)

@@ -81,7 +81,7 @@ def cached_cost(
         facts: What else changes a cost, such as ``{"compile": True}``.
     """
     store_ = _Store(store)
-    device = meter.pixel_mean.device
+    device = meter.device
     shared = {
         "sizes": asdict(meter.sizes), "task": _options(task), "facts": dict(facts or {}),
         "code": _code_hash(type(task).__module__, type(meter.reducer).__module__),
@@ -134,7 +134,7 @@ def cached_cost(
 
 
 def _time(meter: Meter, task: Task, count: int) -> dict[str, Any]:
-    device = meter.pixel_mean.device
+    device = meter.device
     batch = random_batch(meter, count, task).to(device)
 
     def reduced() -> object:

@@ -26,7 +26,6 @@ from elip.data.batch import Batch
 from elip.model.meter import Meter
 from elip.record import Gflops
 from elip.tasks.base import Task
-from reducers.contract import Reducer
 
 with warnings.catch_warnings():
     # On import, fvcore scripts a function that is not used here; newer torch warns of that.
@@ -59,24 +58,9 @@ def count_forward(meter: Meter, task: Task, batch: Batch) -> Gflops:
         CostError: An operator multiplies matrices and its cost is not known.
     """
     counts = count_parts(
-        lambda: task.infer(meter, batch), nn.ModuleList([meter, task]), cost_parts(meter), "head"
+        lambda: task.infer(meter, batch), nn.ModuleList([meter, task]), meter.cost_parts(), "head"
     )
     return Gflops(**{part: counts.get(part, 0) / len(batch) / GIGA for part in PARTS})
-
-
-def cost_parts(meter: Meter) -> dict[str, list[nn.Module]]:
-    """Return the modules whose work belongs to each part; the first that is running counts."""
-    image, fusion = meter.image, meter.fusion
-    own = [part for part in meter.modules() if isinstance(part, Reducer)]
-    signals = (image.signals, image.joint_embeddings, fusion.reduction)
-    rest = [part for part in meter.children() if part not in (image, meter.text)]
-    return {
-        "probe": [image.probe],
-        "reducer": [*own, *(part for part in signals if part is not None)],
-        "vision": [image],
-        "text": [meter.text],
-        "fusion": rest,
-    }
 
 
 def count_parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -22,6 +23,7 @@ from elip.schedule import Schedule
 from elip.tasks.base import Task
 from elip.tasks.pretrain import Pretraining
 from reducers.contract import Reducer
+from reducers.identity import Identity
 
 NO_REDUCTION = "No reduction"
 # Word pieces of a text encoder that has no vocabulary of its own; the data would bring it.
@@ -134,44 +136,34 @@ def build(
     """Build and count a model for each method and schedule, no reduction first; see `measure`."""
     sizes = config.resolve()
     vocab = _VOCAB if sizes.text_encoder in ("roberta", "bert") else None
-    with device:
-        base, base_task = Meter(sizes, vocab_size=vocab), Pretraining()
-        base_task.build(base, 0)
+
+    def on(where: torch.device | str) -> tuple[Meter, Task]:
+        with torch.device(where):
+            meter, task = Meter(sizes, vocab_size=vocab), Pretraining()
+            task.build(meter, 0)
+        return meter, task
+
+    (base, task), (shapes, dry) = on(device), on("meta")
+    tensors = (*base.parameters(), *base.buffers())
     one, two = (random_batch(base, count) for count in (1, 2))
 
-    def candidate(name: str, reducer: Reducer | None, schedule: Schedule | None) -> Candidate:
-        with torch.device("meta"):
-            meter, task = Meter(sizes, reducer, schedule, vocab), Pretraining()
-            task.build(meter, 0)
-        # Of two examples, one gets a false image. Shapes are enough for this count.
-        step = count_training_step(meter, task, two.to("meta")) if training else None
-        operators = count_operators(meter, task, one.to("meta"))
-        _share_weights(meter, base, device)
-        _share_weights(task, base_task, device)
+    def candidate(name: str, make: Callable[[], Reducer], schedule: Schedule) -> Candidate:
+        # The copy shares all tensors with the base.
+        meter = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
+        meter.set_reduction(make(), schedule)
         cost = (check_count if check else count_forward)(meter, task, one.to(device))
+        # Shapes are enough for the rest. Of two examples, one gets a false image.
+        shapes.set_reduction(make(), schedule)
+        step = count_training_step(shapes, dry, two.to("meta")) if training else None
         cost = cost.model_copy(update={"training_step": step})
-        return Candidate(name, meter, task, cost, operators)
+        return Candidate(name, meter, task, cost, count_operators(shapes, dry, one.to("meta")))
 
-    found = [candidate(NO_REDUCTION, None, None)]
+    found = [candidate(NO_REDUCTION, Identity, Schedule())]
     for name, make in methods.items():
         # A method that never acts is no reduction: it has no ratio.
         for schedule in schedules if make().placement != "never" else ():
-            found.append(candidate(name, make(), schedule))
+            found.append(candidate(name, make, schedule))
     return found
-
-
-def _share_weights(module: nn.Module, base: nn.Module, device: torch.device) -> None:
-    """Give ``module``, built without memory, the weights of ``base``; zeros where base has none."""
-    sources = dict(base.named_modules())
-    for name, part in module.named_modules():
-        source = sources.get(name, nn.Module())
-        for kind in ("_parameters", "_buffers"):
-            own, given = getattr(part, kind), getattr(source, kind)
-            for key, tensor in own.items():
-                if tensor is not None:
-                    zeros = torch.zeros_like(tensor, device=device)
-                    fresh = nn.Parameter(zeros) if kind == "_parameters" else zeros
-                    own[key] = given.get(key, fresh)
 
 
 def _compile(candidates: list[Candidate]) -> None:
@@ -180,8 +172,7 @@ def _compile(candidates: list[Candidate]) -> None:
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(candidates))
     dynamo.fail_on_recompile_limit_hit = True
     for candidate in candidates:
-        candidate.meter.image.compile()
-        candidate.meter.fusion.compile()
+        candidate.meter.compile_parts()
 
 
 def _rows(
@@ -237,7 +228,7 @@ def _rows(
 
 
 def _in_fusion(meter: Meter) -> bool:
-    return meter.reducer is not None and meter.reducer.placement == "fusion"
+    return meter.reducer.placement == "fusion"
 
 
 def _over(above: float | None, below: float | None) -> float | None:

@@ -60,10 +60,12 @@ class TextBatch:
     Attributes:
         ids: [..., L] int64.
         mask: [..., L] bool, True where there is a real token.
+        padded: False where it is known that all tokens are real.
     """
 
     ids: Tensor
     mask: Tensor
+    padded: bool = True
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Sizes:
         max_text_len: L, tokens a text is cut or padded to, special tokens included.
         text_width, text_layers, text_heads: Sizes of ``roberta`` and ``bert``.
         fusion_width, fusion_layers, fusion_heads: Sizes of the co-attention fusion, a side.
+        mlp_ratio: Width inside a feed-forward half of the fusion, over ``fusion_width``.
         dropout: Dropout of text encoder and fusion, in [0, 1).
     """
 
@@ -51,6 +52,7 @@ class Sizes:
     fusion_width: int
     fusion_layers: int
     fusion_heads: int
+    mlp_ratio: float
     dropout: float
 
 
@@ -72,6 +74,7 @@ PRESETS: dict[str, Sizes] = {
         fusion_width=64,
         fusion_layers=2,
         fusion_heads=2,
+        mlp_ratio=4.0,
         dropout=0.0,
     ),
     # Dou et al., An Empirical Study of Training End-to-End Vision-and-Language Transformers, 2022,
@@ -93,6 +96,7 @@ PRESETS: dict[str, Sizes] = {
         fusion_width=768,
         fusion_layers=6,
         fusion_heads=12,
+        mlp_ratio=4.0,
         dropout=0.1,
     ),
 }
@@ -121,6 +125,7 @@ class MeterConfig:
         fusion_width: Width of the fusion.
         fusion_layers: Co-attention layers a side.
         fusion_heads: Attention heads of the fusion.
+        mlp_ratio: Width inside a feed-forward half of the fusion, over ``fusion_width``.
         dropout: Dropout of text encoder and fusion.
     """
 
@@ -141,6 +146,7 @@ class MeterConfig:
     fusion_width: int | None = None
     fusion_layers: int | None = None
     fusion_heads: int | None = None
+    mlp_ratio: float | None = None
     dropout: float | None = None
 
     def resolve(self) -> Sizes:
@@ -168,6 +174,8 @@ def _check(sizes: Sizes) -> None:
         value = getattr(sizes, field.name)
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{field.name} is {value}; it must be at least 1.")
+    if sizes.mlp_ratio <= 0:
+        raise ValueError(f"mlp_ratio is {sizes.mlp_ratio}; it must be above 0.")
     if not 0 <= sizes.dropout < 1:
         raise ValueError(f"dropout is {sizes.dropout}; it must be at least 0 and below 1.")
     if sizes.max_text_len > MOST_TEXT:

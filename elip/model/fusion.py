@@ -1,29 +1,31 @@
 """METER's co-attention fusion: two streams that attend to themselves and to each other.
 
+A reducer that acts here sees, after the cross-attention of a text layer, how much each text token
+looked at each image token. The reduced image then enters the image layer of the same level and all
+later ones. Shape legend: B batch, L text length, N image tokens (CLS included), W width, H heads.
+
 Source: Dou et al., 2022, arXiv:2111.02387, section 3.2 (co-attention, post-norm).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.model.fusion_reduction import FusionReduction
-from elip.model.image_encoder import EncodedImage
-from reducers.contract import EncodedText
+from elip.model.interface import (
+    EncodedImage,
+    OneSided,
+    PreparedImage,
+    PreparedText,
+    Reading,
+)
 
 _EPS = 1e-12
-
-Read = Literal["all", "pooled", "text"]
-"""What a head reads of the fusion's output: all tokens of both streams; the two CLS tokens; the
-tokens of the text stream. What is not read is not computed in the last layer."""
-
-Heads = tuple[Tensor, Tensor, Tensor]
-"""Queries, keys and values [B,H,N,W/H]."""
 
 
 class Attention(nn.Module):
@@ -31,7 +33,7 @@ class Attention(nn.Module):
 
     Args:
         width: W, width of both streams.
-        heads: Attention heads.
+        heads: H.
         dropout: On attention weights and on the output.
     """
 
@@ -46,21 +48,24 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
         """Let ``tokens`` [B,N,W] attend to ``source`` [B,M,W]; ``mask`` [B,M] is True at tokens."""
-        return self.attend(tokens, self.project(tokens, source), mask)
+        return self.attend(tokens, self.queries(tokens), *self.keys(self.key_value(source)), mask)
 
-    def project(self, tokens: Tensor, source: Tensor) -> Heads:
-        """Return queries of ``tokens``, and keys and values of ``source``."""
-        batch, count, width = tokens.shape
-        split = (self.heads, width // self.heads)
-        query = self.query(tokens).view(batch, count, *split).transpose(1, 2)
-        key, value = (
-            self.key_value(source).view(batch, -1, 2, *split).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        return query, key, value
+    def queries(self, tokens: Tensor) -> Tensor:
+        """Return the queries [B,H,N,W/H] of tokens [B,N,W]."""
+        query = self.query(tokens).unflatten(-1, (self.heads, -1))
+        heads: Tensor = query.transpose(1, 2)
+        return heads
 
-    def attend(self, tokens: Tensor, heads: Heads, mask: Tensor | None) -> Tensor:
-        """Attend with what `project` returned, add ``tokens``, and normalise."""
-        query, key, value = heads
+    def keys(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
+        """Split what ``key_value`` gave [B,M,2W] into keys and values [B,H,M,W/H]."""
+        split = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = split.unbind(0)
+        return key, value
+
+    def attend(
+        self, tokens: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Attend, add ``tokens``, and normalise."""
         context = F.scaled_dot_product_attention(
             query,
             key,
@@ -76,11 +81,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps with GELU between them, residual and layer norm behind (post-norm)."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
         self.norm = nn.LayerNorm(width, eps=_EPS)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -93,11 +98,11 @@ class FeedForward(nn.Module):
 class CoAttentionLayer(nn.Module):
     """One layer of one stream: self-attention, cross-attention, feed-forward."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
         self.cross_attention = Attention(width, heads, dropout)
-        self.feed_forward = FeedForward(width, dropout)
+        self.feed_forward = FeedForward(width, hidden, dropout)
 
     def forward(
         self,
@@ -105,7 +110,7 @@ class CoAttentionLayer(nn.Module):
         other: Tensor,
         mask: Tensor | None,
         other_mask: Tensor | None,
-        rows: int | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Run one layer.
 
@@ -114,12 +119,38 @@ class CoAttentionLayer(nn.Module):
             other: [B,M,W] of the other stream, as the previous level left it.
             mask: [B,N] bool, True at tokens; None when all are.
             other_mask: [B,M] bool, likewise.
-            rows: Compute only the first ``rows`` tokens; None computes all.
+            rows: [B,K,W], those of ``tokens`` to compute; None computes all.
         """
-        hidden = self.self_attention(tokens[:, :rows], tokens, mask)
+        hidden = self.self_attention(tokens if rows is None else rows, tokens, mask)
         hidden = self.cross_attention(hidden, other, other_mask)
         output: Tensor = self.feed_forward(hidden)
         return output
+
+    def second_half(self, own: OneSided, other: OneSided, other_mask: Tensor | None) -> Tensor:
+        """Run what is left of a layer whose one-sided parts are known."""
+        key, value = self.cross_attention.keys(other.key_value)
+        hidden = self.cross_attention.attend(own.hidden, own.query, key, value, other_mask)
+        output: Tensor = self.feed_forward(hidden)
+        return output
+
+
+class FirstLayer(nn.Module):
+    """What the first level computes from one side alone. The layers are borrowed.
+
+    Args:
+        own: The first layer of this side.
+        other: The first layer of the other side, which attends to this one.
+    """
+
+    def __init__(self, own: CoAttentionLayer, other: CoAttentionLayer) -> None:
+        super().__init__()
+        self._own, self._other = (own,), (other,)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> OneSided:
+        """Take tokens [B,N,W]; ``mask`` [B,N] is True at tokens."""
+        hidden = self._own[0].self_attention(tokens, tokens, mask)
+        query = self._own[0].cross_attention.queries(hidden)
+        return OneSided(hidden, query, self._other[0].cross_attention.key_value(tokens))
 
 
 class Fusion(nn.Module):
@@ -128,75 +159,127 @@ class Fusion(nn.Module):
     Args:
         width: W.
         layers: Levels.
-        heads: Attention heads.
+        heads: H.
+        hidden: Width between the two linear maps of a feed-forward half.
         dropout: Dropout.
-        reduction: Reduces the image tokens on the way; None leaves them all.
     """
 
-    def __init__(
-        self,
-        width: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-        reduction: FusionReduction | None = None,
-    ) -> None:
+    def __init__(self, width: int, layers: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.text_layers = nn.ModuleList(
-            CoAttentionLayer(width, heads, dropout) for _ in range(layers)
-        )
-        self.image_layers = nn.ModuleList(
-            CoAttentionLayer(width, heads, dropout) for _ in range(layers)
-        )
-        self.reduction = reduction
+        made = [
+            [CoAttentionLayer(width, heads, hidden, dropout) for _ in range(layers)]
+            for _ in range(2)
+        ]
+        self.text_layers, self.image_layers = nn.ModuleList(made[0]), nn.ModuleList(made[1])
+        self.first_text = FirstLayer(made[0][0], made[1][0])
+        self.first_image = FirstLayer(made[1][0], made[0][0])
+        self.reduction: FusionReduction | None = None
+
+    @property
+    def first_is_shared(self) -> bool:
+        """Whether the first layer computes anything from one side alone."""
+        reduces = self.reduction is not None and 0 in self.reduction.plan.keep
+        return len(self.text_layers) > 1 and not reduces
 
     def forward(
-        self, text: EncodedText, image: EncodedImage, read: Read
-    ) -> tuple[Tensor, EncodedImage]:
-        """Fuse [B,L,W] text and [B,1+N,W] image tokens.
+        self, text: PreparedText, image: PreparedImage, readings: Sequence[Reading]
+    ) -> list[tuple[Tensor, EncodedImage]]:
+        """Fuse texts and images row by row.
+
+        All rows go through all levels but the last together; there each reading computes only what
+        it reads.
 
         Returns:
-            Text tokens, and the image with its tokens and record; as many tokens as ``read`` asks
-            for. Where only text is read, the image is as the last layer but one left it.
+            For each reading its text tokens, and its image (its record where only text is read).
         """
+        words, mask, seen = text.tokens, text.mask, image.image
+        merges = all(each.read == "pooled" for each in readings)
         last = len(self.text_layers) - 1
-        for level, (text_layer, image_layer) in enumerate(
-            zip(self.text_layers, self.image_layers, strict=True)
-        ):
-            before = text
-            rows = 1 if level == last and read == "pooled" else None
-            text_only = level == last and read == "text"
-            reducing = self.reduction is not None and self.reduction.reduces(level, image)
-            if reducing and not text_only:
-                text, image = self._reducing_layer(level, text, image, read, rows)
+        for level in range(last):
+            text_layer, image_layer = self._layers(level)
+            before, before_mask = words, mask
+            if level == 0 and text.first is not None and image.first is not None:
+                words = text_layer.second_half(text.first, image.first, seen.mask)
+                tokens = image_layer.second_half(image.first, text.first, before_mask)
+            elif self._reduces(level, seen):
+                words, mask, seen = self._reducing_layer(level, words, mask, seen, merges)
+                tokens = image_layer(seen.tokens, before, seen.mask, before_mask)
             else:
-                tokens = text_layer(text.tokens, image.tokens, text.mask, image.mask, rows)
-                text = replace(text, tokens=tokens)
-            if text_only:
-                return text.tokens, image
-            tokens = image_layer(image.tokens, before.tokens, image.mask, before.mask, rows)
-            image = replace(image, tokens=tokens)
-        return text.tokens, image
+                words = text_layer(words, seen.tokens, mask, seen.mask)
+                tokens = image_layer(seen.tokens, before, seen.mask, before_mask)
+            seen = replace(seen, tokens=tokens)
+        results, start = [], 0
+        for reading in readings:
+            part = slice(start, start + reading.rows)
+            whole = reading.rows == len(words)
+            results.append(
+                self._last_level(
+                    last,
+                    words if whole else words[part],
+                    mask if whole or mask is None else mask[part],
+                    seen if whole else seen.rows(part),
+                    reading,
+                )
+            )
+            start += reading.rows
+        return results
+
+    def _layers(self, level: int) -> tuple[CoAttentionLayer, CoAttentionLayer]:
+        text, image = self.text_layers[level], self.image_layers[level]
+        assert isinstance(text, CoAttentionLayer)
+        assert isinstance(image, CoAttentionLayer)
+        return text, image
+
+    def _reduces(self, level: int, image: EncodedImage) -> bool:
+        return self.reduction is not None and self.reduction.reduces(level, image)
+
+    def _last_level(
+        self, level: int, words: Tensor, mask: Tensor | None, image: EncodedImage, reading: Reading
+    ) -> tuple[Tensor, EncodedImage]:
+        """Compute of the last level what is read; an image that is not read is left as it was."""
+        text_layer, image_layer = self._layers(level)
+        if reading.read == "text":
+            rows = None
+            if reading.places is not None:
+                index = reading.places.unsqueeze(-1).expand(-1, -1, words.shape[-1])
+                rows = words.gather(1, index)
+            return text_layer(words, image.tokens, mask, image.mask, rows), image
+        cls_only = reading.read == "pooled"
+        before = words
+        if self._reduces(level, image):
+            words, _, image = self._reducing_layer(level, words, mask, image, False, cls_only)
+        else:
+            rows = words[:, :1] if cls_only else None
+            words = text_layer(words, image.tokens, mask, image.mask, rows)
+        rows = image.tokens[:, :1] if cls_only else None
+        tokens = image_layer(image.tokens, before, image.mask, mask, rows)
+        return words, replace(image, tokens=tokens)
 
     def _reducing_layer(
-        self, level: int, text: EncodedText, image: EncodedImage, read: Read, rows: int | None
-    ) -> tuple[EncodedText, EncodedImage]:
-        """Run a text layer that reduces the image, and the text where only its CLS is read.
+        self,
+        level: int,
+        words: Tensor,
+        mask: Tensor | None,
+        image: EncodedImage,
+        merges: bool,
+        cls_only: bool = False,
+    ) -> tuple[Tensor, Tensor | None, EncodedImage]:
+        """Run a text layer that reduces the image, and the text where it may be merged.
 
         All text rows take part up to the reduction, since all of them choose.
         """
         assert self.reduction is not None
-        layer = self.text_layers[level]
-        assert isinstance(layer, CoAttentionLayer)
-        heads = layer.self_attention.project(text.tokens, text.tokens)
-        hidden = layer.self_attention.attend(text.tokens, heads, text.mask)
-        cross = layer.cross_attention.project(hidden, image.tokens)
-        hidden = layer.cross_attention.attend(hidden, cross, image.mask)
-        text = replace(text, tokens=hidden)
-        image = self.reduction(level, image, text, cross[0], cross[1])
-        if read == "pooled" and rows is None:
-            text = self.reduction.reduce_text(text, heads[1])
-        return replace(text, tokens=layer.feed_forward(text.tokens[:, :rows])), image
+        layer, _ = self._layers(level)
+        own, cross = layer.self_attention, layer.cross_attention
+        own_key, own_value = own.keys(own.key_value(words))
+        hidden = own.attend(words, own.queries(words), own_key, own_value, mask)
+        query = cross.queries(hidden)
+        key, value = cross.keys(cross.key_value(image.tokens))
+        hidden = cross.attend(hidden, query, key, value, image.mask)
+        image = self.reduction(level, image, hidden, mask, query, key)
+        if merges:
+            hidden, mask = self.reduction.reduce_text(hidden, mask, own_key)
+        return layer.feed_forward(hidden[:, :1] if cls_only else hidden), mask, image
 
 
 class Pooler(nn.Module):

@@ -1,13 +1,10 @@
 """The fusion as a reducer's host: image tokens are reduced inside the text side's layers.
 
-A reducer that acts here sees, after the cross-attention of a text layer, how much each text token
-looked at each image token. The reduced image then enters the image layer of the same level and
-all later ones. Shape legend: B batch, L text length, N patch tokens, K kept, W width, H heads.
+Shape legend: B batch, L text length, N patch tokens, K kept, W width, H heads.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,48 +12,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.model.guard import check
-from elip.model.image_encoder import EncodedImage
-from elip.schedule import Plan, Schedule
-from reducers.contract import EncodedText, Host, Reduced, Reducer, Signal, Signals
+from elip.model.interface import EncodedImage
+from elip.schedule import Plan
+from reducers.contract import EncodedText, Reduced, Reducer, Signals
 
-_SIGNALS = {"keys", "text", "sizes", "positions", "cross_attention"}
+SIGNALS = {"keys", "text", "sizes", "positions", "cross_attention"}
 
 
 class FusionReduction(nn.Module):
-    """Calls the reducer and keeps its record.
+    """Calls the reducer and keeps the image's record.
 
     Args:
         reducer: A method with ``placement: "fusion"``.
-        schedule: When it acts (fusion layers, from 0) and how many patch tokens it leaves.
+        plan: At which fusion layers it acts, and how many patch tokens it leaves.
         grid: Rows and columns of the patch grid.
-        width: W.
-        heads: H.
-        layers: Number of fusion layers a side.
 
     Raises:
-        ValueError: The schedule does not fit, or the reducer needs what there is not here.
+        ValueError: The reducer needs a signal that there is not here.
     """
 
-    def __init__(
-        self,
-        reducer: Reducer,
-        schedule: Schedule,
-        grid: tuple[int, int],
-        width: int,
-        heads: int,
-        layers: int,
-    ) -> None:
+    def __init__(self, reducer: Reducer, plan: Plan, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.reducer = reducer
-        self.grid = grid
-        self.plan: Plan = schedule.plan(grid[0] * grid[1], layers, "fusion")
-        foreign = sorted(set(reducer.needs) - _SIGNALS)
-        if foreign:
+        if foreign := sorted(set(reducer.needs) - SIGNALS):
             raise ValueError(
                 f"{type(reducer).__name__} acts in the fusion and needs {foreign}; the fusion can "
-                f"give {sorted(_SIGNALS)}."
+                f"give {sorted(SIGNALS)}."
             )
-        reducer.configure(Host(width, heads, layers, tuple(self.plan.keep), width))
+        self.reducer = reducer
+        self.plan = plan
+        self.grid = grid
 
     def reduces(self, level: int, image: EncodedImage) -> bool:
         """Whether anything is left to reduce at this level."""
@@ -64,14 +48,21 @@ class FusionReduction(nn.Module):
         return self.plan.keep.get(level, count) < count
 
     def forward(
-        self, level: int, image: EncodedImage, text: EncodedText, query: Tensor, key: Tensor
+        self,
+        level: int,
+        image: EncodedImage,
+        words: Tensor,
+        mask: Tensor | None,
+        query: Tensor,
+        key: Tensor,
     ) -> EncodedImage:
         """Reduce the image tokens at one level.
 
         Args:
             level: The fusion layer.
             image: The image, its tokens in the fusion width.
-            text: The text side behind its cross-attention.
+            words: [B,L,W], the text side behind its cross-attention.
+            mask: [B,L] bool, True at its tokens; None when all are.
             query: [B,H,L,W/H], the cross-attention's queries (text).
             key: [B,H,1+N,W/H], its keys (image, CLS first).
 
@@ -79,9 +70,19 @@ class FusionReduction(nn.Module):
             ValueError: The reducer broke its contract.
         """
         whole = self.reducer.includes_cls
+        start = 0 if whole else 1
         num_keep = self.plan.keep[level] + whole
-        patches = image.tokens if whole else image.tokens[:, 1:]
-        signals = self._signals(level, image, text, query, key)
+        signals = Signals(
+            cls=image.tokens[:, :1],
+            stage=len(image.stages),
+            layer=level,
+            grid=self.grid,
+            seeds=image.seeds,
+            mask=None if image.mask is None else image.mask[:, start:],
+            requested=self._requested(image, words, mask, query, key, start),
+            reader=type(self.reducer).__name__,
+        )
+        patches = image.tokens[:, start:]
         reduced = self.reducer(patches, num_keep, signals)
         check(self.reducer, reduced, patches, num_keep, padded=image.mask is not None)
         cls = image.tokens[:, :1]
@@ -89,50 +90,53 @@ class FusionReduction(nn.Module):
             # What came first is CLS from here on; patches that went into it are none any more.
             cls = reduced.tokens[:, :1]
             assignment = (reduced.assignment[:, 1:] - 1).clamp(min=-1)
-            mask = None if reduced.mask is None else reduced.mask[:, 1:]
-            reduced = Reduced(reduced.tokens[:, 1:], assignment, mask, reduced.loss)
+            real = None if reduced.mask is None else reduced.mask[:, 1:]
+            reduced = Reduced(reduced.tokens[:, 1:], assignment, real, reduced.loss)
         return image.reduce(level, cls, reduced)
 
-    def _signals(
-        self, level: int, image: EncodedImage, text: EncodedText, query: Tensor, key: Tensor
-    ) -> Signals:
-        needs, start = self.reducer.needs, 0 if self.reducer.includes_cls else 1
-        requested: dict[Signal, Any] = {"keys": key[:, :, start:], "text": text}
+    def _requested(
+        self,
+        image: EncodedImage,
+        words: Tensor,
+        mask: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        start: int,
+    ) -> dict[str, Any]:
+        """Return the signals that the reducer needs; patches begin at token ``start``."""
+        needs, requested = self.reducer.needs, dict[str, Any]()
         if "cross_attention" in needs:
             logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             if image.mask is not None:
                 hidden = ~image.mask[:, None, None, :]
                 logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
-            attention = logits.softmax(dim=-1).mean(dim=1)
-            requested["cross_attention"] = attention[:, :, start:]
+            requested["cross_attention"] = logits.softmax(dim=-1).mean(dim=1)[:, :, start:]
+        if "keys" in needs:
+            requested["keys"] = key[:, :, start:]
         if "sizes" in needs:
             requested["sizes"] = F.pad(image.sizes, (1 - start, 0), value=1.0)
         if "positions" in needs:
-            positions = image.positions(self.grid)
-            requested["positions"] = F.pad(positions, (0, 0, 1 - start, 0))
-        return Signals(
-            cls=image.tokens[:, :1],
-            stage=len(image.stages),
-            layer=level,
-            grid=self.grid,
-            seeds=image.seeds,
-            mask=None if image.mask is None else image.mask[:, start:],
-            requested={name: signal for name, signal in requested.items() if name in needs},
-            reader=type(self.reducer).__name__,
-        )
+            requested["positions"] = F.pad(image.positions(self.grid), (0, 0, 1 - start, 0))
+        if "text" in needs:
+            real = torch.ones_like(words[..., 0], dtype=torch.bool) if mask is None else mask
+            requested["text"] = EncodedText(words, real)
+        return requested
 
-    def reduce_text(self, text: EncodedText, key: Tensor) -> EncodedText:
+    def reduce_text(
+        self, words: Tensor, mask: Tensor | None, key: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Let the reducer reduce the text side, where it does that.
 
         Args:
-            text: The text side behind its cross-attention.
+            words: [B,L,W], the text side behind its cross-attention.
+            mask: [B,L] bool, True at its tokens; None when all are.
             key: [B,H,L,W/H], the keys of its self-attention.
+
+        Returns:
+            Tokens and mask.
         """
-        reduced = self.reducer.reduce_text(text.tokens, key, text.mask)
+        reduced = self.reducer.reduce_text(words, key, mask)
         if reduced is None:
-            return text
-        check(self.reducer, reduced, text.tokens, reduced.tokens.shape[1], padded=True)
-        mask = reduced.mask
-        if mask is None:
-            mask = torch.ones_like(reduced.tokens[..., 0], dtype=torch.bool)
-        return replace(text, tokens=reduced.tokens, mask=mask)
+            return words, mask
+        check(self.reducer, reduced, words, reduced.tokens.shape[1], padded=True)
+        return reduced.tokens, reduced.mask

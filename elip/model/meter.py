@@ -1,34 +1,48 @@
 """METER: image encoder with reduction, text encoder, co-attention fusion, poolers.
 
-Source: Dou et al., An Empirical Study of Training End-to-End Vision-and-Language Transformers,
-CVPR 2022, arXiv:2111.02387. Shape legend: B batch, L text length, N image tokens, D image width,
-W fusion width, S image size.
+`elip.model.interface` describes what is offered here. Source: Dou et al., An Empirical Study of
+Training End-to-End Vision-and-Language Transformers, CVPR 2022, arXiv:2111.02387. Shape legend:
+B batch, L text length, N image tokens, D image width, Dt text width, W fusion width, S image size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
+from typing import Any, Literal
 
-import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from elip.data.batch import TextBatch
 from elip.model.config import Sizes
-from elip.model.fusion import Fusion, Pooler, Read
+from elip.model.fusion import Fusion, Pooler
 from elip.model.fusion_reduction import FusionReduction
 from elip.model.guard import declared
-from elip.model.image_encoder import EncodedImage, ImageEncoder, ReductionStage
-from elip.model.signals import JointEmbeddings
-from elip.model.text_encoder import TextEncoder, start_size, text_config
+from elip.model.image_encoder import ImageEncoder
+from elip.model.initialise import initialise
+from elip.model.interface import (
+    EncodedImage,
+    Fused,
+    Group,
+    PreparedImage,
+    PreparedText,
+    Read,
+    Reading,
+)
+from elip.model.reuse import Encodings
+from elip.model.signals import BlockSignals
+from elip.model.text_encoder import TextEncoder, text_config
+from elip.model.timm_shim import build_vit
 from elip.schedule import Plan, Schedule
-from reducers.contract import EncodedText, Reducer
+from reducers.contract import EncodedText, Host, Reducer
+from reducers.identity import Identity
 
 # Pixel statistics in [0, 1]: CLIP (Radford et al., 2021, arXiv:2103.00020) and ImageNet.
 _PIXELS = {
@@ -37,31 +51,12 @@ _PIXELS = {
 }
 
 
-@dataclass(frozen=True)
-class Fused:
-    """What the fusion gives to a head.
-
-    Attributes:
-        text: [B,L,W] (or [B,1,W] when only CLS was read).
-        image: [B,1+N,W] (or [B,1,W]); None when it was not read.
-        pooled: [B,2W], pooled text CLS then pooled image CLS; None when only text was read.
-        stages: The reductions of the image tokens, in the encoder or in the fusion.
-        loss: Auxiliary loss of the reducer, if it has one.
-    """
-
-    text: Tensor
-    image: Tensor | None
-    pooled: Tensor | None
-    stages: tuple[ReductionStage, ...] = ()
-    loss: Tensor | None = None
-
-
 class Meter(nn.Module):
-    """The one fixed model.
+    """The one backbone that there is.
 
     Args:
         sizes: All sizes.
-        reducer: The token reducer, or None for no reduction.
+        reducer: The token reducer; None is `Identity`, no reduction.
         schedule: When it acts and how many tokens it leaves.
         vocab_size: The tokenizer's number of word pieces; ``sizes.vocab_size`` takes precedence.
 
@@ -82,28 +77,19 @@ class Meter(nn.Module):
                 f"model.meter.vocab_size is {sizes.vocab_size}, and the tokenizer has {vocab_size} "
                 "word pieces; leave it out to take the tokenizer's."
             )
-        if reducer is not None:
-            declared(reducer)
         self.sizes = sizes
         self.width = width = sizes.fusion_width
         self.text = TextEncoder(text_config(sizes, vocab_size))
+        self.text_width, self.vocab_size = self.text.width, self.text.vocab_size
         vit = build_vit(sizes)
-        schedule, heads = schedule or Schedule(), sizes.fusion_heads
-        fused = reducer is not None and reducer.placement == "fusion"
-        self.image = ImageEncoder(vit, None if fused else reducer, schedule, self.text.width)
-        self.text_projection = nn.Linear(self.text.width, width)
-        self.image_projection = nn.Linear(self.image.width, width)
-        self.image.joint_embeddings = JointEmbeddings(
-            vit.norm, self.image_projection, self.text_projection
-        )
+        self.text_projection = nn.Linear(self.text_width, width)
+        self.image_projection = nn.Linear(vit.embed_dim, width)
+        signals = BlockSignals(vit, self.image_projection, self.text_projection)
+        self.image = ImageEncoder(vit, signals, self.text_width)
         # Row 0 text, row 1 the image, row 2 the second image of a pair.
         self.token_types = nn.Embedding(3, width)
-        reduction = None
-        if reducer is not None and fused:
-            reduction = FusionReduction(
-                reducer, schedule, self.image.grid, width, heads, sizes.fusion_layers
-            )
-        self.fusion = Fusion(width, sizes.fusion_layers, heads, sizes.dropout, reduction)
+        hidden = round(sizes.mlp_ratio * width)
+        self.fusion = Fusion(width, sizes.fusion_layers, sizes.fusion_heads, hidden, sizes.dropout)
         self.text_pooler = Pooler(width)
         self.image_pooler = Pooler(width)
         mean, std = _PIXELS[sizes.pixels]
@@ -114,9 +100,22 @@ class Meter(nn.Module):
             self.text_pooler, self.image_pooler,
         ):  # fmt: skip
             module.apply(initialise)
+        self._reuse: Encodings | None = None
+        self._listeners = OrderedDict[int, Callable[[Fused], None]]()
+        self.set_reduction(reducer or Identity(), schedule or Schedule())
 
     @property
-    def reducer(self) -> Reducer | None:
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return self.image.grid
+
+    @property
+    def reducer(self) -> Reducer:
         """The token reducer, wherever it acts."""
         reduction = self.fusion.reduction
         return self.image.reducer if reduction is None else reduction.reducer
@@ -127,30 +126,63 @@ class Meter(nn.Module):
         reduction = self.fusion.reduction
         return self.image.plan if reduction is None else reduction.plan
 
-    def set_schedule(self, schedule: Schedule) -> Plan:
-        """Let the reducer keep other token counts from now on, at the same layers.
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether no text changes an encoded image: `encode_prefix` is then all of it."""
+        return not self.image.reads_text
+
+    def set_reduction(self, reducer: Reducer, schedule: Schedule) -> Plan:
+        """Reduce with this reducer on this schedule from now on; weights stay as they are.
 
         Raises:
-            ValueError: The schedule does not fit.
+            ValueError: Reducer or schedule do not fit the model.
         """
-        host = self.fusion.reduction or self.image
-        blocks = len(host.plan.tokens_per_block) - 1
-        placement = "never" if self.reducer is None else self.reducer.placement
-        host.plan = schedule.plan(host.plan.num_patches, blocks, placement)
-        return host.plan
+        declared(reducer)
+        known = reducer is self.reducer
+        if not known:
+            reducer.to(self.device).train(self.training)
+        if reducer.placement != "fusion":
+            self.image.set_reduction(reducer, schedule)
+            self.fusion.reduction = None
+            return self.plan
+        heads, layers = self.sizes.fusion_heads, len(self.fusion.text_layers)
+        plan = schedule.plan(self.image.num_patches, layers, "fusion")
+        if not known or tuple(plan.keep) != tuple(self.plan.keep):
+            reducer.configure(Host(self.width, heads, layers, tuple(plan.keep), self.width))
+        reduction = FusionReduction(reducer, plan, self.grid)
+        self.image.set_reduction(Identity(), schedule)
+        self.fusion.reduction = reduction
+        return plan
 
-    def recompute_activations(self) -> None:
-        """Keep only what enters each block and layer; the backward pass computes the rest again.
+    @contextmanager
+    def reduction_disabled(self) -> Iterator[None]:
+        """Leave all reduction out for a while, to measure what the model costs without it."""
+        image, fusion = self.image, self.fusion
+        kept = (image.reducer, image.plan, fusion.reduction)
+        self.set_reduction(Identity(), Schedule())
+        try:
+            yield
+        finally:
+            image.reducer, image.plan, fusion.reduction = kept
 
-        Less memory for about a third more arithmetic. Blocks that reduce keep everything.
+    @contextmanager
+    def reuse_encodings(self) -> Iterator[None]:
+        """Compute once, for a while, what is the same under every reduction.
+
+        Encoded texts, and an image's tokens before its first reduction, are remembered for the
+        latest texts and images. `set_reduction` may be called inside. Results are equal to the
+        last bit to those outside. Only without gradient, and while weights stay as they are.
         """
-        parts = (self.image.vit.blocks, self.text.transformer.encoder.layer,
-                 self.fusion.text_layers, self.fusion.image_layers)  # fmt: skip
-        for layer in chain(*parts):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        self._reuse = Encodings()
+        try:
+            yield
+        finally:
+            self._reuse = None
 
     def encode_text(self, text: TextBatch) -> EncodedText:
         """Encode [B,L] token ids to [B,L,Dt] tokens, before the projection."""
+        if self._reuse is not None:
+            return self._reuse.text(text, self.text)
         encoded: EncodedText = self.text(text)
         return encoded
 
@@ -170,9 +202,11 @@ class Meter(nn.Module):
             images: The images.
             text: Their encoded texts, for reducers that look at them.
             seeds: [B] int64, one seed an example, for reducers that draw at random.
+
+        Raises:
+            ValueError: The reducer looks at the text and none was given.
         """
-        encoded: EncodedImage = self.image(self.normalise(images), text, seeds)
-        return encoded
+        return self._encode(images, text, seeds, None)
 
     def encode_prefix(self, images: Tensor, seeds: Tensor | None = None) -> EncodedImage:
         """Encode images [B,3,S,S] as far as no text can change them, to share that between texts.
@@ -184,7 +218,7 @@ class Meter(nn.Module):
             images: The images.
             seeds: [B] int64, one seed an example, for reducers that draw at random.
         """
-        return self.image.encode_prefix(self.normalise(images), seeds)
+        return self._encode(images, None, seeds, self.image.prefix_end)
 
     def encode_suffix(self, image: EncodedImage, text: EncodedText | None = None) -> EncodedImage:
         """Run what `encode_prefix` left.
@@ -192,7 +226,79 @@ class Meter(nn.Module):
         Raises:
             ValueError: The reducer looks at the text and none was given.
         """
-        return self.image.encode_suffix(image, text)
+        if image.block == self.image.num_blocks:
+            # A call that computes nothing would make torch.compile give up on all later ones.
+            return image
+        encoded: EncodedImage = self.image(image, text)
+        return encoded
+
+    def _encode(
+        self, images: Tensor, text: EncodedText | None, seeds: Tensor | None, end: int | None
+    ) -> EncodedImage:
+        record = None
+        if self._reuse is None:
+            image = self.image.embed(self.normalise(images), seeds)
+        else:
+            image, record = self._reuse.image(self.image, images, self.normalise, seeds)
+        encoded: EncodedImage = self.image(image, text, end, record)
+        return encoded
+
+    def prepare_text(self, text: EncodedText) -> PreparedText:
+        """Project an encoded text [B,L,Dt] and run what the fusion computes from it alone."""
+        tokens = self.text_projection(text.tokens) + self.token_types.weight[0]
+        mask = text.mask if text.padded else None
+        shared = self.fusion.first_is_shared
+        return PreparedText(tokens, mask, self.fusion.first_text(tokens, mask) if shared else None)
+
+    def prepare_image(self, image: EncodedImage, image_type: int = 1) -> PreparedImage:
+        """Project an encoded image [B,1+N,D] and run what the fusion computes from it alone.
+
+        Args:
+            image: The image.
+            image_type: Token type of the image: 1, or 2 for the second image of a pair.
+        """
+        tokens = self.image_projection(image.tokens) + self.token_types.weight[image_type]
+        shared = self.fusion.first_is_shared
+        first = self.fusion.first_image(tokens, image.mask) if shared else None
+        return PreparedImage(replace(image, tokens=tokens), first)
+
+    def fuse_prepared(
+        self, text: PreparedText, image: PreparedImage, readings: Sequence[Reading]
+    ) -> list[Fused]:
+        """Fuse texts and images row by row, in one pass up to the last layer.
+
+        A reducer that merges texts does so only where no head reads every word, so it gets a pass
+        for each reading.
+
+        Args:
+            text: B texts.
+            image: B images.
+            readings: What is read of the rows, in order; their counts add up to B.
+        """
+        merging = type(self.reducer).reduce_text is not Reducer.reduce_text
+        if merging and len(readings) > 1:
+            results, start = [], 0
+            for reading in readings:
+                part = slice(start, start + reading.rows)
+                results += self.fuse_prepared(text.rows(part), image.rows(part), [reading])
+                start += reading.rows
+            return results
+        fused = [
+            self._pool(words, seen, reading.read)
+            for reading, (words, seen) in zip(
+                readings, self.fusion(text, image, readings), strict=True
+            )
+        ]
+        for listener in self._listeners.values():
+            for each in fused:
+                listener(each)
+        return fused
+
+    def _pool(self, words: Tensor, image: EncodedImage, read: Read) -> Fused:
+        if read == "text":
+            return Fused(words, None, None, image.stages, image.loss)
+        pooled = torch.cat([self.text_pooler(words), self.image_pooler(image.tokens)], dim=-1)
+        return Fused(words, image.tokens, pooled, image.stages, image.loss)
 
     def fuse(
         self, text: EncodedText, image: EncodedImage, read: Read, image_type: int = 1
@@ -205,91 +311,71 @@ class Meter(nn.Module):
             read: What the head reads.
             image_type: Token type of the image: 1, or 2 for the second image of a pair.
         """
-        texts = self.text_projection(text.tokens) + self.token_types.weight[0]
-        images = self.image_projection(image.tokens) + self.token_types.weight[image_type]
-        image = replace(image, tokens=images)
-        texts, fused = self.fusion(EncodedText(texts, text.mask), image, read)
-        if read == "text":
-            return Fused(texts, None, None, fused.stages, fused.loss)
-        pooled = torch.cat([self.text_pooler(texts), self.image_pooler(fused.tokens)], dim=-1)
-        return Fused(texts, fused.tokens, pooled, fused.stages, fused.loss)
-
-    @contextmanager
-    def reduction_disabled(self) -> Iterator[None]:
-        """Leave all reduction out for a while, to measure what the model costs without it."""
-        image, fusion = self.image, self.fusion
-        kept = (image.reducer, image.plan, image.layers, fusion.reduction)
-        plan = Schedule().plan(image.num_patches, image.num_blocks, "never")
-        image.reducer, image.plan, image.layers, fusion.reduction = None, plan, (), None
-        try:
-            yield
-        finally:
-            image.reducer, image.plan, image.layers, fusion.reduction = kept
+        prepared = self.prepare_text(text), self.prepare_image(image, image_type)
+        return self.fuse_prepared(*prepared, [Reading(len(text.tokens), read)])[0]
 
     def forward(
-        self,
-        images: Tensor,
-        text: TextBatch,
-        read: Read = "pooled",
-        seeds: Tensor | None = None,
+        self, images: Tensor, text: TextBatch, read: Read = "pooled", seeds: Tensor | None = None
     ) -> Fused:
         """Encode and fuse a batch of image-text pairs: text first, as it may steer the reducer."""
         encoded = self.encode_text(text)
         return self.fuse(encoded, self.encode_image(images, encoded, seeds), read)
 
+    def parameter_groups(self) -> dict[Group, dict[str, nn.Parameter]]:
+        """Return all parameters by the part that owns them, then by name."""
+        owners: dict[str, Group] = {"image": "image", "text": "text", "token_types": "token_types"}
+        groups: dict[Group, dict[str, nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            owner = owners.get(name.split(".")[0], "cross_modal")
+            groups.setdefault(owner, {})[name] = parameter
+        return groups
 
-def build_vit(sizes: Sizes) -> VisionTransformer:
-    """Build the vision transformer with random weights.
+    def cost_parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """Return the modules that each part's cost is booked to, the probe's first.
 
-    Raises:
-        ValueError: The named timm model is unknown or not a `VisionTransformer` with CLS.
-    """
-    if sizes.image_encoder == "vit":
-        vit = VisionTransformer(
-            img_size=sizes.image_size,
-            patch_size=sizes.patch_size,
-            embed_dim=sizes.image_width,
-            depth=sizes.image_blocks or 0,
-            num_heads=sizes.image_heads,
-            num_classes=0,
-            global_pool="",
-            pre_norm=True,
-            act_layer="quick_gelu",
-            norm_layer=partial(nn.LayerNorm, eps=1e-5),
-        )
-        vit.blocks.apply(initialise)
-        return vit
-    name = sizes.image_encoder
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
-        hint = f" Near it: {near}." if near else ""
-        raise ValueError(f"image_encoder {name!r} is neither 'vit' nor a timm model.{hint}")
-    with torch.device("meta"):
-        whole = timm.create_model(name, pretrained=False)
-    if not isinstance(whole, VisionTransformer) or whole.num_prefix_tokens != 1:
-        raise ValueError(
-            f"image_encoder {name!r} is a {type(whole).__name__}; METER needs a timm "
-            "VisionTransformer with one CLS token and no register tokens."
-        )
-    named: VisionTransformer = timm.create_model(
-        name,
-        pretrained=False,
-        img_size=sizes.image_size,
-        num_classes=0,
-        depth=sizes.image_blocks or len(whole.blocks) - 1,
-        global_pool="",
-    )
-    return named
+        Work inside several of them belongs to the part that comes first.
+        """
+        reduction = self.fusion.reduction
+        own = {"image", "text"}
+        return {
+            "probe": (self.image.probe,),
+            "reducer": (self.image.signals, self.reducer, *([reduction] if reduction else [])),
+            "vision": (self.image,),
+            "text": (self.text,),
+            "fusion": tuple(part for name, part in self.named_children() if name not in own),
+        }
 
+    def published_parts(self) -> dict[Literal["image", "text"], nn.Module]:
+        """Return the timm and the transformers model inside, to load published weights into."""
+        return {"image": self.image.vit, "text": self.text.transformer}
 
-def initialise(module: nn.Module) -> None:
-    """Start linear and embedding weights at N(0, s) and biases at 0.
+    def compile_parts(self, **options: Any) -> None:
+        """Compile image encoder, text encoder and fusion; ``options`` are torch.compile's."""
+        for part in (self.image, self.text, self.fusion):
+            part.compile(**options)
 
-    METER and BERT take s = 0.02 at a width of 768. Narrower layers get
-    ``s = 0.02 * sqrt(768 / width)``, so that their outputs start at the same size; with 0.02 a
-    small model's attention starts all but uniform and takes thousands of steps to leave that.
-    """
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=start_size(module.weight.shape[1]))
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+    def recompute_activations(self) -> None:
+        """Keep only what enters each block and layer; the backward pass computes the rest again.
+
+        Less memory for about a third more arithmetic. Blocks that reduce keep everything.
+        """
+        parts = (self.image.vit.blocks, self.text.transformer.encoder.layer,
+                 self.fusion.text_layers, self.fusion.image_layers)  # fmt: skip
+        for layer in chain(*parts):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+    def freeze_unread(self, read: Read) -> None:
+        """Freeze what no gradient reaches when heads read only this.
+
+        Processes that train together would wait for those gradients.
+        """
+        if read == "text":
+            last = self.fusion.image_layers[-1]
+            for unread in (last, self.text_pooler, self.image_pooler):
+                unread.requires_grad_(False)
+
+    def on_fused(self, listener: Callable[[Fused], None]) -> RemovableHandle:
+        """Call ``listener`` with every result of the fusion, until the handle is removed."""
+        handle = RemovableHandle(self._listeners)
+        self._listeners[handle.id] = listener
+        return handle

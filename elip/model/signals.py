@@ -1,23 +1,24 @@
 """What the image encoder computes for a reducer, each signal only when it is asked for.
 
-Shape legend: B batch, N patches, H heads, D width. Attention here is computed beside the blocks'
-own fused attention, from the same queries and keys.
+To add a signal, name it in `reducers.contract` and add a method of that name to `_Block`. Shape
+legend: B batch, N patches, L text length, H heads, D width, W fusion width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from reducers.contract import Signal
+from elip.model import timm_shim
+from elip.model.interface import EncodedImage
+from elip.model.timm_shim import KEY, QUERY, VALUE, Heads
+from reducers.contract import EncodedText, Signal
+from reducers.contract import Probe as ProbeSignal
 
-Heads = tuple[Tensor, Tensor, Tensor]
-"""Queries, keys and values [B,H,1+N,D/H] of a block."""
-
-_QUERY, _KEY, _VALUE = 0, 1, 2
 _WITH_KEYS = {"cls_attention", "head_attention", "attention_received", "text_attention", "keys"}
 _WITH_QUERIES = {"cls_attention", "head_attention", "attention_received"}
 
@@ -49,130 +50,131 @@ class Probe(nn.Module):
         tokens = torch.cat([cls, patches], dim=1)
         for block in self._blocks[start : start + depth - 1]:
             tokens = block(tokens, attn_mask=bias)
-        last = self._blocks[start + depth - 1]
-        hidden = last.norm1(tokens)
-        query, key = _part(last, hidden[:, :1], _QUERY), _part(last, hidden, _KEY)
-        return _attention(query, key, last.attn.scale, bias)[:, :, 0, 1:].mean(dim=1)
-
-
-class JointEmbeddings(nn.Module):
-    """Patches and text CLS in METER's fusion width, where the two meet.
-
-    The projections are borrowed, not registered.
-    """
-
-    def __init__(self, norm: nn.Module, image: nn.Module, text: nn.Module) -> None:
-        super().__init__()
-        self._norm, self._image, self._text = (norm,), (image,), (text,)
-
-    def forward(self, patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Map patches [B,N,D] and text tokens [B,L,Dt] to [B,N,W] and [B,1,W]."""
-        return self._image[0](self._norm[0](patches)), self._text[0](text[:, :1])
+        return timm_shim.cls_attention(self._blocks[start + depth - 1], tokens, bias)
 
 
 class BlockSignals(nn.Module):
-    """Signals that come out of one block's attention.
+    """Computes signals at one block.
 
-    A module of its own so that its cost is counted as the reducer's. The blocks are borrowed.
+    A module of its own so that its cost is counted as the reducer's. What it runs is borrowed.
 
     Args:
         vit: The image encoder's transformer.
+        image_projection: From the image tokens to the fusion width.
+        text_projection: From the text tokens to the fusion width.
     """
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(
+        self, vit: VisionTransformer, image_projection: nn.Module, text_projection: nn.Module
+    ) -> None:
         super().__init__()
         self._blocks: tuple[Block, ...] = tuple(vit.blocks)
+        self._projections = (vit.norm, image_projection, text_projection)
 
     def forward(
         self,
         needs: frozenset[Signal],
-        layer: int,
-        tokens: Tensor,
+        image: EncodedImage,
+        text: EncodedText | None,
         bias: Tensor | None,
         heads: Heads | None,
-        text: Tensor | None,
-    ) -> dict[Signal, Tensor]:
-        """Compute the signals of a block that ``needs`` names.
+        grid: tuple[int, int],
+        probe: ProbeSignal,
+    ) -> dict[str, Any]:
+        """Return the signals that ``needs`` names, by name.
 
         Args:
-            needs: The signals that are wanted; those of other sources are ignored.
-            layer: The block.
-            tokens: [B,1+N,D], the tokens that enter the block.
+            needs: The signals that are wanted.
+            image: The image, with the tokens that enter the block.
+            text: The encoded text.
             bias: [B,1,1,1+N] added to the attention logits, or None.
             heads: The block's queries, keys and values where it ran already; otherwise what is
                 needed of them is computed here.
-            text: [B,L,D], the text's tokens.
+            grid: Rows and columns of the patch grid.
+            probe: Looks ahead from this block.
         """
-        block = self._blocks[layer]
-        query, key, value = heads or _project(block, tokens, needs)
-        found: dict[Signal, Tensor] = {}
-        if "cls_attention" in needs or "head_attention" in needs:
-            assert query is not None
-            assert key is not None
-            by_head = _attention(query[:, :, :1], key, block.attn.scale, bias)[:, :, 0, 1:]
-            found["head_attention"] = by_head
-            found["cls_attention"] = by_head.mean(dim=1)
-        if "attention_received" in needs:
-            assert query is not None
-            assert key is not None
-            received = _received(query, key, block.attn.scale, bias)
-            found["attention_received"] = received[:, 1:]
-        if "text_attention" in needs:
-            assert text is not None
-            assert key is not None
-            asking = _part(block, block.norm1(text[:, :1]), _QUERY)
-            over = None if bias is None else bias[..., 1:]
-            steered = _attention(asking, key[:, :, 1:], block.attn.scale, over)[:, :, 0]
-            found["text_attention"] = steered.mean(dim=1)
-        if key is not None:
-            found["keys"] = key[:, :, 1:]
-        if value is not None:
-            found["values"] = value[:, :, 1:]
-        return {name: signal for name, signal in found.items() if name in needs}
+        block = self._blocks[image.block]
+        query, key, value = heads or _project(block, image.tokens, needs)
+        view = _Block(
+            block, image, text, bias, query, key, value, grid, probe, self._projections
+        )  # fmt: skip
+        return {name: getattr(view, name)() for name in sorted(needs)}
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block, as the signals see it: a method for each signal."""
+
+    block: Block
+    image: EncodedImage
+    encoded_text: EncodedText | None
+    bias: Tensor | None
+    query: Tensor | None
+    key: Tensor | None
+    value: Tensor | None
+    grid: tuple[int, int]
+    look_ahead: ProbeSignal
+    projections: tuple[nn.Module, nn.Module, nn.Module]
+
+    def head_attention(self) -> Tensor:
+        assert self.query is not None
+        assert self.key is not None
+        cls = self.query[:, :, :1]
+        return timm_shim.attention_map(self.block, cls, self.key, self.bias)[:, :, 0, 1:]
+
+    def cls_attention(self) -> Tensor:
+        return self.head_attention().mean(dim=1)
+
+    def attention_received(self) -> Tensor:
+        assert self.query is not None
+        assert self.key is not None
+        return timm_shim.attention_received(self.block, self.query, self.key, self.bias)[:, 1:]
+
+    def text_attention(self) -> Tensor:
+        assert self.key is not None
+        hidden = self.block.norm1(self.text().tokens[:, :1])
+        query = timm_shim.project(self.block, hidden, QUERY)
+        bias = None if self.bias is None else self.bias[..., 1:]
+        attention = timm_shim.attention_map(self.block, query, self.key[:, :, 1:], bias)
+        return attention[:, :, 0].mean(dim=1)
+
+    def keys(self) -> Tensor:
+        assert self.key is not None
+        return self.key[:, :, 1:]
+
+    def values(self) -> Tensor:
+        assert self.value is not None
+        return self.value[:, :, 1:]
+
+    def text(self) -> EncodedText:
+        assert self.encoded_text is not None
+        return self.encoded_text
+
+    def joint_embeddings(self) -> tuple[Tensor, Tensor]:
+        norm, project_image, project_text = self.projections
+        patches = project_image(norm(self.image.tokens[:, 1:]))
+        return patches, project_text(self.text().tokens[:, :1])
+
+    def probe(self) -> ProbeSignal:
+        return self.look_ahead
+
+    def sizes(self) -> Tensor:
+        return self.image.sizes
+
+    def positions(self) -> Tensor:
+        return self.image.positions(self.grid)
 
 
 def _project(
     block: Block, tokens: Tensor, needs: frozenset[Signal]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Compute of a block's queries, keys and values what ``needs`` takes."""
+    if needs.isdisjoint(_WITH_KEYS | {"values"}):
+        return None, None, None
     hidden = block.norm1(tokens)
     asking = hidden if "attention_received" in needs else hidden[:, :1]
     return (
-        _part(block, asking, _QUERY) if needs & _WITH_QUERIES else None,
-        _part(block, hidden, _KEY) if needs & _WITH_KEYS else None,
-        _part(block, hidden, _VALUE) if "values" in needs else None,
+        timm_shim.project(block, asking, QUERY) if needs & _WITH_QUERIES else None,
+        timm_shim.project(block, hidden, KEY) if needs & _WITH_KEYS else None,
+        timm_shim.project(block, hidden, VALUE) if "values" in needs else None,
     )
-
-
-def _part(block: Block, hidden: Tensor, which: int) -> Tensor:
-    """Project normalised tokens [B,M,D] to this block's queries, keys or values [B,H,M,D/H]."""
-    attention: Attention = block.attn
-    width = attention.attn_dim
-    rows = slice(which * width, (which + 1) * width)
-    bias = None if attention.qkv.bias is None else attention.qkv.bias[rows]
-    part: Tensor = F.linear(hidden, attention.qkv.weight[rows], bias)
-    part = part.view(*hidden.shape[:2], attention.num_heads, -1).transpose(1, 2)
-    if which == _QUERY:
-        part = attention.q_norm(part)
-    elif which == _KEY:
-        part = attention.k_norm(part)
-    return part
-
-
-def _attention(query: Tensor, key: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """Return ``softmax(q k^T * scale + bias)``: [B,H,M,1+N]."""
-    logits = (query * scale) @ key.transpose(-2, -1)
-    return (logits if bias is None else logits + bias).softmax(dim=-1)
-
-
-def _received(query: Tensor, key: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """Return the attention [B,1+N] that each token receives, mean over heads and queries.
-
-    One head at a time: its map stays in a CPU's cache, where the maps of all heads together take
-    four times as long and twelve times the memory.
-    """
-    total = torch.zeros_like(query[:, 0, :, 0])
-    for head in range(query.shape[1]):
-        one = slice(head, head + 1)
-        total = total + _attention(query[:, one], key[:, one], scale, bias).mean(dim=(1, 2))
-    return total / query.shape[1]

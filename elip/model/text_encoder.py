@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig, Ro
 
 from elip.data.batch import TextBatch
 from elip.model.config import Sizes
+from elip.model.initialise import start_size
 from reducers.contract import EncodedText
 
 
@@ -69,14 +69,6 @@ def text_config(sizes: Sizes, vocab_size: int | None) -> PretrainedConfig:
     )
 
 
-def start_size(width: int) -> float:
-    """Return the standard deviation of starting weights: 0.02 from a width of 768 on, else larger.
-
-    See `elip.model.meter.initialise`.
-    """
-    return 0.02 * math.sqrt(max(1.0, 768 / width))
-
-
 def _build(
     kind: str, vocab: int, width: int, layers: int, heads: int, sizes: Sizes
 ) -> PretrainedConfig:
@@ -123,9 +115,11 @@ class TextEncoder(nn.Module):
         # The layers are looped over here because the library's own forward pass inspects the mask
         # on the host, which would stall a GPU.
         hidden = self.transformer.embeddings(input_ids=text.ids)
-        mask = text.mask[:, None, None, :]
-        bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device)
-        bias = bias.masked_fill(~mask, torch.finfo(hidden.dtype).min)
+        bias = None
+        if text.padded:
+            mask = text.mask[:, None, None, :]
+            bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device)
+            bias = bias.masked_fill(~mask, torch.finfo(hidden.dtype).min)
         for layer in self.transformer.encoder.layer:
             hidden = layer(hidden, bias)
-        return EncodedText(hidden, text.mask)
+        return EncodedText(hidden, text.mask, text.padded)

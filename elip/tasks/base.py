@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from elip.data.batch import Batch, SampleSpec
-from elip.model.image_encoder import EncodedImage
-from elip.model.meter import Fused, Meter
+from elip.model.interface import EncodedImage, Fused
+from elip.model.meter import Meter
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elip.data.batch import Batch
-from elip.model.heads import Classifier
-from elip.model.meter import Fused, Meter, initialise
+from elip.model.initialise import initialise
+from elip.model.interface import Fused
+from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
     Loss,
@@ -20,6 +21,7 @@ from elip.tasks.base import (
     prediction_rows,
     with_reducer_loss,
 )
+from elip.tasks.heads import Classifier
 from elip.tasks.scores import ExampleScores, Sums
 
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from elip.data.batch import Batch, TextBatch
-from elip.model.image_encoder import EncodedImage
+from elip.model.interface import EncodedImage
 from elip.model.meter import Meter
 from elip.tasks.base import begin_images
 from elip.tasks.scores import gather
@@ -68,11 +68,11 @@ class Gallery:
         columns = sorted(set(_everywhere(self._names(meter))))
         row = {image: i for i, image in enumerate(dict.fromkeys(image for image, _ in columns))}
         rows = [row[image] for image, _ in columns]
-        return torch.tensor(rows, dtype=torch.int64, device=meter.pixel_mean.device)
+        return torch.tensor(rows, dtype=torch.int64, device=meter.device)
 
     def image_numbers(self, meter: Meter) -> Tensor:
         """Return the image number of each row, [I] int64; every process must ask."""
-        images = torch.tensor(list(self._images), dtype=torch.int64, device=meter.pixel_mean.device)
+        images = torch.tensor(list(self._images), dtype=torch.int64, device=meter.device)
         numbers: Tensor = torch.cat(gather(images)).unique()
         return numbers
 
@@ -87,7 +87,7 @@ class Gallery:
         """
         text = self._all_texts(meter)
         rows = self._own_rows(meter)
-        device = meter.pixel_mean.device
+        device = meter.device
         block = torch.zeros(len(rows), len(text.tokens), device=device)
         if rows and block.numel():
             self._begun = [_stack_images(self._begun)]
@@ -103,28 +103,28 @@ class Gallery:
     def _names(self, meter: Meter) -> Tensor:
         """Return image and example number of each text of this process, [T,2]."""
         names = [[image, example] for example, image in self._examples.items()]
-        device = meter.pixel_mean.device
+        device = meter.device
         return torch.tensor(names, dtype=torch.int64, device=device).view(-1, 2)
 
     def _all_texts(self, meter: Meter) -> EncodedText:
         """Return the texts of all processes, one a column."""
-        mean = meter.pixel_mean
+        device = meter.device
         # A process without examples still has to take part.
         empty = EncodedText(
-            mean.new_zeros(0, 1, meter.text.width),
-            torch.zeros(0, 1, dtype=torch.bool, device=mean.device),
+            torch.zeros(0, 1, meter.text_width, device=device),
+            torch.zeros(0, 1, dtype=torch.bool, device=device),
         )
         own = _stack_texts(self._texts or [empty])
         tokens, masks = gather(own.tokens.contiguous()), gather(own.mask.long())
         shards = zip(tokens, masks, strict=True)
         text = _stack_texts([EncodedText(tokens, mask.bool()) for tokens, mask in shards])
         column = {name: row for row, name in enumerate(_everywhere(self._names(meter)))}
-        order = torch.tensor([column[name] for name in sorted(column)], device=mean.device)
+        order = torch.tensor([column[name] for name in sorted(column)], device=device)
         return EncodedText(text.tokens[order], text.mask[order]) if len(column) else text
 
     def _own_rows(self, meter: Meter) -> list[int]:
         """Return which of its images this process scores: each is scored once, loads are even."""
-        device = meter.pixel_mean.device
+        device = meter.device
         images = torch.tensor(list(self._images), dtype=torch.int64, device=device)
         shards = [set(shard.tolist()) for shard in gather(images)]
         load = [0] * len(shards)
@@ -161,7 +161,7 @@ def score_pairs(
             index = torch.arange(start, min(start + pairs, total), device=device)
             column = order[index // num_images]
             cut = None
-            if meter.fusion.reduction is None:
+            if meter.reducer.placement != "fusion":
                 cut = longest[(start + len(index) - 1) // num_images]
             chunk = EncodedText(text.tokens[column, :cut], text.mask[column, :cut])
             image = meter.encode_suffix(begun.rows(rows[index % num_images]), chunk)

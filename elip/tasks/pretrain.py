@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.data.batch import Batch, SampleSpec
-from elip.model.heads import MaskedLanguageHead
-from elip.model.meter import Fused, Meter, initialise
+from elip.model.initialise import initialise
+from elip.model.interface import Fused
+from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
     Loss,
@@ -21,6 +22,7 @@ from elip.tasks.base import (
     prediction_rows,
     with_reducer_loss,
 )
+from elip.tasks.heads import MaskedLanguageHead
 from elip.tasks.scores import ExampleScores, Sums
 from reducers.contract import EncodedText
 
@@ -88,16 +90,13 @@ class Pretraining(Task):
     def build(self, meter: Meter, num_answers: int) -> None:
         """Make the heads of the passes that are on."""
         if self.mlm_weight:
-            self.mlm = MaskedLanguageHead(meter.width, meter.text.vocab_size)
+            self.mlm = MaskedLanguageHead(meter.width, meter.vocab_size)
             self.mlm.apply(initialise)
         if self.itm_weight:
             self.itm = nn.Linear(2 * meter.width, 2)
             self.itm.apply(initialise)
         else:
-            # Nothing reads their output, and processes would wait for their gradients.
-            last = meter.fusion.image_layers[-1]
-            for unread in (last, meter.text_pooler, meter.image_pooler):
-                unread.requires_grad_(False)
+            meter.freeze_unread("text")
 
     def loss(self, meter: Meter, batch: Batch) -> Loss:
         """Return the weighted sum of both losses."""
@@ -203,7 +202,7 @@ class _Evaluator(Evaluator):
             hits = passes.words.argmax(dim=-1) == labels  # never where no word was masked
             losses = _word_losses(passes.words, labels)
             self.words.update(torch.stack([hits.float(), losses, (labels != -100).float()], dim=-1))
-            words = labels[labels != -100].bincount(minlength=meter.text.vocab_size)
+            words = labels[labels != -100].bincount(minlength=meter.vocab_size)
             self._counts(meter).update(words[None])
 
     def compute(self, meter: Meter) -> dict[str, float]:
@@ -231,7 +230,7 @@ class _Evaluator(Evaluator):
 
     def _counts(self, meter: Meter) -> Sums:
         if self.targets is None:
-            self.targets = Sums(meter.text.vocab_size)
+            self.targets = Sums(meter.vocab_size)
         return self.targets
 
 

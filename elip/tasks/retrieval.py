@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.data.batch import Batch, SampleSpec, TextBatch
-from elip.model.image_encoder import EncodedImage
-from elip.model.meter import Fused, Meter, initialise
+from elip.model.initialise import initialise
+from elip.model.interface import EncodedImage, Fused
+from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
     Loss,

@@ -34,7 +34,7 @@ class Sums:
 
     def over_processes(self, meter: Meter) -> Tensor:
         """Return the sums [C] over all processes; every process must ask."""
-        return torch.stack(gather(self._sums.to(meter.pixel_mean.device))).sum(dim=0)
+        return torch.stack(gather(self._sums.to(meter.device))).sum(dim=0)
 
 
 class ExampleScores:
@@ -49,7 +49,7 @@ class ExampleScores:
 
     def over_processes(self, meter: Meter) -> Tensor:
         """Return `Evaluator.per_example_scores`; every process must ask."""
-        device = meter.pixel_mean.device
+        device = meter.device
         none = torch.zeros(0, 3, dtype=torch.float64, device=device)
         rows = torch.cat(gather(torch.cat([none, *(own.to(device) for own in self._rows)])))
         rows = rows[rows[:, 1].argsort(stable=True)]

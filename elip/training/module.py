@@ -81,8 +81,7 @@ class MeterModule(LightningModule):
         if recompute:
             self.meter.recompute_activations()
         if compile:
-            self.meter.image.compile()
-            self.meter.fusion.compile()
+            self.meter.compile_parts()
         self._seed = 0
         self._evaluators: list[Evaluator] = []
         self.scores: dict[str, dict[str, float]] = {}

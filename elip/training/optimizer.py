@@ -8,17 +8,28 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+
+if TYPE_CHECKING:
+    from elip.model.meter import Meter
 
 log = logging.getLogger(__name__)
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 Owner = Literal["backbone", "cross_modal", "head"]
+
+_OWNERS: dict[str, Owner] = {
+    "image": "backbone",
+    "text": "backbone",
+    "cross_modal": "cross_modal",
+    "token_types": "cross_modal",
+    "head": "head",
+}
 
 
 @dataclass(frozen=True)
@@ -91,29 +102,24 @@ def placements(
     Returns:
         Parameter name -> placement. Frozen parameters are placed too.
     """
+    groups = cast("Meter", module.get_submodule("meter")).parameter_groups()
+    group_of = {f"meter.{name}": group for group, names in groups.items() for name in names}
     places: dict[str, Placement] = {}
     for module_name, owner_module in module.named_modules():
         for parameter_name, _ in owner_module.named_parameters(recurse=False):
             name = f"{module_name}.{parameter_name}" if module_name else parameter_name
             is_norm = isinstance(owner_module, _NORMS)
             is_bias = parameter_name.endswith("bias")
-            owner = _owner(name)
+            group = group_of.get(name, "head")
+            owner = _OWNERS[group]
             decays = not (is_norm or is_bias)
             if grouping == "reference":
-                kept_norm = name.startswith(("meter.image.", "task.classifier."))
+                kept_norm = group == "image" or name.startswith("task.classifier.")
                 decays = not is_bias and (not is_norm or kept_norm)
-                if name.startswith(("task.rank.", "meter.token_types.")):
+                if group == "token_types" or name.startswith("task.rank."):
                     owner = "backbone"
             places[name] = Placement(owner, decays)
     return places
-
-
-def _owner(name: str) -> Owner:
-    if name.startswith("task."):
-        return "head"
-    if name.startswith(("meter.image.", "meter.text.")):
-        return "backbone"
-    return "cross_modal"
 
 
 def build_optimizer(module: nn.Module, options: Optimization) -> AdamW:

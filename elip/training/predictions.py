@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from elip.data.batch import Batch
-from elip.model.image_encoder import EncodedImage
+from elip.model.interface import Fused
 from elip.training.module import MeterModule
 from elip.training.rows import write_rows
 
@@ -46,7 +46,7 @@ class Predictions(Callback):
         self.texts = texts
         self._left = images
         self._shown: Counter[int] = Counter()
-        self._fused: list[EncodedImage] = []
+        self._fused: list[Fused] = []
         self._pictures: list[dict[str, Any]] = []
         self._hook: RemovableHandle | None = None
         self._rows: list[dict[str, Any]] = []
@@ -56,10 +56,7 @@ class Predictions(Callback):
         assert isinstance(pl_module, MeterModule)
         self._rows = []
         if trainer.is_global_zero and self._left:
-            self._hook = pl_module.meter.fusion.register_forward_hook(self._listen)
-
-    def _listen(self, fusion: nn.Module, given: Any, result: tuple[Tensor, EncodedImage]) -> None:
-        self._fused.append(result[1])
+            self._hook = pl_module.meter.on_fused(self._fused.append)
 
     def on_predict_batch_end(
         self,
@@ -78,7 +75,8 @@ class Predictions(Callback):
             return
         rows = self._choose(batch.image_id.tolist())
         self._pictures += _pictures(_folder(trainer), split, batch, rows, self._fused)
-        self._left, self._fused = self._left - len(rows), []
+        self._left -= len(rows)
+        self._fused.clear()
         if not self._left:
             self._stop_listening()
 
@@ -93,7 +91,8 @@ class Predictions(Callback):
     def _stop_listening(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        self._hook, self._fused = None, []
+        self._hook = None
+        self._fused.clear()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all processes, and what became of the tokens."""
@@ -109,7 +108,7 @@ def _folder(trainer: Trainer) -> Path:
 
 
 def _pictures(
-    folder: Path, split: str, batch: Batch, rows: Sequence[int], passes: Sequence[EncodedImage]
+    folder: Path, split: str, batch: Batch, rows: Sequence[int], passes: Sequence[Fused]
 ) -> list[dict[str, Any]]:
     """Save some images of a batch, and return what became of their patches in each pass."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,14 +137,14 @@ def _pictures(
 
 def _write_tokens(folder: Path, module: MeterModule, pictures: list[dict[str, Any]]) -> None:
     meter, reducer = module.meter, module.meter.reducer
-    where = "block" if meter.fusion.reduction is None else "fusion layer"
+    where = "fusion layer" if reducer.placement == "fusion" else "block"
     for picture in pictures:
         picture["stages"] = [{"where": where, **stage} for stage in picture["stages"]]
     content = {
-        "reducer": "Identity" if reducer is None else type(reducer).__name__,
-        "family": "baseline" if reducer is None else reducer.family,
+        "reducer": type(reducer).__name__,
+        "family": reducer.family,
         "keep_ratio": None if module.schedule.counts else module.schedule.keep_ratio,
-        "grid": list(meter.image.grid),
+        "grid": list(meter.grid),
         "images": pictures,
     }
     path = folder / Path(TOKENS_NAME).name

@@ -111,7 +111,7 @@ def load_image_weights(meter: Meter, source: str) -> LoadReport:
             ) from error
     else:
         raise FileNotFoundError(f"image_weights {source!r} is neither a file nor a timm model.")
-    return _apply(meter.image.vit, state, source, unknown)
+    return _apply(meter.published_parts()["image"], state, source, unknown)
 
 
 def load_text_weights(meter: Meter, source: str) -> LoadReport:
@@ -144,7 +144,7 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
         unknown = tuple(sorted(found["unexpected_keys"]))
         lacking = set(found["missing_keys"])
         state = {k: v for k, v in loaded.state_dict().items() if k not in lacking}
-    return _apply(meter.text.transformer, state, source, unknown)
+    return _apply(meter.published_parts()["text"], state, source, unknown)
 
 
 def _rank_from_matching(state: dict[str, Tensor]) -> dict[str, Tensor]:

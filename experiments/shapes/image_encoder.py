@@ -56,12 +56,13 @@ def main() -> None:
     torch.manual_seed(given.seed)
     write_shapes(given.root / "shapes")
     meter = Meter(MeterConfig(preset="tiny").resolve(), vocab_size=64)
-    heads = nn.ModuleList(nn.Linear(meter.image.width, n) for n in (len(THINGS), NOTHING + 1))
+    image = meter.published_parts()["image"]
+    heads = nn.ModuleList(nn.Linear(meter.sizes.image_width, n) for n in (len(THINGS), NOTHING + 1))
     train(meter, heads, _read(given.root, "train"), given)
     recall, patches = score(meter, heads, _read(given.root, "val"))
     Console().print(f"On val: {recall:.1%} of the things, {patches:.1%} of the patches right.")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(meter.image.vit.state_dict(), given.out)
+    safetensors.torch.save_file(image.state_dict(), given.out)
 
 
 def train(
@@ -72,7 +73,8 @@ def train(
 ) -> None:
     """Train with AdamW, a tenth of the steps to warm up, then down to 0 along a line."""
     images, present, covering = data
-    parameters = [*meter.image.vit.parameters(), *heads.parameters()]
+    image = meter.published_parts()["image"]
+    parameters = [*image.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, given.learning_rate, (0.9, 0.98), weight_decay=0.01)
     warm = max(1, given.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(

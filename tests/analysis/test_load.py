@@ -1,347 +1,236 @@
-"""Folders of runs to one table: what is read, what is counted, how methods are named."""
+"""Every run is accounted for, and only what is alike in all but the method is compared."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.load import load, training_curves
-from analysis.pack import main as pack
-from elip.examples import EXAMPLES_NAME, write_examples
-from elip.old_record import COLUMNS, Earlier, Origin, Record, Speed, Training, write_record
-from tests.analysis.synthetic import failed, record, write_study
+from analysis.load import Run, Runs, Study, load, study, training_curves
+from analysis.report import write_report
+from elip.record import Record, RecordError, parse_record
+from tests.analysis.synthetic import BASE, fit_header, record, write_run
+
+STUDIES = Path(__file__).parents[2] / "docs" / "results"
 
 
-def test_every_record_is_a_row_and_unreadable_ones_are_named(tmp_path: Path) -> None:
-    count = write_study(tmp_path, ("Identity", "ToMe"), (0.7, 0.5), seeds=2, tasks=("VQA",))
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "run.json").write_text('{"schema": 1, "na')
-    runs = load([tmp_path])
-    assert len(runs.table) == len(runs.records) == count == 6
-    assert set(COLUMNS) <= set(runs.table.columns)
-    assert [Path(each.path).parent.name for each in runs.broken] == ["torn"]
-    assert "half written" in runs.broken[0].message
+def of(*records: Record) -> Study:
+    return study(Runs(tuple(Run(f"run{i}", one, {}) for i, one in enumerate(records))))
 
 
-def test_one_record_found_through_two_folders_counts_once(tmp_path: Path) -> None:
-    write_record(record(), tmp_path / "a" / "run")
-    assert len(load([tmp_path, tmp_path / "a"]).records) == 1
+def fates(found: Study) -> list[str]:
+    return list(found.runs["what became of it"])
 
 
-def test_examples_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
-    for name in ("good", "none", "torn"):
-        write_record(record(), tmp_path / name)
-    write_examples(tmp_path / "good", {"val": np.array([[4, 7, 1.0]]), "test": np.eye(3)[::-1]})
-    (tmp_path / "torn" / EXAMPLES_NAME).write_bytes(b"PAR1")
-    runs = load([tmp_path])
-    good, none, torn = runs.outcomes
-    assert set(good) == {"val", "test"}
-    assert (none, torn) == ({}, {})
-    assert good["val"].names.images.tolist() == [4]
-    assert good["val"].names.examples.tolist() == [7]
-    assert good["val"].scores.tolist() == [1.0]
-    assert [Path(each.path).name for each in runs.broken] == [EXAMPLES_NAME]
+def methods(found: Study, setting: str) -> list[str]:
+    return sorted(set(found.scores.loc[found.scores["setting"] == setting, "label"]))
 
 
-def test_tables_of_something_else_are_named(tmp_path: Path) -> None:
-    write_record(record(), tmp_path)
-    pq.write_table(pa.table({"folder": ["a"]}), tmp_path / EXAMPLES_NAME)
-    shutil.copy(tmp_path / EXAMPLES_NAME, tmp_path / "table.parquet")
-    runs = load([tmp_path, tmp_path / "table.parquet"])
-    assert len(runs.records) == 1
-    assert ["it lacks" in one.message for one in runs.broken] == [True, True]
+def test_a_folder_of_every_kind_of_run_is_accounted_for(tmp_path: Path) -> None:
+    runs = {
+        "used": [record("Identity"), record("ELIP"), record("Random", seed=0)],
+        "failed": [record("ToMe", status="failed", evaluations=(), error="out of memory")],
+        "interrupted": [record("TopK", status="interrupted", evaluations=(), main_metric=None)],
+        "not finite": [record("EViT", score=float("nan")), record("ELIP", seed=1, score=None)],
+        "predictions only": [record("ELIP", command="predict", evaluations=())],
+        "no score": [record("Stride", evaluations=())],
+        "scored, nothing to compare it with": [
+            record("ELIP", options={"model": {"task": "VQA", "lr": 0.5}})
+        ],
+    }
+    for number, (_, several) in enumerate(runs.items()):
+        for one in several:
+            write_run(tmp_path / str(number), one)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "run.json").write_text('{"name": "ha')
+    found = study(load([tmp_path]))
+    counts = found.runs["what became of it"].value_counts().to_dict()
+    assert counts == {name: len(several) for name, several in runs.items()} | {"unreadable": 1}
+    why = dict(zip(found.runs["what became of it"], found.runs["why"], strict=True))
+    assert why["failed"] == "out of memory"
+    assert "damaged" in why["unreadable"]
+    assert "model.lr (0.5; there None)" in why["scored, nothing to compare it with"]
+    page = write_report([tmp_path], tmp_path / "report").read_text()
+    for name in ("out of memory", "not finite", "interrupted", "unreadable", "model.lr"):
+        assert name in page
 
 
-def test_weights_of_unknown_origin_are_named(tmp_path: Path) -> None:
-    one = replace(record("ToMe"), subcommand="test", parent="models/vqa.safetensors")
-    write_record(one, tmp_path)
-    assert list(load([tmp_path]).table["mode"]) == ["from vqa.safetensors"]
+@pytest.mark.parametrize(
+    "bad", [record("ELIP", status="interrupted", evaluations=()), record(score=None)]
+)
+def test_with_bad_runs_only_there_is_a_report_that_says_so(tmp_path: Path, bad: Record) -> None:
+    write_run(tmp_path / "runs", bad)
+    page = write_report([tmp_path / "runs"], tmp_path / "report").read_text()
+    assert "No run has a score yet" in page
+    assert "1 run: 0 are used, 1 " in page
 
 
-def test_weights_files_count_by_content_and_else_by_their_whole_path(tmp_path: Path) -> None:
-    def setups(**inputs: list[str]) -> int:
-        for number, folder in enumerate(("a", "b")):
-            given = {name: each[number] for name, each in inputs.items()}
-            weights = f"/{folder}/vqa.safetensors"
-            one = replace(record("ToMe", seed=number), subcommand="test", parent=weights)
-            write_record(replace(one, inputs=given), tmp_path / str(number))
-        return int(load([tmp_path]).table["setup"].nunique())
-
-    assert setups() == 2
-    assert setups(ckpt_path=["1", "2"]) == 2
-    assert setups(ckpt_path=["1", "1"]) == 1
-
-
-def test_a_record_says_itself_how_its_weights_were_made(tmp_path: Path) -> None:
-    def of(trained: str, length: int, seed: int) -> Record:
-        fit = record(trained, seed=seed)
-        origin = Origin({**fit.config, "trainer": {"max_steps": length}}, {"data": "a"})
-        inputs = {"ckpt_path": f"{trained} {length} {seed}", "data": "b"}
-        return replace(
-            record("ToMe", seed=seed), subcommand="test", origin=origin, inputs=inputs,
-            parent=f"gone/elip_0.7/{seed}",
-        )  # fmt: skip
-
-    cases = [("ToMe", 100), ("ToMe", 200), ("Identity", 100)]
-    for trained, length in cases:
-        for seed in (0, 1):
-            write_record(of(trained, length, seed), tmp_path / f"{trained}{length}{seed}")
-    table = load([tmp_path]).table
-    assert table["setup"].nunique() == len(cases)
-    assert table.groupby("setup").size().tolist() == [2, 2, 2]
-    shelf = table["folder"].str.contains("Identity")
-    assert set(table.loc[shelf, "mode"]) == {"off the shelf"}
-    assert set(table.loc[~shelf, "mode"]) == {"trained"}
-
-
-def test_runs_of_one_name_in_two_places_keep_their_own_parents(tmp_path: Path) -> None:
-    for place, steps in (("a", 100), ("b", 200)):
-        run = tmp_path / place / "runs" / "x"
-        fit = replace(record("ToMe"), training=Training(steps, 1.0, 1.0, 1.0))
-        write_record(fit, run)
-        bare = replace(fit, subcommand="test", training=None)
-        write_record(replace(bare, parent=str(run / "checkpoints" / "best.ckpt")), run / "here")
-        write_record(replace(bare, parent="/moved/runs/x/checkpoints/best.ckpt"), run / "moved")
-    both = load([tmp_path / "a", tmp_path / "b"]).table
-    for place, steps in (("/a/", 100), ("/b/", 200)):
-        mine = both[both["folder"].str.contains(place)]
-        assert set(mine["train_steps"]) == {steps}
-        assert set(mine["mode"]) == {"trained"}
-    # Two of that name and nothing that tells them apart.
-    whole = load([tmp_path]).table.set_index("folder")["mode"]
-    assert whole[str(tmp_path / "a" / "runs" / "x" / "moved")] == "from x"
-
-
-def test_a_run_that_made_other_weights_is_no_parent(tmp_path: Path) -> None:
-    fit = record("ToMe")
-    fit = replace(fit, config={**fit.config, "trainer": {"max_steps": 5}})
-    write_record(fit, tmp_path / "fit")
-    checkpoint = str(tmp_path / "fit" / "checkpoints" / "best.ckpt")
-    bare = replace(fit, subcommand="test", training=None, parent=checkpoint)
-    longer = {**fit.config, "trainer": {"max_steps": 9}}
-    other = {**fit.config, "trainer": {"gradient_clip_val": 1.0}}
-    for name, config in (("own", fit.config), ("longer", longer), ("other", other)):
-        write_record(replace(bare, origin=Origin(config)), tmp_path / name)
-    table, parents = (runs := load([tmp_path])).table, runs.parents
-    rows = {Path(folder).name: row for row, folder in enumerate(table["folder"])}
-    assert parents[rows["own"]] == parents[rows["longer"]] == rows["fit"]
-    assert parents[rows["other"]] == tmp_path / "fit"
-    # What it took to train the weights is not known any more once the run was lengthened.
-    assert table["train_steps"][rows["own"]] == 100
-    assert table["train_steps"][[rows["longer"], rows["other"]]].isna().all()
-
-
-def test_a_lengthened_run_is_a_setting_of_its_own(tmp_path: Path) -> None:
-    one = record("ToMe")
-    part = Earlier(50, {"trainer.max_steps": 50})
-    write_record(one, tmp_path / "a")
-    write_record(replace(one, earlier=(part,)), tmp_path / "b")
-    assert load([tmp_path]).table["setup"].nunique() == 2
-
-
-def test_runs_that_were_moved_together_still_find_their_parents(tmp_path: Path) -> None:
-    write_record(record("ToMe"), tmp_path / "grid" / "fit" / "one")
-    parent = "/elsewhere/runs/grid/fit/one/checkpoints/best.ckpt"
-    test = replace(record("ToMe"), subcommand="test", parent=parent)
-    write_record(test, tmp_path / "grid" / "test" / "one")
-    assert list(load([tmp_path]).table["mode"]) == ["trained", "trained"]
-
-
-def test_how_weights_were_made_tells_runs_apart_and_which_seed_does_not(tmp_path: Path) -> None:
-    for steps in (500, 1000):
-        for seed in (0, 1):
-            made = record("ToMe", seed=seed)
-            trainer = {"trainer": {"max_steps": steps, "accelerator": ("cpu", "gpu")[seed]}}
-            place = tmp_path / f"fit-{steps}" / str(seed)
-            write_record(replace(made, config={**made.config, **trainer}), place)
-            checkpoint = str(place / "checkpoints" / "best.ckpt")
-            write_record(replace(made, subcommand="test", parent=checkpoint), place / "test")
-    table = load([tmp_path]).table
-    table["steps"] = table["folder"].str.extract(r"fit-(\d+)")
-    for command in ("fit", "test"):
-        mine = table[table["subcommand"] == command]
-        assert mine.groupby("steps")["setup"].nunique().tolist() == [1, 1]
-        assert mine["setup"].nunique() == 2
-
-
-def test_processes_count_by_their_number_where_the_machine_decided_it(tmp_path: Path) -> None:
-    made = record("ToMe")
-    auto = {**made.config, "trainer": {"devices": "auto"}}
-    for processes in (1, 8):
-        write_record(replace(made, config=auto, processes=processes), tmp_path / str(processes))
-    assert load([tmp_path]).table["setup"].nunique() == 2
-
-
-@pytest.mark.parametrize(("effective", "settings"), [(None, 2), (64, 1)])
-def test_processes_that_make_a_batch_larger_make_another_setting(
-    tmp_path: Path, effective: int | None, settings: int
-) -> None:
-    for devices in (1, 8):
-        made = record("ToMe")
-        batch = {"trainer": {"devices": devices}, "effective_batch_size": effective}
-        place = tmp_path / str(devices)
-        write_record(replace(made, subcommand="fit", config={**made.config, **batch}), place)
-    assert load([tmp_path]).table["setup"].nunique() == settings
-
-
-def test_packed_runs_still_find_their_parents(tmp_path: Path) -> None:
-    write_record(record("ToMe"), tmp_path / "runs" / "one")
-    parent = str(tmp_path / "runs" / "one" / "checkpoints" / "best.ckpt")
-    test = replace(record("ToMe"), subcommand="test", parent=parent)
-    write_record(test, tmp_path / "runs" / "one" / "test")
-    assert pack([str(tmp_path / "runs"), "--out", str(tmp_path / "study.parquet")]) == 0
-    assert list(load([tmp_path / "study.parquet"]).table["mode"]) == ["trained", "trained"]
-
-
-def test_latency_is_a_share_of_no_reduction_in_the_same_run(tmp_path: Path) -> None:
-    fast, slow = Speed(8, 30.0, latency_identity_ms=60.0), Speed(8, 90.0, latency_identity_ms=180.0)
-    small = Speed(8, 40.0, latency_identity_ms=40.0)
-    write_record(replace(record("ToMe"), speed=fast), tmp_path / "a")
-    write_record(replace(record("ToMe", seed=1), speed=slow), tmp_path / "b")
-    write_record(replace(record("Identity", patches=36), speed=small), tmp_path / "c")
-    shares = load([tmp_path]).table["latency_share"]
-    # A smaller image has no larger one beside it in its run: the median of the others stands in.
-    assert list(shares) == pytest.approx([0.5, 0.5, 40 / 120])
-
-
-def test_a_packed_study_reads_as_the_folders_do(tmp_path: Path) -> None:
-    write_study(tmp_path / "runs", ("Identity", "ToMe"), (0.5,), 2, ("VQA",))
-    write_record(record("EViT"), tmp_path / "runs" / "bare")  # left no examples
-    (tmp_path / "runs" / "torn").mkdir()
-    (tmp_path / "runs" / "torn" / "run.json").write_text("{")
-    file = tmp_path / "study.parquet"
-    assert pack([str(tmp_path / "runs"), "--out", str(file)]) == 0
-    folders, packed = load([tmp_path / "runs"]), load([file])
-    assert packed.records == folders.records
-    assert len(packed.records) == 5
-    assert [each.path for each in packed.broken] == [f"{file}: runs/torn"]
-    for one, two in zip(packed.outcomes, folders.outcomes, strict=True):
-        assert one.keys() == two.keys()
-        for split, outcome in one.items():
-            assert outcome.scores.tolist() == two[split].scores.tolist()
-            assert outcome.names.images.tolist() == two[split].names.images.tolist()
-
-
-def test_what_cannot_be_packed_or_unpacked_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert pack([str(tmp_path), "--out", str(tmp_path / "study.parquet")]) == 2
-    assert "No run.json below" in capsys.readouterr().err
-    file = tmp_path / "other.parquet"
-    file.write_bytes(b"PAR1")
-    assert "holds no packed runs" in load([file]).broken[0].message
-
-
-def test_no_folder_and_no_record_are_errors_that_say_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
-        load([tmp_path / "nowhere"])
-    with pytest.raises(FileNotFoundError, match="A run writes it when it ends"):
-        load([tmp_path])
-
-
-def test_methods_are_named_with_the_options_they_differ_in(tmp_path: Path) -> None:
-    deep = replace(record(), reducer_options={"mix": 0.8, "probe_depth": None})
-    flat = replace(record(seed=1), reducer_options={"mix": 0.8, "probe_depth": 1})
-    for number, one in enumerate((deep, flat, record("ToMe"))):
-        write_record(one, tmp_path / str(number))
-    labels = list(load([tmp_path]).table["label"])
-    assert labels == ["ELIP (probe_depth=none)", "ELIP (probe_depth=1)", "ToMe"]
-
-
-def test_seeds_of_an_adaptive_method_stand_under_one_measured_ratio(tmp_path: Path) -> None:
-    for seed, measured in ((0, 0.376), (1, 0.385)):
-        one = record("ATS", seed=seed)
-        assert one.tokens is not None
-        tokens = replace(one.tokens, keep_ratio_asked=None, keep_ratio=measured)
-        write_record(replace(one, tokens=tokens), tmp_path / str(seed))
-    assert list(load([tmp_path]).table["keep"]) == [0.38, 0.38]
-
-
-def test_only_scored_runs_make_an_image_a_smaller_one(tmp_path: Path) -> None:
-    write_record(record("Identity"), tmp_path / "a")
-    write_record(record("ToMe"), tmp_path / "b")
-    write_record(failed(record("ToMe", patches=400)), tmp_path / "failed")
-    write_record(replace(record("Identity", patches=400), subcommand="predict"), tmp_path / "p")
-    labels = load([tmp_path]).table.set_index("folder")["label"]
-    assert labels[str(tmp_path / "a")] == "Identity"
-    # Two whole studies, each at its size.
-    write_record(record("Identity", patches=400), tmp_path / "large")
-    assert labels[str(tmp_path / "a")] == "Identity"
-
-
-def test_a_smaller_image_is_a_method_of_its_own(tmp_path: Path) -> None:
-    write_record(record("Identity"), tmp_path / "a")
-    write_record(record("Identity", patches=36), tmp_path / "b")
-    table = load([tmp_path]).table
-    assert list(table["label"]) == ["Identity", "Smaller image"]
-    assert list(table["keep"]) == [1.0, 0.25]
-
-
-def test_a_scored_run_takes_the_cost_of_training_from_its_parent(tmp_path: Path) -> None:
-    fit = record("ToMe")
-    write_record(fit, tmp_path / "fit")
-    checkpoint = str(tmp_path / "fit" / "checkpoints" / "best.ckpt")
-    bare = replace(fit, subcommand="test", training=None, parent=checkpoint)
-    test = replace(bare, gflops=replace(fit.gflops, training_step=None))
-    write_record(test, tmp_path / "test")
-    other = record("EViT").config
-    write_record(replace(test, reducer="EViT", config=other), tmp_path / "other")
-    table = load([tmp_path]).table.set_index("folder")
-    own, other = table.loc[str(tmp_path / "test")], table.loc[str(tmp_path / "other")]
-    assert own["gflops_training_step"] == fit.gflops.training_step
-    assert own["mode"] == "trained"
-    assert other.isna()["gflops_training_step"]
-    assert other["mode"] == "trained with ToMe 0.7"
-
-
-def test_a_log_holds_up_to_where_the_next_one_begins(tmp_path: Path) -> None:
-    write_record(record(), tmp_path)
-    (tmp_path / "metrics-1.csv").write_text("step,val/main\n9,0.1\n19,0.2\n29,0.9\n39,0.9\n")
-    (tmp_path / "metrics.csv").write_text("step,val/main\n20,\n24,0.3\n")
-    assert list(training_curves(load([tmp_path]))["step"]) == [9, 19, 24]
-
-
-def test_curves_join_logs_that_were_set_aside(tmp_path: Path) -> None:
-    write_record(record(), tmp_path)
-    (tmp_path / "metrics-1.csv").write_text("epoch,step,val/main\n0,9,0.1\n0,19,0.2\n0,29,\n")
-    (tmp_path / "metrics.csv").write_text("epoch,step,val/main\n0,19,0.3\n0,29,0.4\n")
-    curve = training_curves(load([tmp_path]))
-    assert list(curve["step"]) == [9, 19, 29]
-    assert list(curve["score"]) == [0.1, 0.3, 0.4]
-
-
-@pytest.mark.parametrize("text", [b"step,val/main\n9,0.1\nx,0.2\n", b"step,val/main\n9,\xff\n"])
-def test_a_damaged_log_is_named_and_the_others_count(tmp_path: Path, text: bytes) -> None:
-    write_record(record(), tmp_path)
-    (tmp_path / "metrics-1.csv").write_bytes(text)
-    (tmp_path / "metrics.csv").write_text("epoch,step,val/main\n0,19,0.3\n")
-    runs = load([tmp_path])
-    assert [one.path for one in runs.broken] == [str(tmp_path / "metrics-1.csv")]
-    assert "metrics-1.csv is no log of scores" in runs.broken[0].message
-    assert list(training_curves(runs)["step"]) == [19]
-
-
-def test_a_failed_run_is_a_row(tmp_path: Path) -> None:
-    write_record(failed(record()), tmp_path)
-    assert list(load([tmp_path]).table["status"]) == ["failed"]
-
-
-def test_analysis_imports_no_torch() -> None:
-    code = (
-        "import pkgutil, sys, importlib, analysis\n"
-        "for module in pkgutil.iter_modules(analysis.__path__):\n"
-        "    if module.name != '__main__': importlib.import_module('analysis.' + module.name)\n"
-        "import analysis.__main__\n"
-        "heavy = {'torch', 'lightning', 'transformers', 'reducers'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+def test_off_the_shelf_and_trained_runs_are_apart_and_share_no_reduction() -> None:
+    elip, none = fit_header("ELIP", 0.7), fit_header("Identity", None)
+    found = of(
+        record("Identity", lineage=(none,)),
+        record("ELIP", lineage=(none,)),
+        record("ELIP", lineage=(elip,)),
+        record("ToMe", lineage=(fit_header("ToMe", 0.7),)),
+        record("ELIP", 0.5, lineage=(elip,)),
     )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    assert {each.mode: methods(found, each.name) for each in found.settings.values()} == {
+        "off the shelf": ["ELIP", "No reduction"],
+        "trained with each method": ["ELIP", "No reduction", "ToMe"],
+        "trained with ELIP 0.7": ["ELIP", "No reduction"],
+    }
+    assert fates(found) == ["used"] * 5
+    assert "VQA, 500 steps, off the shelf" in found.settings
+
+
+def test_what_the_weights_began_from_counts() -> None:
+    start = fit_header("ELIP", 0.7).model_copy(update={"run_id": "start"})
+    found = of(
+        record("Identity", lineage=(fit_header("Identity", None), BASE)),
+        record("ELIP", lineage=(fit_header("ELIP", 0.7), BASE)),
+        record("ToMe", lineage=(fit_header("ToMe", 0.7), start)),
+    )
+    modes = {each.mode: methods(found, each.name) for each in found.settings.values()}
+    assert modes == {
+        "fine-tuned with each method": ["ELIP", "No reduction"],
+        "pre-trained with ELIP 0.7, fine-tuned with each method": ["No reduction", "ToMe"],
+    }
+
+
+def test_weights_of_unknown_training_are_called_so() -> None:
+    lost = {"lineage": (), "weights": "meter.ckpt"}
+    found = of(record("Identity", **lost), record("ELIP", **lost))
+    assert list(found.settings) == ["VQA, meter.ckpt, weights of unknown training"]
+
+
+def test_a_training_that_a_run_tested_is_not_scored_by_its_validation() -> None:
+    fit = record("ELIP", lineage=(), command="fit", split="val")
+    header = fit_header("ELIP", 0.7).model_copy(update={"run_id": fit.run_id})
+    other = record("Identity", lineage=(fit_header("Identity", None),))
+    found = of(fit, record("ELIP", lineage=(header,)), other)
+    assert fates(found) == ["tested by a run of its own", "used", "used"]
+    alone = of(fit, record("Identity", lineage=(), command="fit", split="val"))
+    assert fates(alone) == ["used", "used"]
+
+
+def test_a_repeated_run_counts_once_and_the_latest_stands() -> None:
+    late = record("ELIP", score=0.5, started="2026-12-01T00:00:00+00:00")
+    found = of(late, record("ELIP"), record("Identity"))
+    assert fates(found) == ["used", "repeated", "used"]
+    assert found.scores.set_index("label").at["ELIP", "score"] == 0.5
+
+
+def test_several_scorings_of_one_model_are_one_seed() -> None:
+    records = [
+        record(name, seed=scoring, lineage=(fit_header(name, keep, seed),), score=score)
+        for name, keep in (("Identity", None), ("ELIP", 0.7))
+        for seed in (0, 1)
+        for scoring, score in ((0, 0.6), (1, 0.4))
+    ]
+    found = of(*records)
+    assert found.scores.groupby("label").size().to_dict() == {"ELIP": 2, "No reduction": 2}
+    assert found.scores["score"].tolist() == pytest.approx([0.5] * 4)
+
+
+def test_a_smaller_image_stands_as_a_method_of_its_own() -> None:
+    small = {"model": {"task": "VQA", "meter": {"image_size": 48}}}
+    found = of(record("Identity"), record("ELIP"), record("Identity", options=small, patches=36))
+    rows = found.scores.set_index("label")
+    assert len(found.settings) == 1
+    assert rows.at["Smaller image", "keep"] == 0.25
+    assert pd.isna(rows.at["Smaller image", "latency_share"])
+
+
+def test_the_keep_ratio_of_the_fusion_is_another_quantity() -> None:
+    rows = of(record("Identity"), record("ELIP"), record("PuMer", 0.5)).scores.set_index("label")
+    assert rows["acts"].to_dict() == {
+        "No reduction": "never", "ELIP": "encoder", "PuMer": "fusion",
+    }  # fmt: skip
+    assert pd.isna(rows.at["PuMer", "keep_ratio"])
+    assert rows.at["PuMer", "fusion_keep_ratio"] == 0.5
+
+
+def test_settings_of_one_name_say_in_what_they_differ() -> None:
+    slow = {"trainer": {"learning_rate": 0.1}}
+    found = of(
+        record("Identity"), record("ELIP"),
+        record("Identity", options=slow), record("ELIP", options=slow),
+    )  # fmt: skip
+    assert sorted(found.settings) == [
+        "VQA, 1,000 steps, off the shelf, learning rate 0.1",
+        "VQA, 1,000 steps, off the shelf, learning rate default",
+    ]
+
+
+def test_methods_are_named_by_the_options_in_which_they_differ() -> None:
+    found = of(
+        record("Identity"),
+        *(record("ELIP", reducer_options={"mix": mix, "same": 1}, seed=i)
+          for i, mix in enumerate((0.8, 1.0))),
+    )  # fmt: skip
+    assert set(found.scores["label"]) == {"No reduction", "ELIP (mix=0.8)", "ELIP (mix=1.0)"}
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "settings"),
+    [("offtheshelf", 432, 4), ("keep_ratio", 132, 1), ("short_tuning", 90, 1)],
+)
+def test_the_stored_studies_are_used_in_whole(name: str, runs: int, settings: int) -> None:
+    found = study(load([STUDIES / f"{name}.parquet"]))
+    assert len(found.runs) == runs
+    assert set(fates(found)) <= {"used", "tested by a run of its own"}
+    assert len(found.settings) == settings
+    assert found.scores["outcomes"].notna().all()
+    scores = found.scores
+    means = [each.values.mean() for each in scores["outcomes"]]
+    assert scores["score"].tolist() == pytest.approx(means, abs=1e-6)
+
+
+def test_a_table_stands_in_for_its_runs(tmp_path: Path) -> None:
+    """The columns that a reader needs; `experiments.results` writes them all."""
+    write_run(tmp_path / "runs", record("ELIP"))
+    write_run(tmp_path / "runs", record("Identity"))
+    found = load([tmp_path / "runs"])
+    columns = {"folder": [run.folder for run in found.runs]}
+    columns["record"] = [Path(run.folder, "run.json").read_text() for run in found.runs]
+    for name, part in (("split", None), ("image", "images"), ("example", "examples"),
+                       ("score", "values")):  # fmt: skip
+        columns[f"scores_{name}"] = [
+            [s] * len(each.values) if part is None else getattr(each, part).tolist()
+            for run in found.runs
+            for s, each in run.scores.items()
+        ]
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    table = load([tmp_path / "table.parquet"])
+    assert [run.record for run in table.runs] == [run.record for run in found.runs]
+    one, two = (study(each).scores["outcomes"].iloc[0] for each in (table, found))
+    assert (one.values == two.values).all()
+
+
+def test_what_is_no_table_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "junk.parquet").write_bytes(b"junk")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    for name in ("junk", "other"):
+        with pytest.raises(RecordError, match="no table of runs"):
+            load([tmp_path / f"{name}.parquet"])
+    (tmp_path / "empty").mkdir()
+    for place, said in (("empty", "No run.json in"), ("none", "There is no folder or table")):
+        with pytest.raises(FileNotFoundError, match=said):
+            load([tmp_path / place])
+
+
+def test_training_curves_go_on_where_a_log_was_set_aside(tmp_path: Path) -> None:
+    place = write_run(tmp_path, record("ELIP", lineage=(), command="fit", split="val"))
+    (place / "metrics-1.csv").write_text("step,val/main\n10,0.1\n20,0.2\n30,0.9\n")
+    (place / "metrics.csv").write_text("step,val/main\n25,\n30,0.3\n")
+    curve = training_curves(load([tmp_path]))
+    assert dict(zip(curve["step"], curve["score"], strict=True)) == {10: 0.1, 20: 0.2, 30: 0.3}
+
+
+def test_records_of_the_stored_studies_are_valid() -> None:
+    table = pq.read_table(STUDIES / "keep_ratio.parquet", columns=["record"])
+    one = parse_record(table["record"][0].as_py(), "keep_ratio")
+    assert one.grid == "keep_ratio"

@@ -9,8 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from elip.cost.count import cost_parts, count_parts
-from elip.model.meter import Fused, Meter
+from elip.cost.count import count_parts
+from elip.model.interface import Fused
+from elip.model.meter import Meter
 from reducers import Reducer
 from tests.contract.subjects import pairs, tiny
 
@@ -35,7 +36,7 @@ def test_counts_sizes_and_origins_are_kept(make: Make) -> None:
     for stage in stages:
         count = meter.plan.keep[stage.layer]
         assert int(stage.patch_to_token.max()) < count
-        assert stage.patch_to_token.shape == (3, meter.image.num_patches)
+        assert stage.patch_to_token.shape == (3, meter.plan.num_patches)
         if meter.reducer.fixed_count:
             assert all(len(set(row[row >= 0].tolist())) == count for row in stage.patch_to_token)
     assert meter.plan.keep_ratio == pytest.approx(0.6, abs=0.02)
@@ -162,7 +163,7 @@ def test_cost_is_known_to_the_last_operator(make: Make) -> None:
     meter = tiny(make()).eval()
     images, text, seeds = pairs()
     counts = count_parts(
-        lambda: meter(images, text, "pooled", seeds), meter, cost_parts(meter), "head"
+        lambda: meter(images, text, "pooled", seeds), meter, meter.cost_parts(), "head"
     )
     assert counts["vision"] > 0
 
@@ -210,4 +211,4 @@ def test_an_encoder_without_reduction_is_one_graph() -> None:
 @pytest.mark.slow
 def test_work_that_is_split_at_the_text_takes_one_graph_each(make: Make) -> None:
     meter = tiny(make())
-    assert graphs_of_split_work(meter) == 1 + meter.image.reads_text
+    assert graphs_of_split_work(meter) == 1 + (not meter.shares_prefix)

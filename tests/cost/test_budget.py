@@ -38,7 +38,7 @@ def build(name: str, device: str = "meta") -> tuple[Meter, Pretraining]:
 
 def total(name: str, schedule: Schedule = SCHEDULE) -> float:
     meter, task = build(name, "cpu")
-    meter.set_schedule(schedule)
+    meter.set_reduction(meter.reducer, schedule)
     return count_forward(meter, task, random_batch(meter, 1)).total
 
 

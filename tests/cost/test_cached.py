@@ -59,7 +59,7 @@ def test_once_for_each_model_reducer_counts_and_task(
     assert measured("ELIP", probe_depth=1) == 0
     assert measured("ELIP", "VQA") == 2
     meter, task = build(shelf()["Random"]())
-    meter.set_schedule(Schedule(layers=(1, 2), counts=(10, 6)))
+    meter.set_reduction(meter.reducer, Schedule(layers=(1, 2), counts=(10, 6)))
     cached_cost(meter, task, store, timed=False)
     assert len(entries(store)) == 7
     # Changed code is measured again.

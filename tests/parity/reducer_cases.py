@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from elip.model.image_encoder import EncodedImage, ImageEncoder
+from elip.model.image_encoder import ImageEncoder
+from elip.model.interface import EncodedImage
+from elip.model.signals import BlockSignals
 from elip.schedule import Schedule
 from reducers import EncodedText, Reduced, Reducer, Signals
+from reducers.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ def encoder_of(case: Case, reducer: Reducer | None, schedule: Schedule) -> Image
     missing, unexpected = vit.load_state_dict(weights, strict=False)
     assert not unexpected
     assert not [name for name in missing if name.startswith("blocks.")]
-    return ImageEncoder(vit, reducer, schedule, text_width=width).eval()
+    encoder = ImageEncoder(vit, BlockSignals(vit, nn.Identity(), nn.Identity()), width)
+    encoder.set_reduction(reducer or Identity(), schedule)
+    return encoder.eval()
 
 
 @torch.no_grad()
@@ -167,7 +172,7 @@ def encode(encoder: ImageEncoder, tokens: Tensor, text_cls: Tensor | None = None
     text = None
     if text_cls is not None:
         text = EncodedText(text_cls.unsqueeze(1), torch.ones(len(tokens), 1, dtype=torch.bool))
-    return encoder.encode_suffix(start(tokens), text)
+    return encoder(start(tokens), text)
 
 
 def start(tokens: Tensor) -> EncodedImage:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elip.model.heads import MaskedLanguageHead
 from elip.model.meter import Meter
+from elip.tasks.heads import MaskedLanguageHead
 from elip.weights.names import from_meter
 from reducers.contract import Reduced, Signals
 from reducers.elip import ELIP
@@ -31,7 +31,7 @@ FEATURES = 2e-5
 class Heads(nn.Module):
     def __init__(self, meter: Meter) -> None:
         super().__init__()
-        self.mlm = MaskedLanguageHead(meter.width, meter.text.vocab_size)
+        self.mlm = MaskedLanguageHead(meter.width, meter.vocab_size)
         self.itm = nn.Linear(2 * meter.width, 2)
 
 

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.model.config import MeterConfig
-from elip.model.image_encoder import EncodedImage, ImageEncoder
-from elip.model.meter import build_vit
+from elip.model.image_encoder import ImageEncoder
+from elip.model.interface import EncodedImage
+from elip.model.signals import BlockSignals
+from elip.model.timm_shim import build_vit
 from elip.schedule import Schedule
 from elip.weights.load import resize_positions
 from elip.weights.names import from_clip
@@ -132,7 +134,8 @@ def _no_reduction(case: Case) -> None:
     state, unknown = from_clip({f"visual.{name}": w for name, w in case.weights.items()})
     assert not unknown
     vit.load_state_dict(state)
-    case.close(ImageEncoder(vit, None, Schedule(), 0)(case["in.image"]).tokens, "out.y")
+    encoder = ImageEncoder(vit, BlockSignals(vit, nn.Identity(), nn.Identity()), 0)
+    case.close(encoder(encoder.embed(case["in.image"], None)).tokens, "out.y")
 
 
 @check("elip")

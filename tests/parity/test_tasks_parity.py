@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elip.data.batch import Batch, TextBatch
-from elip.model.meter import Fused, Meter
+from elip.model.interface import Fused
+from elip.model.meter import Meter
 from elip.tasks.base import Task
 from elip.tasks.entailment import SNLIVE
 from elip.tasks.nlvr2 import NLVR2

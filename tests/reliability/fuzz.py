@@ -86,7 +86,7 @@ def file_of(right: Any, data: bytes, write: Callable[[Any], str]) -> bytes:
 def record() -> Read:
     """Read a run record, and make its row of a table."""
     from elip.old_record import RecordError, read_record, write_record
-    from tests.analysis import synthetic
+    from tests.reliability import old_synthetic as synthetic
 
     right = json.loads(write_record(synthetic.record(), FOLDER).read_bytes())
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from elip.model.fusion_reduction import FusionReduction
-from elip.model.image_encoder import EncodedImage
+from elip.model.interface import EncodedImage
 from elip.old_record import Tokens
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from elip.tasks.pretrain import Pretraining
 from elip.tasks.retrieval import Retrieval
-from reducers import EncodedText, Reducer, Signals
+from reducers import Reducer, Signals
 from reducers.atc import ATC
 from reducers.ats import ATS
 from reducers.cdpruner import CDPruner
@@ -27,8 +27,8 @@ from reducers.kmedoids import KMedoids
 from reducers.pumer import PuMer
 from reducers.random import hash_uniform
 from reducers.tokens import top_indices
-from tests.analysis.synthetic import record
 from tests.contract.subjects import bound, pairs, scene, tiny
+from tests.reliability.old_synthetic import record
 from tests.tasks.tiny import batch_for
 from tests.training.test_predictions import experiment
 
@@ -84,7 +84,8 @@ class Looks(Reducer):
 def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
     reducer = Looks()
     reducer.includes_cls = whole
-    host = FusionReduction(reducer, Schedule(0.5, layers=(0,), profile=(0.5,)), (2, 3), 8, 2, 2)
+    plan = Schedule(0.5, layers=(0,), profile=(0.5,)).plan(6, 2, "fusion")
+    host = FusionReduction(reducer, plan, (2, 3))
     image = EncodedImage(
         tokens=torch.randn(2, 7, 8),
         block=0,
@@ -93,9 +94,8 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
         seeds=torch.zeros(2, dtype=torch.int64),
         mask=torch.tensor([[True, True, False, True, True, True, True], [True] * 7]),
     )
-    text = EncodedText(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
     query, key = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 7, 4)
-    reduced = host(0, image, text, query, key)
+    reduced = host(0, image, torch.randn(2, 4, 8), None, query, key)
     patches, signals = reducer.seen
     count = 6 + whole
     assert patches.shape == (2, count, 8)
@@ -247,10 +247,10 @@ class Misreads(Looks):
 
 
 def test_a_reduced_text_is_held_to_the_contract() -> None:
-    host = FusionReduction(Misreads(), Schedule(0.5, layers=(0,), profile=(0.5,)), (2, 3), 8, 2, 2)
-    text = EncodedText(torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
+    plan = Schedule(0.5, layers=(0,), profile=(0.5,)).plan(6, 2, "fusion")
+    host = FusionReduction(Misreads(), plan, (2, 3))
     with pytest.raises(ValueError, match="Misreads broke its contract"):
-        host.reduce_text(text, torch.randn(2, 2, 4, 4))
+        host.reduce_text(torch.randn(2, 4, 8), None, torch.randn(2, 2, 4, 4))
 
 
 def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -> None:
@@ -259,9 +259,9 @@ def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -
     assert reduction is not None
     seen, reduce_text, forward = [], reduction.reduce_text, reduction.forward
 
-    def merging(text: EncodedText, key: Tensor) -> EncodedText:
-        after = reduce_text(text, key)
-        seen.append((text.tokens.shape[1], after.tokens.shape[1]))
+    def merging(words: Tensor, *given: Any) -> tuple[Tensor, Tensor | None]:
+        after = reduce_text(words, *given)
+        seen.append((words.shape[1], after[0].shape[1]))
         return after
 
     def reducing(level: int, *given: Any) -> EncodedImage:

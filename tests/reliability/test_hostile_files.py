@@ -19,10 +19,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from analysis.__main__ import main as analysis_report
-from analysis.gallery import main as analysis_gallery
-from analysis.load import load
-from analysis.pack import main as analysis_pack
 from elip.checkpoints import CheckpointError, checkpoint_in
 from elip.cost.__main__ import main as elip_cost
 from elip.old_record import RecordError, read_record, write_record
@@ -34,8 +30,7 @@ from experiments.grid import GridError
 from experiments.grid_file import read_grid
 from experiments.launch import main as experiments_launch
 from experiments.results import main as experiments_results
-from tests.analysis.synthetic import record
-from tests.analysis.test_tokenmaps import write_maps
+from tests.reliability.old_synthetic import record
 
 # --- records
 
@@ -115,18 +110,6 @@ def test_a_record_with_a_field_of_tomorrow_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(content(tmp_path) | {"tomorrow": 1}))
     with pytest.raises(RecordError, match="tomorrow"):
         read_record(tmp_path)
-
-
-@pytest.mark.parametrize("part", range(10))
-def test_a_record_cut_anywhere_is_passed_over_with_a_word(tmp_path: Path, part: int) -> None:
-    write_record(record(seed=1), tmp_path / "whole")
-    content(tmp_path / "cut")
-    text = (tmp_path / "cut" / "run.json").read_bytes()
-    (tmp_path / "cut" / "run.json").write_bytes(text[: len(text) * part // 10])
-    runs = load([tmp_path])
-    assert [one.seed for one in runs.records] == [1]
-    assert [Path(one.path).parent.name for one in runs.broken] == ["cut"]
-    assert "half written or damaged" in runs.broken[0].message
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, in_a_process) -> None:
@@ -397,9 +380,6 @@ def test_a_wrong_option_over_a_grid_is_one_message(tmp_path: Path, given: str) -
 @pytest.mark.parametrize(
     ("command", "option", "wanted"),
     [
-        (analysis_report, "--out", "folder"),
-        (analysis_gallery, "--out", "file"),
-        (analysis_pack, "--out", "file"),
         (experiments_results, "--out", "file"),
         (experiments_launch, "--runs", "folder"),
         (elip_cost, "--output", "folder"),
@@ -421,22 +401,6 @@ def test_what_cannot_be_written_is_said_before_any_work(
     )
     assert f"argument {option}: {taken} is {kind}" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_picture_of_no_format_is_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_maps(tmp_path, "ToMe", [0, 0, 1, 1])
-    assert analysis_gallery([str(tmp_path), "--out", str(tmp_path / "g.xyz")]) == 2
-    assert "Format 'xyz' is not supported" in capsys.readouterr().err
-
-
-def test_a_packed_record_that_is_no_text_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run.json").write_bytes(b"\xff")
-    assert analysis_pack([str(tmp_path), "--out", str(tmp_path / "study.parquet")]) == 2
-    assert "run.json is damaged" in capsys.readouterr().err
 
 
 # --- weights

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.statistics import by_image, curve_area, holm, t_interval
+from analysis.statistics import by_image, holm, t_interval
 from elip.data.arrow import ArrowTable
 from elip.data.datasets.base import Columns
 from elip.old_record import Evaluation, RecordError, read_record, write_record
@@ -25,10 +25,10 @@ from elip.schedule import Schedule
 from elip.tasks.ranking import guesses, recalls
 from elip.training.optimizer import Optimization, learning_rate_factor
 from reducers import shelf
-from tests.analysis.synthetic import record
 from tests.contract.subjects import bound, scene
 from tests.data.tiny import png, write
 from tests.reliability.fuzz import TARGETS
+from tests.reliability.old_synthetic import record
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -174,22 +174,6 @@ def test_corrected_p_values_are_larger_and_in_the_same_order(values: list[float]
     order = np.argsort(values, kind="stable")
     assert list(np.array(corrected)[order]) == sorted(corrected)
     assert min(corrected) == pytest.approx(min(1.0, min(values) * len(values)))
-
-
-@given(
-    points=st.lists(st.tuples(st.floats(1, 100), st.floats(0, 1)), min_size=2, max_size=9,
-                    unique_by=lambda point: round(point[0], 3)),
-    height=st.floats(-1, 1),
-)  # fmt: skip
-def test_the_area_of_a_raised_curve_is_raised_as_much(
-    points: list[tuple[float, float]], height: float
-) -> None:
-    cost, score = (list(values) for values in zip(*points, strict=True))
-    low, high = min(cost), max(cost)
-    area = curve_area(cost, score, low, high)
-    raised = curve_area(cost, [value + height for value in score], low, high)
-    assert raised - area == pytest.approx(height, abs=1e-9)
-    assert min(score) - 1e-9 <= area <= max(score) + 1e-9
 
 
 @given(rows=st.lists(st.tuples(st.floats(-1, 1), st.integers(0, 5)), min_size=1, max_size=40))

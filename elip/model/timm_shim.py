@@ -1,0 +1,136 @@
+"""All that re-implements, or reaches into, timm's vision transformer, in one place.
+
+Reducers act inside a block and look at its attention, which timm's own forward passes do not hand
+out. Queries, keys and values here are those that a block computes, at the same cost; only a map of
+attention that a reducer asks for is extra. Shape legend: B batch, M queries, N tokens (CLS
+included), D width, H heads.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from elip.model.config import Sizes
+from elip.model.initialise import initialise
+
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values [B,H,N,D/H] of a block."""
+
+QUERY, KEY, VALUE = 0, 1, 2
+
+
+def build_vit(sizes: Sizes) -> VisionTransformer:
+    """Build the vision transformer with random weights.
+
+    Raises:
+        ValueError: The named timm model is unknown or not a `VisionTransformer` with CLS.
+    """
+    name = sizes.image_encoder
+    if name == "vit":
+        vit = VisionTransformer(
+            img_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            embed_dim=sizes.image_width,
+            depth=sizes.image_blocks or 0,
+            num_heads=sizes.image_heads,
+            num_classes=0,
+            global_pool="",
+            pre_norm=True,
+            act_layer="quick_gelu",
+            norm_layer=partial(nn.LayerNorm, eps=1e-5),
+        )
+        vit.blocks.apply(initialise)
+        return vit
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        hint = f" Near it: {near}." if near else ""
+        raise ValueError(f"image_encoder {name!r} is neither 'vit' nor a timm model.{hint}")
+    with torch.device("meta"):
+        whole = timm.create_model(name, pretrained=False)
+    if not isinstance(whole, VisionTransformer) or whole.num_prefix_tokens != 1:
+        raise ValueError(
+            f"image_encoder {name!r} is a {type(whole).__name__}; METER needs a timm "
+            "VisionTransformer with one CLS token and no register tokens."
+        )
+    named: VisionTransformer = timm.create_model(
+        name,
+        pretrained=False,
+        img_size=sizes.image_size,
+        num_classes=0,
+        depth=sizes.image_blocks or len(whole.blocks) - 1,
+        global_pool="",
+    )
+    return named
+
+
+def embed(vit: VisionTransformer, pixels: Tensor) -> Tensor:
+    """Turn pixels [B,3,S,S] into the tokens [B,N,D] that enter the first block."""
+    tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
+    return tokens
+
+
+def attend(block: Block, tokens: Tensor, bias: Tensor | None) -> tuple[Tensor, Heads]:
+    """Run the attention half of a block and keep its queries, keys and values."""
+    attention: Attention = block.attn
+    batch, count, _ = tokens.shape
+    qkv = attention.qkv(block.norm1(tokens))
+    qkv = qkv.view(batch, count, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv.unbind(0)
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    context = attention.norm(context.transpose(1, 2).reshape(batch, count, -1))
+    attended = tokens + block.drop_path1(block.ls1(attention.proj(context)))
+    return attended, (query, key, value)
+
+
+def feed_forward(block: Block, tokens: Tensor) -> Tensor:
+    """Run the feed-forward half of a block."""
+    output: Tensor = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    return output
+
+
+def project(block: Block, hidden: Tensor, which: int) -> Tensor:
+    """Project normalised tokens [B,M,D] to a block's queries, keys or values [B,H,M,D/H]."""
+    attention: Attention = block.attn
+    width = attention.attn_dim
+    rows = slice(which * width, (which + 1) * width)
+    bias = None if attention.qkv.bias is None else attention.qkv.bias[rows]
+    part: Tensor = F.linear(hidden, attention.qkv.weight[rows], bias)
+    part = part.view(*hidden.shape[:2], attention.num_heads, -1).transpose(1, 2)
+    norm = {QUERY: attention.q_norm, KEY: attention.k_norm}.get(which)
+    normed: Tensor = part if norm is None else norm(part)
+    return normed
+
+
+def attention_map(block: Block, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``softmax(q k^T * scale + bias)``: [B,H,M,N]."""
+    logits = (query * block.attn.scale) @ key.transpose(-2, -1)
+    attention: Tensor = (logits if bias is None else logits + bias).softmax(dim=-1)
+    return attention
+
+
+def cls_attention(block: Block, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a block's head-mean attention [B,N-1] of CLS to the patches, and compute no more."""
+    hidden = block.norm1(tokens)
+    query, key = project(block, hidden[:, :1], QUERY), project(block, hidden, KEY)
+    return attention_map(block, query, key, bias)[:, :, 0, 1:].mean(dim=1)
+
+
+def attention_received(block: Block, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the attention [B,N] that each token receives, mean over heads and queries.
+
+    One head at a time: its map stays in a CPU's cache, where the maps of all heads together take
+    four times as long and twelve times the memory.
+    """
+    total = torch.zeros_like(query[:, 0, :, 0])
+    for head in range(query.shape[1]):
+        one = slice(head, head + 1)
+        total = total + attention_map(block, query[:, one], key[:, one], bias).mean(dim=(1, 2))
+    return total / query.shape[1]
