@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,28 @@ MACHINE_OPTIONS = (
     "data.root",
     "data.num_workers",
     "data.prefetch_factor",
+    "data.eval_batch_size",
     "model.compile",
     "model.recompute",
     "trainer.accelerator",
     "trainer.barebones",
+    "trainer.benchmark",
     "trainer.default_root_dir",
+    "trainer.devices",
     "trainer.enable_checkpointing",
     "trainer.enable_model_summary",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
     "trainer.logger",
+    "trainer.num_nodes",
+    "trainer.plugins",
     "trainer.profiler",
+    "trainer.strategy",
 )
-"""Options that say where a run computes and how it reports, not what it computes."""
+"""Options that say where a run computes and how it reports, not what it computes.
+
+How many processes share a training step changes its batch: `protocol_options` has that by itself.
+"""
 
 WEIGHT_OPTIONS = ("model.weights", "model.image_weights", "model.text_weights")
 """Paths of weights: the lineage or a fingerprint of the content stands for them."""
@@ -47,6 +57,25 @@ LENGTH_OPTIONS = tuple(
     f"trainer.{name}" for name in ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")
 )
 """Options that say how long a run trains; a resumed run may change them."""
+
+TRAINING_OPTIONS = (
+    *LENGTH_OPTIONS,
+    "effective_batch_size",
+    "data.batch_size",
+    "data.fast_decode",
+    "data.train_limit",
+    "data.train_transform",
+    "model.optimization",
+    "trainer.accumulate_grad_batches",
+    "trainer.check_val_every_n_epoch",
+    "trainer.gradient_clip_algorithm",
+    "trainer.gradient_clip_val",
+    "trainer.limit_train_batches",
+    "trainer.limit_val_batches",
+    "trainer.num_sanity_val_steps",
+    "trainer.val_check_interval",
+)
+"""Options that only training reads: they are no part of a test, validation or prediction."""
 
 METHOD_OPTIONS = ("model.reducer", "model.schedule")
 """What a comparison varies."""
@@ -83,16 +112,22 @@ def without(config: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]
     }
 
 
+def identifying(command: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves of a stated config that tell one run of a command from another."""
+    unused = () if command == "fit" else TRAINING_OPTIONS
+    return without(stated, (*MACHINE_OPTIONS, *WEIGHT_OPTIONS, *unused))
+
+
 def run_id(command: str, stated: Mapping[str, Any], parent: str | None) -> str:
     """Return the run id: 8 hexadecimal digits.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         stated: The stated config.
-        parent: Run id and checkpoint of the weights that it starts from, or the fingerprint of a
-            weights file that names no run; None for random weights.
+        parent: What it starts from: the run id of the weights (with ``/last`` for a last
+            checkpoint), or the fingerprint of a file that names no run; None for random weights.
     """
-    return digest([command, without(stated, (*MACHINE_OPTIONS, *WEIGHT_OPTIONS)), parent])
+    return digest([command, identifying(command, stated), parent])
 
 
 def protocol_options(
@@ -100,6 +135,7 @@ def protocol_options(
     stated: Mapping[str, Any],
     fingerprints: Mapping[str, str],
     parent: RunHeader | None,
+    examples_per_step: int | None = None,
 ) -> dict[str, Any]:
     """Return what two runs must share to be comparable, by dotted name.
 
@@ -108,10 +144,13 @@ def protocol_options(
         stated: The stated config.
         fingerprints: Of data splits (``data/<split>``) and of weights files that name no run.
         parent: The run whose weights it starts from.
+        examples_per_step: Of a fit: the batch of an optimiser step over all processes.
     """
-    left_out = (*MACHINE_OPTIONS, *WEIGHT_OPTIONS, *METHOD_OPTIONS, SEED_OPTION)
-    options = {"command": command, **without(stated, left_out)}
+    left_out = (*METHOD_OPTIONS, SEED_OPTION)
+    options = {"command": command, **without(identifying(command, stated), left_out)}
     options |= {f"fingerprint.{name}": value for name, value in fingerprints.items()}
+    if command == "fit":
+        options["examples_per_step"] = examples_per_step
     if parent is not None:
         options["parent.protocol"] = parent.protocol
         options["parent.checkpoint"] = parent.checkpoint
@@ -146,8 +185,15 @@ def arrow_fingerprint(files: Iterable[Path]) -> str:
 
 def content_fingerprint(path: Path) -> str:
     """Return the fingerprint of a weights file or folder: a hash of its content."""
+    files = sorted(each for each in path.rglob("*") if each.is_file()) or [path]
+    newest = max(file.stat().st_mtime_ns for file in files)
+    return _content(path, tuple(files), newest)
+
+
+@lru_cache(maxsize=64)
+def _content(path: Path, files: tuple[Path, ...], newest: int) -> str:
     total = hashlib.sha256()
-    for file in sorted(each for each in path.rglob("*") if each.is_file()) or [path]:
+    for file in files:
         total.update(f"{file.relative_to(path)}\n".encode())
         with file.open("rb") as content:
             while block := content.read(1 << 22):
