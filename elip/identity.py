@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +19,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from elip.record import RunHeader
+from elip.record import CheckpointInfo, RunHeader, display_name
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+"""Folder of the checkpoints in a run directory."""
+
+BEST, LAST = "best", "last"
+"""The two that a run keeps: of the best validation, and of the last step."""
+
+INFO_KEY = "elip_run"
+"""Where a checkpoint or the metadata of a weights file holds its `CheckpointInfo`, as JSON."""
 
 MACHINE_OPTIONS = (
     "config",
@@ -199,3 +213,86 @@ def _content(path: Path, files: tuple[Path, ...], newest: int) -> str:
             while block := content.read(1 << 22):
                 total.update(block)
     return total.hexdigest()[:16]
+
+
+def method_name(reducer: str, schedule: Mapping[str, Any]) -> str:
+    """Return a method in words, such as "ELIP 0.7", "ELIP 44/34/22" or "No reduction"."""
+    return " ".join([display_name(reducer), *_amount(reducer, schedule)])
+
+
+def directory_name(reducer: str, schedule: Mapping[str, Any], seed: int, identity: str) -> str:
+    """Return the name of a run directory: method, seed and run id."""
+    amount = [each.replace("/", "_") for each in _amount(reducer, schedule)]
+    return "-".join([reducer, *amount, f"s{seed}", identity])
+
+
+def _amount(reducer: str, schedule: Mapping[str, Any]) -> list[str]:
+    if reducer == "Identity":
+        return []
+    if schedule.get("counts"):
+        return ["/".join(str(count) for count in schedule["counts"])]
+    ratio = schedule.get("keep_ratio")
+    return ["profile" if ratio is None else f"{ratio:g}"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, found, read or used; the message says which one and why."""
+
+
+def checkpoint_path(run: Path, name: str) -> Path:
+    """Return where a run keeps the checkpoint ``best`` or ``last``."""
+    return run / FOLDER / f"{name}.ckpt"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint was written to its end: the directory of a zip archive comes last."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def find_checkpoint(path: str | Path, first: str = BEST) -> Path:
+    """Return a whole checkpoint of a run directory; a file as it is.
+
+    Args:
+        path: A run directory or a file; ``~`` is the home folder.
+        first: Which of the two is wanted; the other one takes its place, with a warning.
+
+    Raises:
+        CheckpointError: There is none that is whole; the message says what there is.
+    """
+    path = Path(os.path.expanduser(path))
+    if path.is_file() and path.suffix == ".ckpt" and not is_whole(path):
+        raise CheckpointError(f"{path} was cut short, or is no checkpoint. Delete it.")
+    if not path.is_dir():
+        return path
+    choices = [checkpoint_path(path, name) for name in (first, LAST if first == BEST else BEST)]
+    for choice in choices:
+        if is_whole(choice):
+            if choice != choices[0]:
+                log.warning("%s is not there or not whole; %s takes its place.", *choices)
+            return choice
+    if there := [choice.name for choice in choices if choice.is_file()]:
+        raise CheckpointError(f"{path}: {there[0]} was cut short. Delete it and train again.")
+    raise CheckpointError(f"There is no checkpoint in {path}: run fit first.")
+
+
+def read_checkpoint_info(path: Path) -> CheckpointInfo | None:
+    """Return what a checkpoint or weights file says of its run; None where it says nothing.
+
+    The tensors are not read.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "np") as file:
+                text = (file.metadata() or {}).get(INFO_KEY)
+        elif is_whole(path):
+            import torch
+
+            text = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(INFO_KEY)
+        else:
+            return None
+        return None if text is None else CheckpointInfo.model_validate_json(text)
+    # A file of another program; what is wrong with it, reading its weights will say.
+    except Exception:  # noqa: BLE001
+        return None

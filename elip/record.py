@@ -29,6 +29,11 @@ Command = Literal["fit", "validate", "test", "predict"]
 Status = Literal["completed", "failed", "interrupted"]
 
 
+def display_name(reducer: str) -> str:
+    """Return how a reducer is called in tables and figures."""
+    return "No reduction" if reducer == "Identity" else reducer
+
+
 class RecordError(ValueError):
     """A record cannot be read; the message says which one and why."""
 
@@ -59,6 +64,22 @@ class RunHeader(_Model):
     seed: int | None = None
     steps: int | None = None
     checkpoint: Literal["best", "last"] | None = None
+
+
+class CheckpointInfo(_Model):
+    """What a checkpoint, or weights exported from one, says of the run that wrote it.
+
+    Attributes:
+        lineage: Header of that run, then of the runs that it started from.
+        stated_config: Options that differ from the defaults.
+        model: What the shapes of tensors do not tell: numbers of heads, tokenizer and the like.
+        processes: How many processes trained it.
+    """
+
+    lineage: tuple[RunHeader, ...]
+    stated_config: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    processes: int = 1
 
 
 class Evaluation(_Model):

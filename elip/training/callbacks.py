@@ -1,0 +1,1141 @@
+"""What every run carries: its record, checkpoints, progress bar, and a guard on the reducer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from elip.cost import measure_cost, measure_training_cost, time_interleaved
+from elip.data.batch import Batch
+from elip.environment import environment, peak_memory_bytes
+from elip.files import whole_file
+from elip.identity import (
+    BEST,
+    INFO_KEY,
+    LAST,
+    CheckpointError,
+    checkpoint_path,
+    content_fingerprint,
+    digest,
+    differences,
+    protocol_options,
+    read_checkpoint_info,
+    source_fingerprint,
+)
+from elip.model.guard import check, examine, looks_wrong
+from elip.record import (
+    CheckpointInfo,
+    Evaluation,
+    Gflops,
+    Record,
+    RecordError,
+    RunHeader,
+    Status,
+    read_record,
+    write_record,
+    write_scores,
+)
+from elip.schedule import Plan
+from elip.summary import print_summary
+from elip.training.module import LossError, MeterModule
+from elip.weights.read import BROKEN
+from reducers.contract import Reduced, Reducer
+
+if TYPE_CHECKING:
+    from elip.training.cli import ParsedRun
+
+log = logging.getLogger(__name__)
+
+CONSOLE = Console(stderr=True)
+"""Where progress, log lines and summaries go."""
+
+SAVE_SECONDS = 120.0
+"""Time from one last checkpoint to the next."""
+
+_LEAST_PAUSE = 19.0
+"""Times that it takes to save, between the end of one and the next: at most a twentieth is lost."""
+
+_ONE_REQUEST_SECONDS = 1.0
+_LOG_LINES = 40
+_COST_EXAMPLES = 2
+_TIMED_RUNS = 8
+_TIMED_EXAMPLES = 32
+
+
+class LogLines(logging.Handler):
+    """Prints log lines, above the progress bar where there is one; of the first process only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        if rank_zero_only.rank == 0:
+            style = "yellow" if record.levelno >= logging.WARNING else ""
+            CONSOLE.print(Text(record.getMessage(), style=style), soft_wrap=True)
+
+
+class _Tail(logging.Handler):
+    """Keeps the last lines of the log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: deque[str] = deque(maxlen=_LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the same folder, forces it to disk, and renames it.
+
+    Lightning goes through the system's temporary folder; where that is another disk, a process
+    that is killed leaves half a checkpoint under the final name.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: It could not be written; an older one of that name is untouched.
+        """
+        try:
+            with whole_file(Path(path), durable=True) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"Cannot write the checkpoint {path}: {error}. Make room or set "
+                "trainer.default_root_dir; an older checkpoint there is untouched."
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, tensors and plain values only.
+
+        Raises:
+            CheckpointError: It is damaged, carries code, or is no checkpoint of a run.
+        """
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path} carries objects beside tensors and plain values, which are not loaded. "
+                "To take only its weights: --model.weights."
+            ) from error
+        except BROKEN as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        if not isinstance(loaded, dict) or "state_dict" not in loaded:
+            raise CheckpointError(
+                f"{path} is no checkpoint of a run. To start from weights: --model.weights."
+            )
+        return loaded
+
+
+class Recorder(Callback):
+    """Knows who the run is, keeps its best scores, and writes ``run.json`` however it ends.
+
+    Args:
+        parsed: The run.
+        labels: ``grid``, ``stage`` and ``axes`` of a cell of a grid.
+    """
+
+    def __init__(self, parsed: ParsedRun, labels: dict[str, Any]) -> None:
+        self.parsed = parsed
+        self.labels = labels
+        self.best = -math.inf
+        self.best_step: int | None = None
+        self.notes: list[str] = []
+        self._started = _now()
+        self._written = False
+        self._evaluations: tuple[Evaluation, ...] = ()
+        self._scores: dict[str, Any] = {}
+        self._tokens: dict[str, Any] = {}
+        self._counts: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
+        self._kept: KeptTokens | None = None
+        self._options: dict[str, Any] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._sample: Batch | None = None
+        self._train_start = time.perf_counter()
+        self._images = 0
+        self._timer = StepTimer()
+        self._log = _Tail()
+
+    # ------------------------------------------------------------------ who it is
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle the protocol, and listen to the log and to the reducer.
+
+        Raises:
+            CheckpointError: A run goes on with other data or another number of processes, or the
+                weights were trained as another model.
+        """
+        module = _module(pl_module)
+        logging.getLogger("elip").addHandler(self._log)
+        self._kept = KeptTokens(module.meter.reducer, module.meter.plan)
+        self._train_start = time.perf_counter()
+        parsed, model = self.parsed, self.parsed.config["model"]
+        data = trainer.datamodule.fingerprints(parsed.command)  # type: ignore[attr-defined]
+        files = {
+            f"model.{name}": content_fingerprint(path)
+            for name in ("image_weights", "text_weights")
+            if model[name] is not None and (path := Path(model[name]).expanduser()).exists()
+        }
+        if not parsed.lineage and parsed.parent_id and not files:
+            files["weights"] = parsed.parent_id
+        kinds = [type(module.task), type(module.meter.reducer)]
+        code = {f"code/{kind.__name__}": found for kind in kinds if (found := source_fingerprint(kind))}
+        self._fingerprints = {**data, **files, **code}
+        parent = parsed.lineage[0] if parsed.lineage else None
+        step = trainer.accumulate_grad_batches * trainer.world_size
+        self._options = protocol_options(
+            parsed.command, parsed.stated, {**data, **files}, parent,
+            step * parsed.config["data"]["batch_size"],
+        )  # fmt: skip
+        self._check_weights(trainer, module)
+        if parsed.command != "fit" and parsed.checkpoint is None and module.weights is None:
+            self.notes.append("Untrained: no weights of a run were given.")
+            log.warning("%s Give --ckpt_path or --model.weights.", self.notes[-1])
+        if trainer.strategy.root_device.type == "cuda":
+            self._advise(trainer)
+
+    def _check_weights(self, trainer: Trainer, module: MeterModule) -> None:
+        """Hold a run against what the weights say that it begins from."""
+        path = self.parsed.checkpoint or module.weights_file
+        info = None if path is None else read_checkpoint_info(path)
+        if info is None:
+            return
+        if self._is_same_run():
+            began = {name: value for name, value in info.protocol_options.items()}
+            differ = differences(began, self._options, ())
+            if info.processes != trainer.world_size:
+                differ["processes"] = (info.processes, trainer.world_size)
+            what = "A run can go on only with the data and processes that it began with"
+        else:
+            differ = differences(info.model, self._model_facts(module), ())
+            differ = {name: pair for name, pair in differ.items() if None not in pair}
+            what = f"{path} was trained as another model, though its tensors fit"
+        if differ:
+            said = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differ.items())
+            raise CheckpointError(f"{what}: {said}.")
+
+    def _is_same_run(self) -> bool:
+        """Whether a fit goes on as the run that left its checkpoint."""
+        parsed = self.parsed
+        return parsed.goes_on and parsed.parent_id == self.parsed.start_id
+
+    def _model_facts(self, module: MeterModule) -> dict[str, Any]:
+        """Return what the shapes of tensors do not tell of the model and its data."""
+        facts = module.meter.facts()
+        data = {name: self._fingerprints.get(name) for name in ("tokenizer", "answers")}
+        return facts | {name: value for name, value in data.items() if value is not None}
+
+    def _advise(self, trainer: Trainer) -> None:
+        """Allow TF32 on a GPU, and say what would be faster."""
+        if trainer.precision == "32-true":
+            torch.set_float32_matmul_precision("high")
+            said = "float32 with TF32 products"
+            if torch.cuda.is_bf16_supported():
+                log.info("Precision: %s; --trainer.precision bf16-mixed is faster.", said)
+            self.notes.append(f"Precision: {said}.")
+
+    def header(
+        self, trainer: Trainer, checkpoint: Literal["best", "last"] | None = None
+    ) -> RunHeader:
+        """Return who the run is."""
+        parsed = self.parsed
+        return RunHeader.model_validate(
+            {
+                "run_id": parsed.run_id,
+                "command": parsed.command,
+                "reducer": parsed.reducer,
+                "method": parsed.method,
+                "protocol": digest(self._options, 16),
+                "seed": parsed.config["seed_everything"],
+                "steps": trainer.global_step,
+                "checkpoint": checkpoint,
+            }
+        )
+
+    def info(self, trainer: Trainer, checkpoint: Literal["best", "last"]) -> str:
+        """Return what a checkpoint says of this run, as JSON."""
+        module = _module(trainer.lightning_module)
+        return CheckpointInfo(
+            lineage=(self.header(trainer, checkpoint), *self.parsed.lineage),
+            stated_config=self.parsed.stated,
+            protocol_options=self._options,
+            model=self._model_facts(module),
+            processes=trainer.world_size,
+        ).model_dump_json()
+
+    # ------------------------------------------------------------------ what it sees
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Start the clock of a step."""
+        self._sample = self._sample or batch
+        self._timer.start(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, idx: int
+    ) -> None:
+        """Count images, and the time of the step."""
+        self._timer.stop()
+        self._images += len(batch) * batch.images.shape[1] * trainer.world_size
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Batch, idx: int, loader: int = 0
+    ) -> None:
+        """Count examples by split."""
+        self._count(trainer, batch, "validate", loader)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Batch, idx: int, loader: int = 0
+    ) -> None:
+        """Count examples by split."""
+        self._count(trainer, batch, "test", loader)
+
+    def _count(self, trainer: Trainer, batch: Batch, stage: str, loader: int) -> None:
+        if not trainer.sanity_checking:
+            self._sample = self._sample or batch
+            name = trainer.datamodule.split_names(stage)[loader]  # type: ignore[attr-defined]
+            self._counts[name] += len(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the scores of the best validation, the one whose checkpoint is kept."""
+        assert self._kept is not None
+        if not trainer.sanity_checking:
+            main = float(trainer.callback_metrics.get("val/main", math.nan))
+            better = (-math.inf if math.isnan(main) else main) > self.best
+            if self.parsed.command != "fit" or better or self.best_step is None:
+                self.best, self.best_step = (main if better else -math.inf), trainer.global_step
+                self._keep(trainer, _module(pl_module))
+            if self.parsed.command == "fit":
+                log.info(
+                    "step %d: val/main %.4f%s", trainer.global_step, main,
+                    " (best)" if self.best_step == trainer.global_step else "",
+                )  # fmt: skip
+        self._counts.clear()
+        self._kept.clear()
+        self._skipped = _all_skipped(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the scores."""
+        self._keep(trainer, _module(pl_module))
+        self._skipped = _all_skipped(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep how many images were skipped, while all processes are there to tell."""
+        self._skipped = _all_skipped(trainer)
+
+    on_predict_end = on_train_end
+
+    def _keep(self, trainer: Trainer, module: MeterModule) -> None:
+        datasets = _datasets(self.parsed.config)
+        self._scores = {name: rows.cpu().numpy() for name, rows in module.per_example.items()}
+        self._evaluations = tuple(
+            Evaluation(
+                split=name,
+                dataset=next((d for d in datasets if name.startswith(f"{d}_")), "+".join(datasets)),
+                examples=int(_sum(trainer, torch.tensor(self._counts[name]))),
+                metrics=dict(scores),
+                chance=dict(module.chances[name]),
+            )
+            for name, scores in module.scores.items()
+        )
+        self._tokens = self._count_tokens(module, lambda sums: _sum(trainer, sums))
+
+    def _count_tokens(
+        self, module: MeterModule, join: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        """Return the record's token counts, measured where they depend on content."""
+        assert self._kept is not None
+        plan, reducer = module.meter.plan, module.meter.reducer
+        counts, spread = self._kept.tokens_per_block(join)
+        share = sum(counts[:-1]) / ((len(counts) - 1) * plan.num_patches)
+        placement = "never" if reducer is None else reducer.placement
+        fused = placement == "fusion"
+        reduces = bool(plan.keep) and not module.schedule.counts
+        return {
+            "placement": placement,
+            "patches": plan.num_patches,
+            "tokens_per_block": counts,
+            "tokens_per_block_sd": spread,
+            "keep_ratio_asked": module.schedule.keep_ratio if reduces else None,
+            "keep_ratio": 1.0 if fused else share,
+            "fusion_keep_ratio": share if fused else None,
+        }
+
+    # ------------------------------------------------------------------ resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must not forget; Lightning saves it."""
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "evaluations": [each.model_dump() for each in self._evaluations],
+            "scores": {name: torch.from_numpy(rows) for name, rows in self._scores.items()},
+            "tokens": self._tokens,
+            "seconds": time.perf_counter() - self._train_start,
+            "images": self._images,
+            "step_seconds": self._timer.seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what an interrupted training run had seen."""
+        if self.parsed.command != "fit":
+            return
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self._evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
+        self._scores = {name: rows.numpy() for name, rows in state_dict["scores"].items()}
+        self._tokens = state_dict["tokens"]
+        self._train_start -= state_dict["seconds"]
+        self._images = state_dict["images"]
+        self._timer = StepTimer(state_dict["step_seconds"])
+
+    def forget_best(self) -> None:
+        """Let the next validation be the best one."""
+        self.best, self.best_step, self._evaluations, self._scores = -math.inf, None, (), {}
+
+    # ------------------------------------------------------------------ the record
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the record of a training run that came to its end, behind its last checkpoint."""
+        if self._sample is None:  # resumed when all was done but the record
+            self._sample = trainer.datamodule.first_batch().to(pl_module.device)  # type: ignore[attr-defined]
+        self._write(trainer, _module(pl_module), "completed")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write the record of a run that was stopped or failed.
+
+        Of several processes, the one with an error of its own writes it: the others are killed, or
+        end because it is gone.
+        """
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        said = lost_process(exception) or f"{type(exception).__name__}: {exception}"
+        error = None if stopped else said
+        self._write(trainer, _module(pl_module), "interrupted" if stopped else "failed", error)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the record of a run without training, and stop listening."""
+        command = self.parsed.command
+        if command == "predict" or (command != "fit" and self._evaluations):
+            self._write(trainer, _module(pl_module), "completed")
+        logging.getLogger("elip").removeHandler(self._log)
+
+    def _write(
+        self, trainer: Trainer, module: MeterModule, status: Status, error: str | None = None
+    ) -> None:
+        lost = error is not None and error.startswith(_LOST_PROCESS)
+        alone = trainer.is_global_zero or (status == "failed" and not lost)
+        if self._written or not alone or (lost and self._is_explained()):
+            return
+        self._written = True
+        folder = self.parsed.run_dir
+        write_scores(self._scores, folder)
+        record = self._record(trainer, module, status, error)
+        if status == "completed":
+            with trainer.precision_plugin.forward_context():
+                record = with_costs(record, module, self._sample)
+        path = write_record(record, folder)
+        if status == "completed":
+            print_summary(record, path, self._next(), CONSOLE)
+
+    def _is_explained(self) -> bool:
+        """Whether the process that died has written why."""
+        try:
+            found = read_record(self.parsed.run_dir)
+        except RecordError:
+            return False
+        return found.status == "failed" and found.ended >= self._started
+
+    def _next(self) -> str | None:
+        """Return the command to type next."""
+        if self.labels["grid"] is not None:
+            return None
+        if self.parsed.command == "fit":
+            return self.parsed.again("test", BEST)
+        home = self.parsed.run_dir.parent
+        return f"python -m analysis {home.parent if home.name else home} --out report"
+
+    def _record(
+        self, trainer: Trainer, module: MeterModule, status: Status, error: str | None
+    ) -> Record:
+        parsed, config, reducer = self.parsed, self.parsed.config, module.meter.reducer
+        # Of a run that ends before its processes could tell each other, its own count is known.
+        skipped = self._skipped | _own_skipped(trainer)
+        notes = [*self.notes, *(f"{name}: {count} skipped" for name, count in skipped.items())]
+        if parsed.command != "fit" and parsed.checkpoint is None and module.missing:
+            notes.append(f"Untrained, not in the weights: {', '.join(module.missing[:3])}, ...")
+        seconds, trained = self._timer.seconds(), parsed.command == "fit"
+        tokens = self._tokens or (self._kept and self._count_tokens(module, lambda sums: sums)) or {}
+        cuda = module.device.type == "cuda"
+        return Record(
+            name=parsed.run_dir.name,
+            run_id=parsed.run_id,
+            command=parsed.command,  # type: ignore[arg-type]
+            status=status,
+            started=self._started,
+            ended=_now(),
+            protocol=digest(self._options, 16),
+            protocol_options=self._options,
+            stated_config=parsed.stated,
+            config=config,
+            lineage=parsed.lineage,
+            weights=self._weights(module),
+            fingerprints=self._fingerprints,
+            seed=config["seed_everything"],
+            task=type(module.task).__name__,
+            datasets=tuple(_datasets(config)),
+            reducer=parsed.reducer,
+            reducer_family="baseline" if reducer is None else reducer.family,
+            reducer_options=(config["model"]["reducer"] or {}).get("init_args") or {},
+            main_metric=module.task.main_metric,
+            evaluations=self._evaluations,
+            precision=str(trainer.precision),
+            peak_memory_bytes=peak_memory_bytes(),
+            peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+            train_steps=trainer.global_step if trained else None,
+            train_epochs=_epochs(trainer) if trained else None,
+            train_seconds=time.perf_counter() - self._train_start if trained else None,
+            train_images_per_second=self._images / seconds if trained and seconds else None,
+            processes=trainer.world_size,
+            error=error,
+            log_tail=tuple(self._log.lines),
+            notes=tuple(notes),
+            **self.labels,
+            **tokens,
+            **environment(),
+        )
+
+    def _weights(self, module: MeterModule) -> str:
+        """Return in words where the weights came from."""
+        parsed, model = self.parsed, self.parsed.config["model"]
+        if parsed.lineage:
+            before = parsed.lineage[0]
+            said = f"trained with {before.method}"
+            done = {"test": "tested", "validate": "validated", "predict": "run"}
+            if parsed.command == "fit":
+                return f"started from weights {said}"
+            if before.method != parsed.method:
+                return f"{said}; {done[parsed.command]} with {parsed.method} (off the shelf)"
+            return said
+        given = parsed.checkpoint or module.weights
+        if given is not None:
+            return f"{given}, which does not say how it was trained"
+        encoders = {"image": model["image_weights"], "text": model["text_weights"]}
+        known = [f"{name} encoder from {path}" for name, path in encoders.items() if path]
+        return ", ".join(["random", *known])
+
+
+def _module(module: LightningModule) -> MeterModule:
+    assert isinstance(module, MeterModule)
+    return module
+
+
+class StepTimer:
+    """Time of training steps; on CUDA by events, so that nothing waits for the device.
+
+    Args:
+        seconds: What was spent before.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
+        self._began: Any = None
+        self._pairs: deque[tuple[Any, Any]] = deque()
+
+    def start(self, device: torch.device) -> None:
+        """Start a step."""
+        if device.type == "cuda":
+            self._began = torch.cuda.Event(enable_timing=True)
+            self._began.record()
+        else:
+            self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """End a step."""
+        if isinstance(self._began, float):
+            self._seconds += time.perf_counter() - self._began
+            return
+        ended = torch.cuda.Event(enable_timing=True)
+        ended.record()
+        self._pairs.append((self._began, ended))
+        while len(self._pairs) > 1 and self._pairs[0][1].query():
+            first, last = self._pairs.popleft()
+            self._seconds += first.elapsed_time(last) / 1e3
+
+    def seconds(self) -> float:
+        """Return the time of all steps; waits for the device."""
+        for first, last in self._pairs:
+            last.synchronize()
+            self._seconds += first.elapsed_time(last) / 1e3
+        self._pairs.clear()
+        return self._seconds
+
+
+class StepFlags:
+    """What the host reads of a step: whether a loss is not finite, and what a process wishes.
+
+    On CUDA that is of the step before, copied while the device works on this one: one read a step,
+    which waits for nothing. All processes get the same answer at the same step.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._many = trainer.world_size > 1
+        self._cuda = trainer.strategy.root_device.type == "cuda"
+        self._copied: Any = None
+        self._buffer = torch.empty(3, pin_memory=True) if self._cuda else torch.empty(3)
+
+    def exchange(self, loss: Tensor, wish: int) -> tuple[bool, int, float] | None:
+        """Hand in a step's loss [] and wish; return what is known: finite, wish, loss."""
+        loss = loss.detach().float()
+        flags = torch.stack([(~loss.isfinite()).float(), torch.full_like(loss, wish)])
+        if self._many:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        before = self.read()
+        self._buffer.copy_(torch.cat([flags, loss.view(1)]), non_blocking=True)
+        if not self._cuda:
+            return self._values()
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+        return before
+
+    def read(self) -> tuple[bool, int, float] | None:
+        """Return what is known of the last step that was handed in; waits for its copy."""
+        if self._copied is None:
+            return None
+        self._copied.synchronize()
+        self._copied = None
+        return self._values()
+
+    def _values(self) -> tuple[bool, int, float]:
+        broken, wish, loss = self._buffer.tolist()
+        return not broken, int(wish), loss
+
+
+_GO_ON, _SAVE, _STOP = range(3)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the best and the last state, and stops a run between two steps.
+
+    The last one is saved from time to time, when the run is to stop, and at its end. Always behind
+    a batch with which a step was taken, since gradients that wait for more batches are in no
+    checkpoint; and where a validation is due, behind that, since a run that goes on from before it
+    would leave it out. (Being a `Checkpoint` makes it come behind the other callbacks.)
+
+    Ctrl-C and SIGTERM let the step finish and stop all processes there; another signal, a second
+    later or more, stops at once.
+
+    Args:
+        parsed: The run.
+        recorder: Says which validation is the best.
+        saves: Whether anything is saved.
+    """
+
+    def __init__(self, parsed: ParsedRun, recorder: Recorder, saves: bool = True) -> None:
+        self.parsed = parsed
+        self.recorder = recorder
+        self.loss = math.nan
+        self.asked: float | None = None
+        self._saves = saves
+        self._flags: StepFlags | None = None
+        self._wish = _GO_ON
+        self._pause = SAVE_SECONDS
+        self._saved = 0.0
+        self._step = 0
+        self._name: Literal["best", "last"] = LAST
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and listen for signals in the place of Lightning.
+
+        Lightning's own handler broadcasts from within a signal, and processes wait forever for one
+        that was not asked to stop.
+        """
+        self._saved = time.monotonic()
+        self._flags = StepFlags(trainer)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._ask)
+        if self.parsed.goes_on:
+            self._match_best(trainer)
+
+    def _match_best(self, trainer: Trainer) -> None:
+        """Drop a best checkpoint that is not the one which this run's last state knows of.
+
+        A run that is killed behind a validation leaves one that is newer. It will be made again.
+        """
+        recorder, path = self.recorder, checkpoint_path(self.parsed.run_dir, BEST)
+        source = path
+        if self.parsed.checkpoint is not None and not path.exists():
+            source = self.parsed.checkpoint.with_name(path.name)  # of a run that is made longer
+        info = read_checkpoint_info(source) if source.exists() else None
+        if info is not None and info.lineage[0].steps == recorder.best_step:
+            if source != path and trainer.is_global_zero:
+                with whole_file(path, durable=True) as temporary:
+                    temporary.write_bytes(source.read_bytes())
+            return
+        trainer.strategy.barrier()  # all have seen it
+        if recorder.best_step is not None:
+            log.info("%s is not of this run's best step; the next validation makes it anew.", path)
+        recorder.forget_best()
+        if trainer.is_global_zero:
+            path.unlink(missing_ok=True)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked is not None:
+            # A cluster signals every process of a job, and the one above hands it on as well.
+            if now - self.asked < _ONE_REQUEST_SECONDS:
+                return
+            raise KeyboardInterrupt
+        self.asked = now
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the step that this batch is part of.
+
+        Lightning's own count for logs is one too high in a run that goes on from its end.
+        """
+        self._step = trainer.global_step
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the flags of the step; save or stop, unless a validation comes first."""
+        if trainer.global_step == self._step:  # gradients wait
+            return
+        assert self._flags is not None
+        due = self._saves and time.monotonic() - self._saved >= self._pause
+        wish = _STOP if self.asked is not None else _SAVE if due else _GO_ON
+        self._heed(trainer, self._flags.exchange(outputs["loss"], wish))
+        loop = trainer.fit_loop
+        fetcher: Any = loop._data_fetcher
+        if not loop.epoch_loop._should_check_val_fx(fetcher):
+            self._act(trainer)
+
+    def _heed(self, trainer: Trainer, told: tuple[bool, int, float] | None) -> None:
+        if told is None:
+            return
+        finite, wish, self.loss = told
+        if not finite:
+            raise LossError(_module(trainer.lightning_module).loss_error(self.loss))
+        self._wish = max(self._wish, wish)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate no weights that a step has broken."""
+        if self._flags is not None and not trainer.sanity_checking:
+            self._heed(trainer, self._flags.read())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best state; save or stop, unless training has not begun."""
+        if trainer.sanity_checking:
+            return
+        if self.recorder.best_step == trainer.global_step:
+            self._save(trainer, BEST)
+        self._act(trainer)
+
+    def _act(self, trainer: Trainer) -> None:
+        if self._wish == _GO_ON:
+            return
+        assert self._flags is not None
+        self._heed(trainer, self._flags.read())  # save no weights that a step has broken
+        wish, self._wish = self._wish, _GO_ON
+        if wish == _STOP and not trainer.validating:
+            # Lightning logs a step after this hook, which this step will not live to see.
+            metrics = trainer.logged_metrics.items()
+            last = {name: float(value) for name, value in metrics if name.startswith("train/")}
+            for logger in trainer.loggers:
+                logger.log_metrics(last, step=trainer.global_step - 1)
+        begun = time.monotonic()
+        self._save(trainer, LAST)
+        self._saved = time.monotonic()
+        self._pause = max(self._pause, _LEAST_PAUSE * (self._saved - begun))
+        if wish == _STOP:
+            raise KeyboardInterrupt
+
+    def _save(self, trainer: Trainer, name: Literal["best", "last"]) -> None:
+        if self._saves:
+            self._name = name
+            trainer.save_checkpoint(checkpoint_path(self.parsed.run_dir, name), weights_only=False)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a checkpoint say whose it is."""
+        checkpoint[INFO_KEY] = self.recorder.info(trainer, self._name)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last state."""
+        if self._flags is not None:
+            self._heed(trainer, self._flags.read())
+        self._save(trainer, LAST)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say how to go on with a run that was stopped."""
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            path, step = checkpoint_path(self.parsed.run_dir, LAST), trainer.global_step
+            go_on = f"Go on: {self.parsed.again('fit', self._resume_from())}"
+            log.warning("Stopped at step %d. %s", step, go_on if path.exists() else "")
+
+    def _resume_from(self) -> str:
+        """Return what ``--ckpt_path`` must be: a lengthened run is not found by its options."""
+        return LAST if not self.parsed.was_lengthened else str(self.parsed.run_dir)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+
+class Progress(Callback):
+    """One bar that counts steps of steps, or batches of batches, and is gone when done.
+
+    Args:
+        checkpoints: Knows the last loss that was read, and whether the run is to stop.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | None = None) -> None:
+        self.checkpoints = checkpoints
+        self._bar: RichProgress | None = None
+        self._task: Any = None
+        self._total = 0.0
+        self._updated = 0.0
+
+    def _start(self, what: str, total: float) -> None:
+        self._total = total
+        self._bar = RichProgress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"),
+            TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"),
+            console=CONSOLE, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task(what, total=total, count="", note="")
+        self._bar.start()
+
+    def _show(self, done: float, what: str, note: str = "", unit: str = "batches") -> None:
+        now = time.monotonic()
+        if self._bar is None or now - self._updated < 0.1:
+            return
+        self._updated = now
+        if self.checkpoints is not None and self.checkpoints.asked is not None:
+            note = "stopping after this step; Ctrl-C again stops at once"
+        count = f"{done:,.0f} of {self._total:,.0f} {unit}"
+        self._bar.update(self._task, description=what, completed=done, count=count, note=note)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the steps of a training run."""
+        self._start("training", float(trainer.estimated_stepping_batches))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the step, and the loss that was read last."""
+        loss = math.nan if self.checkpoints is None else self.checkpoints.loss
+        note = "" if math.isnan(loss) else f"loss {loss:.3f}"
+        self._show(trainer.global_step, "training", note, "steps")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the batches of a validation of its own."""
+        if self._bar is None and not trainer.sanity_checking:
+            self._start("validating", float(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(self, trainer: Trainer, *given: Any) -> None:
+        """Show the batch; within training as a note."""
+        if trainer.state.fn == "fit":
+            done = f"validating: batch {given[3] + 1} of {sum(trainer.num_val_batches)}"
+            self._show(trainer.global_step, "training", done, "steps")
+        else:
+            self._show(given[3] + 1, "validating")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the batches of a test."""
+        self._start("testing", float(sum(trainer.num_test_batches)))
+
+    def on_test_batch_end(self, trainer: Trainer, *given: Any) -> None:
+        """Show the batch."""
+        self._show(given[3] + 1, "testing")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the batches of a prediction."""
+        self._start("predicting", float(sum(trainer.num_predict_batches)))
+
+    def on_predict_batch_end(self, trainer: Trainer, *given: Any) -> None:
+        """Show the batch."""
+        self._show(given[3] + 1, "predicting")
+
+    def _stop(self, *given: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    on_train_end = on_test_end = on_predict_end = on_exception = teardown = _stop
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away, unless training goes on."""
+        if trainer.state.fn != "fit":
+            self._stop()
+
+
+class ContractGuard(Callback):
+    """Hold the reducer to the values of its contract.
+
+    The first batch of each loop and every ``every``-th one after it is examined closely. On a CPU
+    every other call gets a cheap look as well, and a close one where that looks wrong; elsewhere a
+    look makes the host wait for the device. A compiled model runs the batches that are examined as
+    it is written, without the compiler.
+
+    Args:
+        every: Batches from one close look to the next.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        self.every = every
+        self._due = True
+        self._hook: RemovableHandle | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to the reducer."""
+        if (reducer := _module(pl_module).meter.reducer) is not None:
+            self._hook = reducer.register_forward_hook(self._look)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look no more: what the record times and counts is the model alone, as it was run."""
+        if self._hook is not None:
+            self._hook.remove()
+        if _module(pl_module).compiled:
+            torch.compiler.set_stance("default")
+
+    on_test_end = on_train_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look no more, unless training goes on."""
+        if not trainer.training and not trainer.sanity_checking:
+            self.on_train_end(trainer, pl_module)
+
+    def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
+        patches, num_keep, signals = given
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if traced or not (self._due or patches.device.type == "cpu"):
+            return
+        assert isinstance(reducer, Reducer)
+        check(reducer, reduced, patches, num_keep, padded=signals.mask is not None)
+        if self._due or looks_wrong(reduced):
+            examine(reducer, reduced, patches, signals.layer)
+
+    def _begin(self, module: LightningModule, number: int) -> None:
+        self._due = number % self.every == 0
+        if _module(module).compiled:
+            torch.compiler.set_stance("force_eager" if self._due else "default")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at this batch when it is time."""
+        self._begin(pl_module, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, loader: int = 0
+    ) -> None:
+        """Look at this batch when it is time."""
+        self._begin(pl_module, batch_idx)
+
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
+
+
+class KeptTokens:
+    """Counts the real tokens behind each reduction, where the number depends on content.
+
+    Args:
+        reducer: The method; one that keeps a fixed count needs no counting.
+        plan: The planned counts.
+    """
+
+    def __init__(self, reducer: Reducer | None, plan: Plan) -> None:
+        self._plan = plan
+        self._sums: Tensor | None = None
+        if reducer is not None and not reducer.fixed_count:
+            # For each reduction: images, tokens, squares of tokens.
+            self._sums = torch.zeros(len(plan.keep), 3, dtype=torch.int64)
+            reducer.register_forward_hook(self._count)
+
+    def _count(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
+        if reduced.mask is None or reducer.training:
+            return
+        assert self._sums is not None
+        real = reduced.mask.sum(dim=1)
+        self._sums = self._sums.to(real.device)
+        row = torch.stack([torch.ones_like(real), real, real.square()], dim=1).sum(dim=0)
+        self._sums[given[2].stage] += row
+
+    def clear(self) -> None:
+        """Start again."""
+        if self._sums is not None:
+            self._sums.zero_()
+
+    def tokens_per_block(
+        self, join: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+        """Return how many tokens enter each block and leave the last: means, and their spread.
+
+        Args:
+            join: Adds up a tensor over all processes.
+
+        Returns:
+            Mean numbers, and standard deviations over images; the planned numbers and None where
+            the count is fixed.
+        """
+        plan = self._plan
+        if self._sums is None:
+            return tuple(float(count) for count in plan.tokens_per_block), None
+        counted = join(self._sums).tolist()
+        means, spreads, stage, before = [], [], -1, plan.num_patches
+        for planned in plan.tokens_per_block:
+            stage, before = stage + (planned < before), planned
+            images, total, squares = (1, planned, planned**2)
+            if stage >= 0 and counted[stage][0]:
+                images, total, squares = counted[stage]
+            means.append(total / images)
+            spreads.append(max(0.0, squares / images - means[-1] ** 2) ** 0.5)
+        return tuple(means), tuple(spreads)
+
+
+def with_costs(record: Record, module: MeterModule, sample: Batch | None) -> Record:
+    """Return a record with GFLOPs, with and without reduction, and the time of a forward pass.
+
+    What cannot be counted or timed is said in the record's notes; the run is not lost to it.
+    """
+    if sample is None:
+        return record
+    found: dict[str, Any] = {}
+    notes = list(record.notes)
+    few, trained = sample.rows(slice(_COST_EXAMPLES)), record.command == "fit"
+    # Beside CostError: operators that no counter knows, reducers that cannot be traced, memory
+    # that does not suffice, and whatever a reducer raises that was never traced before.
+    try:
+        gflops = _gflops(module, few, trained)
+        with module.meter.reduction_disabled():
+            found = {"gflops": gflops, "gflops_unreduced": _gflops(module, few, trained)}
+    except Exception as error:  # noqa: BLE001
+        notes.append(f"No GFLOPs: {error}")
+    try:
+        found |= _times(module, sample.rows(slice(_TIMED_EXAMPLES)))
+    except Exception as error:  # noqa: BLE001
+        notes.append(f"No times: {error}")
+    return record.model_copy(update={**found, "notes": tuple(notes)})
+
+
+def _gflops(module: MeterModule, batch: Batch, trained: bool) -> Gflops:
+    meter, task, count = module.meter, module.task, len(batch)
+    forward = measure_cost(meter, lambda: task.infer(meter, batch), count, head=task)
+    step = None
+    if trained:
+        step = measure_training_cost(module, lambda: task.loss(meter, batch).total, count)
+    return Gflops(**asdict(forward), training_step=step)
+
+
+def _times(module: MeterModule, batch: Batch) -> dict[str, Any]:
+    was = module.training
+
+    def reduced() -> None:
+        module.task.infer(module.meter, batch)
+
+    def whole() -> None:
+        with module.meter.reduction_disabled():
+            reduced()
+
+    candidates = {"reduced": reduced} | ({"whole": whole} if module.meter.plan.keep else {})
+    module.eval()
+    with torch.no_grad():
+        timings = time_interleaved(
+            candidates, rounds=_TIMED_RUNS, examples=len(batch), device=module.device
+        )
+    module.train(was)
+    timing = timings["reduced"]
+    return {
+        "batch_size": len(batch),
+        "latency_ms": 1e3 * timing.median,
+        "latency_p95_ms": 1e3 * timing.p95,
+        "examples_per_second": timing.examples_per_second,
+        "latency_unreduced_ms": 1e3 * timings.get("whole", timing).median,
+    }
+
+
+_LOST_PROCESS = "another process of this run has died"
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return what to say where a run ends because another of its processes died; else None."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
+    return f"{_LOST_PROCESS}; see what it printed last ({text})" if lost else None
+
+
+def _epochs(trainer: Trainer) -> float:
+    """Return how often the training data was gone through, parts of a pass included."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    return float(batches / trainer.num_training_batches) if trainer.num_training_batches else 0.0
+
+
+def _datasets(config: dict[str, Any]) -> list[str]:
+    names = config["data"]["datasets"]
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _own_skipped(trainer: Trainer) -> Counter[str]:
+    return Counter(getattr(trainer.datamodule, "num_skipped", {}))  # type: ignore[attr-defined]
+
+
+def _all_skipped(trainer: Trainer) -> Counter[str]:
+    """Return how many images of each split all processes together have skipped."""
+    every = [_own_skipped(trainer)]
+    if trainer.world_size > 1:
+        every *= trainer.world_size
+        dist.all_gather_object(every, every[0])
+    return sum(every, Counter())
+
+
+def _sum(trainer: Trainer, count: Tensor) -> Tensor:
+    """Add up what each process counted."""
+    if trainer.world_size == 1:
+        return count
+    total: Tensor = trainer.strategy.reduce(count.to(trainer.strategy.root_device), reduce_op="sum")
+    return total
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
