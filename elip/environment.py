@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def code_version() -> tuple[str, str | None, bool | None]:
-    """Return the package's version and, in a git checkout, its commit and whether it has changes."""
+    """Return the package's version, and in a git checkout its commit and whether it has changed."""
     root = Path(__file__).resolve().parent.parent
     try:
         version = metadata.version("elip")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -96,6 +97,9 @@ METHOD_OPTIONS = ("model.reducer", "model.schedule")
 
 SEED_OPTION = "seed_everything"
 
+# Lightning's names of one thing; None is its default.
+_PRECISIONS = {"32": None, "32-true": None, "16": "16-mixed", "bf16": "bf16-mixed"}
+
 
 def digest(value: Any, length: int = 8) -> str:
     """Return the first ``length`` hexadecimal digits of the SHA-256 of a plain value."""
@@ -129,7 +133,11 @@ def without(config: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]
 def identifying(command: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return the leaves of a stated config that tell one run of a command from another."""
     unused = () if command == "fit" else TRAINING_OPTIONS
-    return without(stated, (*MACHINE_OPTIONS, *WEIGHT_OPTIONS, *unused))
+    leaves = without(stated, (*MACHINE_OPTIONS, *WEIGHT_OPTIONS, *unused))
+    if (given := leaves.pop("trainer.precision", None)) is not None:
+        precision = _PRECISIONS.get(str(given), given)
+        leaves |= {} if precision is None else {"trainer.precision": precision}
+    return leaves
 
 
 def run_id(command: str, stated: Mapping[str, Any], parent: str | None) -> str:
@@ -213,6 +221,15 @@ def _content(path: Path, files: tuple[Path, ...], newest: int) -> str:
             while block := content.read(1 << 22):
                 total.update(block)
     return total.hexdigest()[:16]
+
+
+def source_fingerprint(kind: type) -> str | None:
+    """Return a hash of the source file of a class; None for ours, which the commit tells."""
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    if kind.__module__.partition(".")[0] in ("elip", "reducers", "builtins") or file is None:
+        return None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def method_name(reducer: str, schedule: Mapping[str, Any]) -> str:

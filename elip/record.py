@@ -72,12 +72,14 @@ class CheckpointInfo(_Model):
     Attributes:
         lineage: Header of that run, then of the runs that it started from.
         stated_config: Options that differ from the defaults.
+        protocol_options: What it shares with comparable runs; see `Record`.
         model: What the shapes of tensors do not tell: numbers of heads, tokenizer and the like.
         processes: How many processes trained it.
     """
 
     lineage: tuple[RunHeader, ...]
     stated_config: dict[str, Any] = {}
+    protocol_options: dict[str, Any] = {}
     model: dict[str, Any] = {}
     processes: int = 1
 

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from elip.old_record import CONVENTION, Record
+from elip.record import GFLOPS_UNIT, Gflops, Record, display_name
 
 _MISSING = "-"
 
 
-def print_summary(record: Record, path: Path | str, console: Console | None = None) -> None:
+def print_summary(
+    record: Record,
+    path: Path | str,
+    next_command: str | None = None,
+    console: Console | None = None,
+) -> None:
     """Print the summary of a run.
 
     Args:
         record: The run.
         path: Where its record lies.
+        next_command: What to type next.
         console: Where to print; None takes the terminal.
     """
     console = console or Console()
-    console.print(Group(*_lines(record, Path(path))))
+    console.print(Group(*_lines(record)))
+    # Paths and commands are printed unbroken, to be copied.
+    console.print(Text(f"Record: {path}"), soft_wrap=True)
+    if next_command is not None:
+        console.print(Text(f"Next:   {next_command}"), soft_wrap=True)
 
 
-def _lines(record: Record, path: Path) -> list[RenderableType]:
-    title = f"{record.reducer} on {' + '.join(record.datasets)}, {record.task}: {record.status}"
-    parts: list[RenderableType] = ["", Text(title, style="bold")]
+def _lines(record: Record) -> list[RenderableType]:
+    done = f"{display_name(record.reducer)} on {' + '.join(record.datasets)}, {record.task}"
+    parts: list[RenderableType] = ["", Text(f"{record.command} {record.status}: {done}", "bold")]
     if record.error is not None:
         parts.append(Text(record.error, style="red"))
+    parts.append(Text(f"Weights: {record.weights}."))
     if record.evaluations:
         parts.append(_scores(record))
-    if record.tokens is not None:
+    if record.tokens_per_block:
         parts.append(_tokens(record))
-    if record.gflops.forward.total is not None or record.gflops.training_step is not None:
-        parts += [_gflops(record), Text(f"GFLOPs: {CONVENTION}.", style="dim")]
-    parts += [Text(line) for line in (_pace(record), *record.notes) if line]
-    parts.append(Text(f"Record: {path}", overflow="fold"))
-    return parts
+    if record.gflops.total is not None or record.gflops.training_step is not None:
+        parts += [_gflops(record), Text(f"GFLOPs: {GFLOPS_UNIT}.", style="dim")]
+    return [*parts, *(Text(line) for line in (_pace(record), *record.notes) if line)]
 
 
 def _scores(record: Record) -> Table:
@@ -58,46 +66,42 @@ def _scores(record: Record) -> Table:
 
 
 def _tokens(record: Record) -> Text:
-    tokens = record.tokens
-    assert tokens is not None
-    counts = " ".join(f"{count:g}" for count in tokens.entering[:-1])
-    left = f"{tokens.entering[-1]:g}"
-    asked = "" if tokens.keep_ratio_asked is None else f", asked {tokens.keep_ratio_asked:g}"
+    counts = " ".join(f"{count:g}" for count in record.tokens_per_block[:-1])
+    left = f"{record.tokens_per_block[-1]:g}"
+    asked = "" if record.keep_ratio_asked is None else f", asked {record.keep_ratio_asked:g}"
+    fused = record.fusion_keep_ratio is not None
+    ratio = _number(record.fusion_keep_ratio if fused else record.keep_ratio, 3)
     return Text(
-        f"Patch tokens entering each block: {counts}; leaving: {left} of {tokens.patches} "
-        f"(keep ratio {_number(tokens.keep_ratio, 3)}{asked})."
+        f"Patch tokens entering each {'fusion layer' if fused else 'block'}: {counts}; leaving: "
+        f"{left} of {record.patches} ({'fusion ' if fused else ''}keep ratio {ratio}{asked})."
     )
 
 
 def _gflops(record: Record) -> Table:
-    names = [part.name for part in fields(record.gflops.forward)]
-    table = _table("GFLOPs", *names, "total", "train step")
-    own, full = record.gflops, record.gflops_identity
-    for label, cost in ((record.reducer, own), ("no reduction", full)):
-        if label == "no reduction" and own == full:
-            return table
-        values = [getattr(cost.forward, name) for name in (*names, "total")]
-        table.add_row(label, *(_short(value) for value in (*values, cost.training_step)))
-    share = [
-        _share(own.forward.total, full.forward.total),
-        _share(own.training_step, full.training_step),
-    ]
-    table.add_row("share", *[""] * len(names), *share)
+    names = [name for name in Gflops.model_fields if name != "training_step"]
+    table = _table("GFLOPs", *names, "total", "training", gap=1)
+    own, full = record.gflops, record.gflops_unreduced
+    rows = [(display_name(record.reducer), own)]
+    rows += [("No reduction", full)] if own != full else []
+    for label, cost in rows:
+        values = [getattr(cost, name) for name in (*names, "total", "training_step")]
+        table.add_row(label, *(_short(value) for value in values))
+    if own != full:
+        shares = [_share(own.total, full.total), _share(own.training_step, full.training_step)]
+        table.add_row("share", *[""] * len(names), *shares)
     return table
 
 
 def _pace(record: Record) -> str:
     facts = []
-    training, speed = record.training, record.speed
-    if training is not None:
-        if training.images_per_second is not None:
-            facts.append(f"{_short(training.images_per_second)} images a second in training")
-        if training.steps is not None and training.seconds is not None:
-            facts.append(f"{training.steps:,} steps in {_duration(training.seconds)}")
-    if speed is not None and speed.examples_per_second is not None:
+    if record.train_images_per_second is not None:
+        facts.append(f"{_short(record.train_images_per_second)} images a second in training")
+    if record.train_steps is not None and record.train_seconds is not None:
+        facts.append(f"{record.train_steps:,} steps in {_duration(record.train_seconds)}")
+    if record.examples_per_second is not None:
         facts.append(
-            f"inference {_short(speed.examples_per_second)} examples a second at batch "
-            f"{speed.batch_size}"
+            f"inference {_short(record.examples_per_second)} examples a second at batch "
+            f"{record.batch_size}"
         )
     if record.peak_memory_bytes is not None:
         facts.append(f"peak memory {record.peak_memory_bytes / 1e9:.2f} GB")
@@ -106,11 +110,11 @@ def _pace(record: Record) -> str:
     return "" if not facts else f"{'; '.join(facts)}."
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column(first)
+def _table(first: str, *others: str, gap: int = 2) -> Table:
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(first, no_wrap=True)
     for name in others:
-        table.add_column(name, justify="left" if name in ("score",) else "right")
+        table.add_column(name, justify="left" if name == "score" else "right", no_wrap=True)
     return table
 
 

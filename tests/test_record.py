@@ -6,60 +6,89 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from elip import provenance
-from elip.old_record import (
-    COLUMNS,
+from elip.environment import code_version, environment, peak_memory_bytes
+from elip.record import (
     RECORD_NAME,
-    SCHEMA,
-    Code,
-    Cost,
     Evaluation,
     Gflops,
-    Hardware,
     Record,
     RecordError,
-    Speed,
-    Tokens,
-    Training,
+    RunHeader,
     read_record,
+    read_scores,
     write_record,
+    write_scores,
 )
 
+PARENT = RunHeader(
+    run_id="00000000", command="fit", reducer="ELIP", method="ELIP 0.7", protocol="p", steps=800
+)
 FULL = Record(
-    name="elip_0.7",
-    subcommand="fit",
+    name="ELIP-0.7-s0-01234567",
+    run_id="01234567",
+    command="fit",
     status="completed",
     started="2026-11-23T20:00:00+00:00",
     ended="2026-11-23T20:05:00+00:00",
+    protocol="0123456789abcdef",
+    protocol_options={"command": "fit", "trainer.max_steps": 100},
+    stated_config={"trainer": {"max_steps": 100}},
     config={"model": {"reducer": {"class_path": "ELIP"}}, "lr": 1e-3, "layers": [1, 2]},
-    config_hash="0123456789abcdef",
-    code=Code("0.1.0", "abc", False),
-    packages={"torch": "2.15.0"},
-    hardware=Hardware("a cpu", 2, 8_000_000_000),
+    lineage=(PARENT,),
+    weights="started from weights trained with ELIP 0.7",
+    fingerprints={"data/train": "aa", "data/val": "bb"},
     seed=0,
     task="Pretrain",
     datasets=("shapes",),
     reducer="ELIP",
     reducer_options={"mix": 0.8},
+    placement="before_block",
+    patches=64,
+    tokens_per_block=(64.0, 40.5, 20.0),
+    keep_ratio_asked=0.7,
+    keep_ratio=0.6965,
     main_metric="accuracy",
-    evaluations=(Evaluation("val", "shapes", 100, {"accuracy": 0.8}, {"accuracy": 0.5}),),
-    tokens=Tokens(64, (64.0, 40.5, 20.0), 0.7, 0.6965),
-    gflops=Gflops(Cost(1.0, 0.5, 0.25, 2.0, 3.0, 0.125), 20.0),
-    gflops_identity=Gflops(Cost(2.0, 0.0, 0.0, 2.0, 4.0, 0.125), 24.0),
-    speed=Speed(8, 12.5, 14.0, 640.0),
+    evaluations=(
+        Evaluation(
+            split="val",
+            dataset="shapes",
+            examples=100,
+            metrics={"accuracy": 0.8},
+            chance={"accuracy": 0.5},
+        ),
+    ),
+    gflops=Gflops(
+        vision=1.0, probe=0.5, reducer=0.25, text=2.0, fusion=3.0, head=0.125, training_step=20.0
+    ),
+    gflops_unreduced=Gflops(
+        vision=2.0, probe=0.0, reducer=0.0, text=2.0, fusion=4.0, head=0.125, training_step=24.0
+    ),
+    batch_size=8,
+    latency_ms=12.5,
+    latency_p95_ms=14.0,
+    examples_per_second=640.0,
     peak_memory_bytes=1_500_000_000,
-    training=Training(100, 1.5, 250.0, 48.0),
-    parent="runs/first",
+    train_steps=100,
+    train_epochs=1.5,
+    train_seconds=250.0,
+    train_images_per_second=48.0,
     log_tail=("a line",),
 )
-BARE = replace(
-    FULL, status="failed", error="out of memory", seed=None, evaluations=(), tokens=None,
-    gflops=Gflops(), gflops_identity=Gflops(), speed=None, peak_memory_bytes=None, training=None,
+BARE = Record(
+    **{
+        name: getattr(FULL, name)
+        for name in (
+            "name", "run_id", "command", "started", "ended", "protocol", "protocol_options",
+            "stated_config", "config", "task", "datasets", "reducer",
+        )
+    },
+    status="failed",
+    error="out of memory",
 )  # fmt: skip
 
 
@@ -86,24 +115,23 @@ def test_an_interrupted_write_leaves_the_old_record(
     assert [file.name for file in tmp_path.iterdir()] == [RECORD_NAME]
 
 
-def test_half_written_record_is_named_as_such(tmp_path: Path) -> None:
+def test_a_half_written_record_is_named_as_such(tmp_path: Path) -> None:
     path = write_record(FULL, tmp_path)
     whole = path.read_bytes()
     for share in (0, 1, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:share])
-        with pytest.raises(RecordError, match=r"run\.json is half written or damaged"):
+        with pytest.raises(RecordError, match=r"run\.json is damaged"):
             read_record(path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": SCHEMA + 1}, f"version {SCHEMA + 1}; this program reads version {SCHEMA}"),
-        ({"schema": None}, "no schema version"),
-        ({"seed": "0"}, r"seed: Input should be a valid integer"),
+        ({"schema_version": 1}, "not a run record of version 2"),
+        ({"schema_version": None}, "not a run record of version 2"),
         ({"status": "done"}, r"status: Input should be 'completed', 'failed' or 'interrupted'"),
-        ({"colour": 1}, r"colour: Unexpected keyword argument"),
-        ({"tokens": {"patches": 1.5, "entering": []}}, r"tokens\.patches"),
+        ({"colour": 1}, r"colour: Extra inputs"),
+        ({"patches": 1.5}, "patches"),
     ],
 )
 def test_other_content_is_refused(
@@ -117,105 +145,69 @@ def test_other_content_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_missing_record_is_one_message(tmp_path: Path) -> None:
+def test_a_missing_record_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"No run record at .*run\.json: No such file"):
         read_record(tmp_path)
 
 
-def test_score_that_is_not_finite_is_missing_with_a_note(tmp_path: Path) -> None:
-    broken = Evaluation("val", "shapes", 3, {"loss": math.nan, "accuracy": 0.5})
-    read = read_record(write_record(replace(FULL, evaluations=(broken,)), tmp_path))
+def test_a_score_that_is_not_finite_is_missing_with_a_note(tmp_path: Path) -> None:
+    metrics = {"loss": math.nan, "accuracy": 0.5}
+    broken = Evaluation(split="val", dataset="shapes", examples=3, metrics=metrics)
+    read = read_record(write_record(FULL.model_copy(update={"evaluations": (broken,)}), tmp_path))
     assert read.evaluations[0].metrics == {"loss": None, "accuracy": 0.5}
-    assert read.notes == ("val/loss was nan and is stored as missing.",)
+    assert read.notes == ("val/loss was nan; it is stored as missing.",)
 
 
-def test_one_entry_a_split() -> None:
-    with pytest.raises(ValueError, match="each split once"):
-        replace(FULL, evaluations=FULL.evaluations * 2)
+def test_each_split_has_one_entry() -> None:
+    with pytest.raises(ValueError, match="a split occurs twice"):
+        Record(**{**dict(FULL), "evaluations": FULL.evaluations * 2})
 
 
-def test_row_of_a_full_record() -> None:
-    row = FULL.row()
-    assert set(COLUMNS) < set(row)
+def test_the_row_of_a_full_record_is_flat() -> None:
+    row = FULL.model_copy(update={"axes": {"reducer": "ELIP"}}).row()
     assert row["val/accuracy"] == 0.8
     assert row["val/accuracy/chance"] == 0.5
     assert row["val/examples"] == 100
-    assert row["gflops_probe"] == 0.5
     assert row["gflops_total"] == 6.875
-    assert row["gflops_identity_training_step"] == 24.0
-    assert row["tokens_out"] == 20.0
-    assert row["peak_memory_mb"] == 1500.0
+    assert row["gflops_unreduced_training_step"] == 24.0
+    assert row["axis/reducer"] == "ELIP"
     assert all(value is None or isinstance(value, str | int | float) for value in row.values())
 
 
-def test_row_of_a_bare_record_has_the_same_columns_and_no_zeros() -> None:
+def test_the_row_of_a_bare_record_has_no_zeros() -> None:
     row = BARE.row()
-    assert list(row) == list(COLUMNS)
-    assert 0 not in [value for name, value in row.items() if name != "dirty"]
     assert row["gflops_total"] is None
+    assert 0 not in row.values()
 
 
-def test_cost_with_a_missing_part_has_no_total() -> None:
-    assert Cost(1.0, 0.0, 0.0, 1.0, 1.0).total is None
-    assert Cost(1.0, 0.0, 0.0, 1.0, 1.0, 0.0).total == 3.0
+def test_a_cost_with_a_missing_part_has_no_total() -> None:
+    assert Gflops(vision=1.0, probe=0.0, reducer=0.0, text=1.0, fusion=1.0).total is None
 
 
-def test_identity_of_a_configuration() -> None:
-    config = {"trainer": {"max_epochs": 3, "default_root_dir": "runs/a"}, "seed_everything": 0}
-    same = {"seed_everything": 0, "trainer": {"default_root_dir": "runs/b", "max_epochs": 3}}
-    other = {"seed_everything": 1, "trainer": {"max_epochs": 3}}
-    assert provenance.config_hash(config) == provenance.config_hash(same)
-    assert provenance.config_hash(config) != provenance.config_hash(other)
-    seedless = (*provenance.VOLATILE, "seed_everything")
-    assert provenance.config_hash(config, seedless) == provenance.config_hash(other, seedless)
-    assert config["trainer"] == {"max_epochs": 3, "default_root_dir": "runs/a"}
+def test_per_example_scores_are_kept_by_split(tmp_path: Path) -> None:
+    write_scores({"val": np.array([[7, 0, 1.0], [7, 1, 0.0]]), "test": np.zeros((0, 3))}, tmp_path)
+    table = read_scores(tmp_path)
+    assert table is not None
+    assert table["split"].to_pylist() == ["val", "val"]
+    assert table["image"].to_pylist() == [7, 7]
+    assert table["score"].to_pylist() == [1.0, 0.0]
+    (tmp_path / "examples.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RecordError, match="holds no per-example scores"):
+        read_scores(tmp_path)
 
 
-def test_callbacks_are_part_of_the_identity_if_there_are_any() -> None:
-    bare, none, empty, early, late = (
-        {"trainer": {"max_epochs": 3, **more}}
-        for more in (
-            {}, {"callbacks": None}, {"callbacks": []},
-            *({"callbacks": [{"class_path": "EarlyStopping", "init_args": {"patience": patience}}]}
-              for patience in (1, 2)),
-        )
-    )  # fmt: skip
-    same = {provenance.config_hash(config) for config in (bare, none, empty)}
-    assert len(same) == 1
-    assert len(same | {provenance.config_hash(config) for config in (early, late)}) == 3
-
-
-def test_a_precision_has_one_identity_by_all_its_names() -> None:
-    def of(*precisions: str | int | None) -> set[str]:
-        return {provenance.config_hash({"trainer": {"precision": each}}) for each in precisions}
-
-    assert len(of(None, 32, "32", "32-true")) == 1
-    assert len(of(16, "16-mixed")) == len(of("bf16", "bf16-mixed")) == 1
-    assert len(of(None, 16, "bf16")) == 3
-
-
-def test_where_configurations_differ() -> None:
-    one = {"data": {"root": "a", "size": 3, "gone": None}, "trainer": {"callbacks": None}, "x": {}}
-    other = {"data": {"root": "b", "size": 4}, "trainer": {}, "x": {"y": [1]}}
-    differ = provenance.config_differences(one, other, ("data.root",))
-    assert differ == {"data.size": (3, 4), "x": ({}, None), "x.y": (None, [1])}
-
-
-def test_provenance_of_this_machine() -> None:
-    machine, code = provenance.hardware(), provenance.code_version()
-    assert machine.cores is not None
-    assert machine.cores >= 1
-    assert machine.memory_bytes is not None
-    assert machine.memory_bytes > provenance.peak_memory_bytes() > 1_000_000
-    assert {"python", "torch", "timm"} <= set(provenance.package_versions())
-    assert code.version
-    assert (code.commit is None) == (code.dirty is None)
+def test_the_environment_of_this_machine() -> None:
+    found = environment()
+    assert found["cores"] >= 1
+    assert found["memory_bytes"] > peak_memory_bytes() > 1_000_000
+    assert {"python", "torch", "timm"} <= set(found["packages"])
+    version, commit, dirty = code_version()
+    assert version
+    assert (commit is None) == (dirty is None)
 
 
 def test_records_are_read_without_torch() -> None:
-    code = (
-        "import sys, elip.old_record, elip.provenance, elip.summary; print('torch' in sys.modules)"
-    )
+    code = "import sys, elip.record, elip.identity, elip.summary; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parent.parent,

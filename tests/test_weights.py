@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
-from elip.old_record import write_record
+from elip.record import write_record
 from elip.tasks import tasks
 from elip.weights import load_image_weights, load_text_weights, load_weights
 from elip.weights.__main__ import export, main

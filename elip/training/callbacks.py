@@ -9,7 +9,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from elip.cost import measure_cost, measure_training_cost, time_interleaved
+from elip.cost.cached import COSTS_NAME, cached_cost
 from elip.data.batch import Batch
 from elip.environment import environment, peak_memory_bytes
 from elip.files import whole_file
@@ -40,8 +40,8 @@ from elip.identity import (
     CheckpointError,
     checkpoint_path,
     content_fingerprint,
-    digest,
     differences,
+    digest,
     protocol_options,
     read_checkpoint_info,
     source_fingerprint,
@@ -50,7 +50,6 @@ from elip.model.guard import check, examine, looks_wrong
 from elip.record import (
     CheckpointInfo,
     Evaluation,
-    Gflops,
     Record,
     RecordError,
     RunHeader,
@@ -81,9 +80,6 @@ _LEAST_PAUSE = 19.0
 
 _ONE_REQUEST_SECONDS = 1.0
 _LOG_LINES = 40
-_COST_EXAMPLES = 2
-_TIMED_RUNS = 8
-_TIMED_EXAMPLES = 32
 
 
 class LogLines(logging.Handler):
@@ -180,7 +176,6 @@ class Recorder(Callback):
         self._kept: KeptTokens | None = None
         self._options: dict[str, Any] = {}
         self._fingerprints: dict[str, str] = {}
-        self._sample: Batch | None = None
         self._train_start = time.perf_counter()
         self._images = 0
         self._timer = StepTimer()
@@ -200,7 +195,7 @@ class Recorder(Callback):
         self._kept = KeptTokens(module.meter.reducer, module.meter.plan)
         self._train_start = time.perf_counter()
         parsed, model = self.parsed, self.parsed.config["model"]
-        data = trainer.datamodule.fingerprints(parsed.command)  # type: ignore[attr-defined]
+        data = _data_fingerprints(trainer.datamodule, parsed.command, module)  # type: ignore[attr-defined]
         files = {
             f"model.{name}": content_fingerprint(path)
             for name in ("image_weights", "text_weights")
@@ -209,7 +204,9 @@ class Recorder(Callback):
         if not parsed.lineage and parsed.parent_id and not files:
             files["weights"] = parsed.parent_id
         kinds = [type(module.task), type(module.meter.reducer)]
-        code = {f"code/{kind.__name__}": found for kind in kinds if (found := source_fingerprint(kind))}
+        code = {
+            f"code/{kind.__name__}": found for kind in kinds if (found := source_fingerprint(kind))
+        }
         self._fingerprints = {**data, **files, **code}
         parent = parsed.lineage[0] if parsed.lineage else None
         step = trainer.accumulate_grad_batches * trainer.world_size
@@ -230,9 +227,8 @@ class Recorder(Callback):
         info = None if path is None else read_checkpoint_info(path)
         if info is None:
             return
-        if self._is_same_run():
-            began = {name: value for name, value in info.protocol_options.items()}
-            differ = differences(began, self._options, ())
+        if self.parsed.goes_on:
+            differ = differences(info.protocol_options, self._options, ())
             if info.processes != trainer.world_size:
                 differ["processes"] = (info.processes, trainer.world_size)
             what = "A run can go on only with the data and processes that it began with"
@@ -244,14 +240,16 @@ class Recorder(Callback):
             said = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differ.items())
             raise CheckpointError(f"{what}: {said}.")
 
-    def _is_same_run(self) -> bool:
-        """Whether a fit goes on as the run that left its checkpoint."""
-        parsed = self.parsed
-        return parsed.goes_on and parsed.parent_id == self.parsed.start_id
-
     def _model_facts(self, module: MeterModule) -> dict[str, Any]:
         """Return what the shapes of tensors do not tell of the model and its data."""
-        facts = module.meter.facts()
+        sizes, facts = module.meter.sizes, {}
+        # The weights that timm has of one architecture stand behind a dot.
+        facts["image_encoder"] = sizes.image_encoder.partition(".")[0]
+        facts |= {"fusion_heads": sizes.fusion_heads, "pixels": sizes.pixels}
+        if sizes.image_encoder == "vit":  # others bring their own number of heads
+            facts["image_heads"] = sizes.image_heads
+        if sizes.text_encoder in ("roberta", "bert"):
+            facts["text_heads"] = sizes.text_heads
         data = {name: self._fingerprints.get(name) for name in ("tokenizer", "answers")}
         return facts | {name: value for name, value in data.items() if value is not None}
 
@@ -299,7 +297,6 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Start the clock of a step."""
-        self._sample = self._sample or batch
         self._timer.start(pl_module.device)
 
     def on_train_batch_end(
@@ -323,8 +320,7 @@ class Recorder(Callback):
 
     def _count(self, trainer: Trainer, batch: Batch, stage: str, loader: int) -> None:
         if not trainer.sanity_checking:
-            self._sample = self._sample or batch
-            name = trainer.datamodule.split_names(stage)[loader]  # type: ignore[attr-defined]
+                name = trainer.datamodule.split_names(stage)[loader]  # type: ignore[attr-defined]
             self._counts[name] += len(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -337,10 +333,9 @@ class Recorder(Callback):
                 self.best, self.best_step = (main if better else -math.inf), trainer.global_step
                 self._keep(trainer, _module(pl_module))
             if self.parsed.command == "fit":
-                log.info(
-                    "step %d: val/main %.4f%s", trainer.global_step, main,
-                    " (best)" if self.best_step == trainer.global_step else "",
-                )  # fmt: skip
+                best = " (best so far)" if self.best_step == trainer.global_step else ""
+                name = _module(pl_module).task.main_metric
+                log.info("Step %d: validation %s %.4f%s", trainer.global_step, name, main, best)
         self._counts.clear()
         self._kept.clear()
         self._skipped = _all_skipped(trainer)
@@ -427,8 +422,6 @@ class Recorder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record of a training run that came to its end, behind its last checkpoint."""
-        if self._sample is None:  # resumed when all was done but the record
-            self._sample = trainer.datamodule.first_batch().to(pl_module.device)  # type: ignore[attr-defined]
         self._write(trainer, _module(pl_module), "completed")
 
     def on_exception(
@@ -463,11 +456,24 @@ class Recorder(Callback):
         write_scores(self._scores, folder)
         record = self._record(trainer, module, status, error)
         if status == "completed":
-            with trainer.precision_plugin.forward_context():
-                record = with_costs(record, module, self._sample)
+            record = record.model_copy(update=self._costs(trainer, module, record.notes))
         path = write_record(record, folder)
         if status == "completed":
             print_summary(record, path, self._next(), CONSOLE)
+
+    def _costs(
+        self, trainer: Trainer, module: MeterModule, notes: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """Return GFLOPs and times; measured once for all runs of one model."""
+        given_root = self.parsed.config["trainer"]["default_root_dir"]
+        home = Path("runs") if given_root is None else self.parsed.run_dir.parent
+        found = cached_cost(
+            module.meter, module.task, home / COSTS_NAME,
+            training=self.parsed.command == "fit", precision=str(trainer.precision),
+            facts={"compile": module.compiled},
+        )  # fmt: skip
+        costs = {field.name: getattr(found, field.name) for field in fields(found)}
+        return {**costs, "notes": (*notes, *found.notes)}
 
     def _is_explained(self) -> bool:
         """Whether the process that died has written why."""
@@ -483,8 +489,9 @@ class Recorder(Callback):
             return None
         if self.parsed.command == "fit":
             return self.parsed.again("test", BEST)
-        home = self.parsed.run_dir.parent
-        return f"python -m analysis {home.parent if home.name else home} --out report"
+        folder = self.parsed.run_dir
+        found_by_name = folder.name == self.parsed.command  # it lies below its fit
+        return f"python -m analysis {(folder.parents if found_by_name else [0, folder])[1]}"
 
     def _record(
         self, trainer: Trainer, module: MeterModule, status: Status, error: str | None
@@ -496,7 +503,9 @@ class Recorder(Callback):
         if parsed.command != "fit" and parsed.checkpoint is None and module.missing:
             notes.append(f"Untrained, not in the weights: {', '.join(module.missing[:3])}, ...")
         seconds, trained = self._timer.seconds(), parsed.command == "fit"
-        tokens = self._tokens or (self._kept and self._count_tokens(module, lambda sums: sums)) or {}
+        tokens = (
+            self._tokens or (self._kept and self._count_tokens(module, lambda sums: sums)) or {}
+        )
         cuda = module.device.type == "cuda"
         return Record(
             name=parsed.run_dir.name,
@@ -548,7 +557,8 @@ class Recorder(Callback):
             if before.method != parsed.method:
                 return f"{said}; {done[parsed.command]} with {parsed.method} (off the shelf)"
             return said
-        given = parsed.checkpoint or module.weights
+        scored = None if parsed.command == "fit" else parsed.checkpoint
+        given = scored or module.weights
         if given is not None:
             return f"{given}, which does not say how it was trained"
         encoders = {"image": model["image_weights"], "text": model["text_weights"]}
@@ -686,7 +696,7 @@ class Checkpoints(Checkpoint):
         self._flags = StepFlags(trainer)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._ask)
-        if self.parsed.goes_on:
+        if self.parsed.checkpoint is not None:
             self._match_best(trainer)
 
     def _match_best(self, trainer: Trainer) -> None:
@@ -808,12 +818,8 @@ class Checkpoints(Checkpoint):
         """Say how to go on with a run that was stopped."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             path, step = checkpoint_path(self.parsed.run_dir, LAST), trainer.global_step
-            go_on = f"Go on: {self.parsed.again('fit', self._resume_from())}"
+            go_on = f"Go on: {self.parsed.again('fit', LAST)}"
             log.warning("Stopped at step %d. %s", step, go_on if path.exists() else "")
-
-    def _resume_from(self) -> str:
-        """Return what ``--ckpt_path`` must be: a lengthened run is not found by its options."""
-        return LAST if not self.parsed.was_lengthened else str(self.parsed.run_dir)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the signals back."""
@@ -968,7 +974,12 @@ class ContractGuard(Callback):
         self._begin(pl_module, batch_idx)
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, loader: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        loader: int = 0,
     ) -> None:
         """Look at this batch when it is time."""
         self._begin(pl_module, batch_idx)
@@ -1034,67 +1045,6 @@ class KeptTokens:
         return tuple(means), tuple(spreads)
 
 
-def with_costs(record: Record, module: MeterModule, sample: Batch | None) -> Record:
-    """Return a record with GFLOPs, with and without reduction, and the time of a forward pass.
-
-    What cannot be counted or timed is said in the record's notes; the run is not lost to it.
-    """
-    if sample is None:
-        return record
-    found: dict[str, Any] = {}
-    notes = list(record.notes)
-    few, trained = sample.rows(slice(_COST_EXAMPLES)), record.command == "fit"
-    # Beside CostError: operators that no counter knows, reducers that cannot be traced, memory
-    # that does not suffice, and whatever a reducer raises that was never traced before.
-    try:
-        gflops = _gflops(module, few, trained)
-        with module.meter.reduction_disabled():
-            found = {"gflops": gflops, "gflops_unreduced": _gflops(module, few, trained)}
-    except Exception as error:  # noqa: BLE001
-        notes.append(f"No GFLOPs: {error}")
-    try:
-        found |= _times(module, sample.rows(slice(_TIMED_EXAMPLES)))
-    except Exception as error:  # noqa: BLE001
-        notes.append(f"No times: {error}")
-    return record.model_copy(update={**found, "notes": tuple(notes)})
-
-
-def _gflops(module: MeterModule, batch: Batch, trained: bool) -> Gflops:
-    meter, task, count = module.meter, module.task, len(batch)
-    forward = measure_cost(meter, lambda: task.infer(meter, batch), count, head=task)
-    step = None
-    if trained:
-        step = measure_training_cost(module, lambda: task.loss(meter, batch).total, count)
-    return Gflops(**asdict(forward), training_step=step)
-
-
-def _times(module: MeterModule, batch: Batch) -> dict[str, Any]:
-    was = module.training
-
-    def reduced() -> None:
-        module.task.infer(module.meter, batch)
-
-    def whole() -> None:
-        with module.meter.reduction_disabled():
-            reduced()
-
-    candidates = {"reduced": reduced} | ({"whole": whole} if module.meter.plan.keep else {})
-    module.eval()
-    with torch.no_grad():
-        timings = time_interleaved(
-            candidates, rounds=_TIMED_RUNS, examples=len(batch), device=module.device
-        )
-    module.train(was)
-    timing = timings["reduced"]
-    return {
-        "batch_size": len(batch),
-        "latency_ms": 1e3 * timing.median,
-        "latency_p95_ms": 1e3 * timing.p95,
-        "examples_per_second": timing.examples_per_second,
-        "latency_unreduced_ms": 1e3 * timings.get("whole", timing).median,
-    }
-
-
 _LOST_PROCESS = "another process of this run has died"
 
 
@@ -1103,6 +1053,13 @@ def lost_process(error: BaseException) -> str | None:
     text = str(error).splitlines()[0] if str(error) else ""
     lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     return f"{_LOST_PROCESS}; see what it printed last ({text})" if lost else None
+
+
+def _data_fingerprints(data: Any, command: str, module: MeterModule) -> dict[str, str]:
+    """Return the fingerprints of the data that the command reads."""
+    found = data.digests(command, module.task.spec)
+    named = {f"data/{name.removesuffix('_data')}": v for name, v in found.items() if "_" in name}
+    return named | {name: value for name, value in found.items() if "_" not in name}
 
 
 def _epochs(trainer: Trainer) -> float:

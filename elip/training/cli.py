@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import shlex
@@ -24,8 +25,8 @@ import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -33,7 +34,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from elip.data.datamodule import DataModule
-from elip.data.datasets import dataset_specs
+from elip.data.datasets import known_datasets
 from elip.data.datasets.base import DataError
 from elip.files import whole_file
 from elip.identity import (
@@ -97,7 +98,9 @@ class ParsedRun:
         parent_id: What it starts from, see `elip.identity.run_id`.
         lineage: The runs whose weights it starts from, newest first.
         checkpoint: The file of ``--ckpt_path``: what it goes on from, or what it scores.
-        goes_on: Whether it continues the run of that checkpoint.
+        goes_on: Whether it is the run that left that checkpoint, which goes on.
+        start_id: What its first weights were; ``parent_id``, save for a run that was made longer
+            and for the scores of a fit.
         args: What it was asked with.
     """
 
@@ -110,6 +113,7 @@ class ParsedRun:
     lineage: tuple[RunHeader, ...] = ()
     checkpoint: Path | None = None
     goes_on: bool = False
+    start_id: str | None = None
     args: tuple[str, ...] = ()
 
     @property
@@ -122,8 +126,11 @@ class ParsedRun:
         """The method in words."""
         return method_name(self.reducer, self.config["model"]["schedule"])
 
-    def again(self, command: str, ckpt_path: str) -> str:
-        """Return what to type for another command with these options."""
+    def again(self, command: str, name: str) -> str:
+        """Return what to type for another command with these options and this run's checkpoint."""
+        by_options = run_id("fit", self.stated, self.start_id) == self.run_id
+        given_root = self.config["trainer"]["default_root_dir"] is not None
+        ckpt_path = name if by_options or given_root else str(self.run_dir)
         kept, skip = [], False
         for word in self.args[1:]:
             if not skip and word.partition("=")[0] != "--ckpt_path":
@@ -154,6 +161,18 @@ def parse(args: Sequence[str], parent_id: str | None = None) -> ParsedRun:
     """
     try:
         return _resolve(*_parse(args), args, parent_id)
+    except UsageError as error:
+        raise ValueError(error.message) from error
+
+
+def parse_config(
+    command: str, config: Mapping[str, Any], parent_id: str | None = None
+) -> ParsedRun:
+    """Return the run that a command and a configuration in plain values ask for; see `parse`."""
+    try:
+        given = {"command": command, command: copy.deepcopy(dict(config))}
+        resolved = _parsers()[0].parse_object(given)
+        return _resolve(resolved, *_plain(resolved), [command], parent_id)
     except UsageError as error:
         raise ValueError(error.message) from error
 
@@ -193,7 +212,8 @@ def run(
 
 def main() -> None:
     """Run what the terminal asks for."""
-    raise SystemExit(run(sys.argv[1:]))
+    if status := run(sys.argv[1:]):
+        raise SystemExit(status)
 
 
 # ------------------------------------------------------------------------------------- parsing
@@ -204,6 +224,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and what would be right, and end with status 2."""
+        message = re.sub(r"\b(fit|validate|test|predict)\.(?=model|data|trainer)", "", message)
         lines = [_first_cause(message)]
         for word in dict.fromkeys(_words(message)):
             near = get_close_matches(word, _known_names(), n=3, cutoff=0.6)
@@ -246,7 +267,7 @@ def _words(message: str) -> Iterator[str]:
 
 
 def _known_names() -> list[str]:
-    names = {*shelf(), *tasks(), *dataset_specs(), *COMMANDS}
+    names = {*shelf(), *tasks(), *known_datasets(), *COMMANDS}
     for parser in _parsers()[1].values():
         for action in parser._actions:
             names |= {action.dest, *(each.removeprefix("--") for each in action.option_strings)}
@@ -306,19 +327,23 @@ def _seed(value: int) -> int:
 
 def _parse(args: Sequence[str]) -> tuple[Namespace, dict[str, Any], dict[str, Any]]:
     """Return the configuration, as plain values, and what of it differs from the defaults."""
-    whole, parsers = _parsers()
+    whole = _parsers()[0]
     for option, value in zip(args, [*args[1:], ""], strict=True):
         name, equals, text = option.partition("=")
         if name in ("-c", "--config") and (problem := _file_problem(text if equals else value)):
-            whole.error(problem)
+            raise UsageError(problem)
     config = whole.parse_args(list(args))
-    parser = parsers[config.command]
+    return config, *_plain(config)
+
+
+def _plain(config: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    parser = _parsers()[1][config.command]
     given = config[config.command]
     text = parser.dump(given, skip_unset=False, skip_link_targets=False, skip_validation=True)
     stated = parser.dump(given, skip_unset=False, skip_default=True, skip_validation=True)
     plain: dict[str, Any] = yaml.safe_load(text)
     _check_options(plain, config.command)
-    return config, plain, yaml.safe_load(stated) or {}
+    return plain, yaml.safe_load(stated) or {}
 
 
 def _file_problem(file: str) -> str | None:
@@ -326,7 +351,7 @@ def _file_problem(file: str) -> str | None:
     if not Path(file).is_file():
         return None
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  (safe)
     except (yaml.YAMLError, ValueError, RecursionError, LookupError) as error:
         return f"{file} is no configuration file: {error}"
     if content is not None and not isinstance(content, dict):
@@ -364,7 +389,9 @@ def _check_options(config: Mapping[str, Any], command: str) -> None:
     if found := re.search("LearningRateFinder|BatchSizeFinder", str(trainer["callbacks"])):
         wrong = f"{found[0]} would change the recorded options; set them instead."
     if command == "fit" and trainer["max_steps"] == -1 and trainer["max_epochs"] in (None, -1):
-        wrong = "The learning rate needs the length of the run: give trainer.max_steps or max_epochs."
+        wrong = (
+            "The learning rate needs the length of the run: give trainer.max_steps or max_epochs."
+        )
     if wrong:
         _parsers()[0].error(wrong)
 
@@ -396,8 +423,9 @@ def _resolve(
     try:
         start_id, start_lineage = _start(plain["model"], parent_id)
         run = ParsedRun(
-            command, plain, stated, "", Path(), start_id, start_lineage, args=tuple(args)
-        )
+            command, plain, stated, "", Path(), start_id, start_lineage,
+            start_id=start_id, args=tuple(args),
+        )  # fmt: skip
         if asked is None:
             identity = run_id(command, stated, start_id)
             return replace(run, run_id=identity, run_dir=directory(identity))
@@ -417,7 +445,7 @@ def _resolve(
         if command == "fit":
             return _continued(run, checkpoint, info, directory, root)
     except (CheckpointError, OSError) as error:
-        _parsers()[0].error(str(error), error)
+        raise UsageError(str(error)) from error
     parent = parent_id or _parent_id(info, checkpoint)
     identity = run_id(command, stated, parent)
     return replace(
@@ -511,7 +539,7 @@ def _continued(
     identity = run_id("fit", run.stated, parent)
     return replace(
         run, run_id=identity, run_dir=directory(identity), parent_id=parent,
-        lineage=info.lineage, checkpoint=checkpoint, goes_on=True,
+        lineage=info.lineage, checkpoint=checkpoint,
     )  # fmt: skip
 
 
@@ -541,7 +569,7 @@ def _execute(parsed: ParsedRun, config: Namespace, labels: dict[str, Any]) -> in
     except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
         if rank_zero_only.rank:  # all processes fail alike; the first one tells
             return 2
-        _parsers()[0].error(str(error), error)
+        raise UsageError(_first_cause(str(error))) from error
     more = {} if command == "fit" else {"verbose": False}
     if command == "predict":
         more = {"return_predictions": False}  # `Predictions` writes them
@@ -559,15 +587,14 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
         ValueError: Its options do not fit this machine.
     """
     command, options = parsed.command, dict(built.trainer)
-    callbacks = [recorder, ContractGuard()]
+    callbacks: list[Callback] = [recorder, ContractGuard()]
+    checkpoints = None
     asked = options["callbacks"] or []
     asked = list(asked) if isinstance(asked, list | tuple) else [asked]
-    if options["enable_progress_bar"] is not False and CONSOLE.is_terminal:
-        callbacks.append(Progress(recorder))
-    options["enable_progress_bar"] = any(isinstance(each, Progress) for each in callbacks)
     if command == "fit":
-        if options["enable_checkpointing"] is not False:
-            callbacks.append(Checkpoints(parsed, recorder))
+        checkpoints = Checkpoints(parsed, recorder, options["enable_checkpointing"] is not False)
+        callbacks.append(checkpoints)
+        options["enable_checkpointing"] = True  # of ours
         if options["logger"] is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
     else:
@@ -576,6 +603,10 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
         callbacks.append(Predictions())
     if command == "test":
         callbacks.append(TestPredictions())
+    theirs = any(isinstance(each, ProgressBar) for each in asked)
+    if options["enable_progress_bar"] is not False and CONSOLE.is_terminal and not theirs:
+        callbacks.append(Progress(checkpoints))
+    options["enable_progress_bar"] = theirs
     options["callbacks"] = [*callbacks, *asked]
     if options["logger"] is not False:
         options["logger"] = _loggers(parsed, options["logger"])
@@ -584,6 +615,8 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
         trainer = Trainer(**options)
     except (MisconfigurationException, TypeError, RuntimeError) as error:
         asked_for = f"accelerator {options['accelerator']}, devices {options['devices']}"
+        if "--ntasks" in str(error):
+            error = ValueError("SLURM_NTASKS is above 1; start with srun and --ntasks-per-node.")
         raise ValueError(f"The trainer cannot be built ({asked_for}): {error}") from error
     if trainer.precision not in _PRECISIONS:
         raise ValueError(
@@ -642,7 +675,8 @@ def _directory(parsed: ParsedRun, trainer: Trainer, in_grid: bool) -> Iterator[N
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     try:
-        same = parsed.goes_on and parsed.checkpoint is not None and _is_in(parsed.checkpoint, folder)
+        checkpoint = parsed.checkpoint if parsed.command == "fit" else None
+        same = checkpoint is not None and _is_in(checkpoint, folder)
         traces = [RECORD_NAME, "metrics.csv", FOLDER]
         if not (same or in_grid) and any((folder / name).exists() for name in traces):
             aside = _next_name(folder)

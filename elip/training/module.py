@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from elip.data.batch import Batch
+from elip.identity import CheckpointError, find_checkpoint
 from elip.model.config import MeterConfig
 from elip.model.guard import refuse_namesake
 from elip.model.meter import Meter
 from elip.schedule import Schedule
 from elip.tasks import tasks
 from elip.tasks.base import Evaluator, Loss, Task
-from elip.training.checkpoints import check_fit
 from elip.training.optimizer import Optimization, build_optimizer, build_schedule
 from elip.weights import load_image_weights, load_text_weights, load_weights
 from reducers.contract import Reducer
@@ -45,6 +47,7 @@ class MeterModule(LightningModule):
         image_weights: Image encoder to start from: an OpenAI CLIP archive, or a timm model name.
         text_weights: Text encoder to start from: a transformers folder or hub name.
         compile: Compile image encoder and fusion (about a minute a shape before it pays).
+        allow_untrained: Score also what the given weights lack, such as the head of another task.
         recompute: Keep no activations inside blocks and layers, and compute them again in the
             backward pass: less memory, about a third more arithmetic.
         vocab_size: The tokenizer's number of word pieces; comes from the data.
@@ -63,6 +66,7 @@ class MeterModule(LightningModule):
         text_weights: str | None = None,
         compile: bool = False,
         recompute: bool = False,
+        allow_untrained: bool = False,
         vocab_size: int | None = None,
         num_answers: int = 0,
     ) -> None:
@@ -72,12 +76,14 @@ class MeterModule(LightningModule):
         self.optimization = optimization
         self.weights = weights
         self.missing: tuple[str, ...] = ()
-        self.left_out: tuple[str, ...] = ()
+        self._left_out: list[str] = []
         self.meter = Meter(meter.resolve(), reducer, schedule, vocab_size)
         self.task = task
         task.build(self.meter, num_answers)
         self._load(weights, image_weights, text_weights)
         self.compiled = compile
+        self._allow_untrained = allow_untrained
+        self._last_loss: Loss | None = None
         if recompute:
             self.meter.recompute_activations()
         if compile:
@@ -86,8 +92,8 @@ class MeterModule(LightningModule):
         self._evaluators: list[Evaluator] = []
         self.scores: dict[str, dict[str, float]] = {}
         self.chances: dict[str, dict[str, float]] = {}
-        self.outcomes: dict[str, Tensor] = {}
-        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.per_example: dict[str, Tensor] = {}
+        self.predictions: dict[str, list[dict[str, Any]]] = {}
 
     def _load(self, weights: str | None, image: str | None, text: str | None) -> None:
         if image is not None:
@@ -97,8 +103,34 @@ class MeterModule(LightningModule):
         if weights is not None:
             report = load_weights(self, weights)
             self.missing = report.missing
-            self.left_out = tuple(name for name in report.unused if name.startswith("meter."))
+            self._left_out = [name for name in report.unused if name.startswith("meter.")]
             log.info("%s", report)
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of ``weights``."""
+        return None if self.weights is None else find_checkpoint(self.weights)
+
+    def refuse_untrained(self) -> None:
+        """Refuse to score with weights that are not those of the whole model.
+
+        Raises:
+            CheckpointError: The given weights lack parts of it, or have more layers.
+        """
+        if self.weights is None or self._allow_untrained:
+            return
+        if self.missing:
+            raise CheckpointError(
+                f"{self.weights} has no weights for {len(self.missing)} tensors, {self.missing[0]} "
+                "first, which would be scored untrained: it is of another task or size. Train "
+                "them with fit, or score them nevertheless: --model.allow_untrained true."
+            )
+        if self._left_out:
+            raise CheckpointError(
+                f"{self.weights} is of a larger model: {len(self._left_out)} of its tensors would "
+                f"be left out, {self._left_out[0]} first. Set model.meter to its sizes, or "
+                "--model.allow_untrained true."
+            )
 
     def configure_optimizers(self) -> Any:
         """Make AdamW in METER's groups and its schedule, stepped every optimiser step."""
@@ -136,7 +168,7 @@ class MeterModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, with what differs."""
-        check_fit(self.state_dict(), checkpoint["state_dict"])
+        _check_same_tensors(self.state_dict(), checkpoint["state_dict"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch.
@@ -147,34 +179,23 @@ class MeterModule(LightningModule):
         # What a step draws depends on seed, process and step alone: a resumed run draws the same.
         state = f"{self._seed} {self.global_rank} {self.global_step} {batch_idx}"
         torch.manual_seed(int.from_bytes(blake2b(state.encode(), digest_size=7).digest(), "big"))
-        loss = self.task.loss(self.meter, batch)
-        if not loss.total.isfinite():
-            raise LossError(self._explain(loss, batch))
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
+        self._last_loss = loss = self.task.loss(self.meter, batch)
+        # Elsewhere the host would wait for the device: `callbacks.StepFlags` looks a step later.
+        if loss.total.device.type == "cpu" and not loss.total.isfinite():
+            raise LossError(self.loss_error(float(loss.total)))
+        self.log("train/loss", loss.total.detach())
         self.log_dict({f"train/{name}": part for name, part in loss.parts.items()})
         return loss.total
 
-    @torch.no_grad()
-    def _explain(self, loss: Loss, batch: Batch) -> str:
-        """Say which step and which examples made a loss that is not finite."""
-        rows = [batch.rows(slice(row, row + 1)) for row in range(len(batch))]
-        bad = [row for row in rows if not self.task.loss(self.meter, row).total.isfinite()]
-        parts = ", ".join(f"{name} {float(part):g}" for name, part in loss.parts.items())
-        weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]
-        # One example alone can be well where the batch is not: then all of them are named.
-        named = [f"{int(row.example)} ({row.keys[0]})" for row in bad or rows]
+    def loss_error(self, value: float) -> str:
+        """Return what to say of a loss that is not finite."""
+        parts = self._last_loss.parts.items() if self._last_loss is not None else ()
+        said = ", ".join(f"{name} {float(part):g}" for name, part in parts)
+        said = f" ({said})" if said else ""
         return (
-            f"The loss of step {self.global_step} is {float(loss.total):g}"
-            + (f" ({parts})" if parts else "")
-            + f"; {len(bad)} of the {len(batch)} examples of its batch give one that is not finite "
-            f"by themselves: training examples {', '.join(named)}. "
-            + (
-                f"{len(weights)} parameters are not finite already, {weights[0]} first."
-                if weights
-                else "All parameters are finite."
-            )
-            + " Lower the learning rate, clip gradients (trainer.gradient_clip_val) or use bf16 "
-            "or 32-bit precision."
+            f"The loss is {value:g} at step {self.global_step}{said}. Lower the "
+            "learning rate, clip gradients (trainer.gradient_clip_val), or use bf16-mixed or "
+            "32-true precision."
         )
 
     def on_validation_epoch_start(self) -> None:
@@ -219,13 +240,34 @@ class MeterModule(LightningModule):
         evaluators = dict(zip(names, self._evaluators, strict=True))
         self.scores = {name: each.compute(self.meter) for name, each in evaluators.items()}
         self.chances = {name: each.chance(self.meter) for name, each in evaluators.items()}
-        self.outcomes = {
+        self.per_example = {
             name: each.per_example_scores(self.meter) for name, each in evaluators.items()
         }
-        self.rows = {name: each.predictions for name, each in evaluators.items()}
+        self.predictions = {name: each.predictions for name, each in evaluators.items()}
         self._evaluators = []
         for name, scores in self.scores.items():
             middle = "" if len(names) == 1 else f"{name}/"
             self.log_dict({f"{prefix}/{middle}{key}": value for key, value in scores.items()})
         main = [scores[self.task.main_metric] for scores in self.scores.values()]
-        self.log(f"{prefix}/main", sum(main) / len(main), prog_bar=True)
+        self.log(f"{prefix}/main", sum(main) / len(main))
+
+
+def _check_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Hold the tensors of a checkpoint against those of the model.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message names the first few.
+    """
+    wrong = [f"{name} is missing" for name in own if name not in given]
+    wrong += [f"{name} has no place" for name in given if name not in own]
+    wrong += [
+        f"{name} is {tuple(given[name].shape)}, wanted {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"The checkpoint is of another model, with {len(wrong)} differences: "
+            f"{'; '.join(wrong[:5])}. Use the options that it was trained with (its config.yaml), "
+            "or --model.weights to take what fits."
+        )

@@ -14,10 +14,9 @@ import safetensors.torch
 import torch
 
 from elip.arguments import output_file
-from elip.checkpoints import checkpoint_in
 from elip.files import whole_file
-from elip.inputs import read_origin
-from elip.old_record import RECORD_NAME, origin_as_json, read_record
+from elip.identity import INFO_KEY, find_checkpoint, read_checkpoint_info
+from elip.record import RECORD_NAME, read_record
 from elip.weights.read import read_state
 
 
@@ -48,7 +47,7 @@ def export(run: Path, out: Path, half: bool = False) -> None:
             copy=True,
             memory_format=torch.contiguous_format,
         )
-        for name, tensor in read_state(checkpoint_in(run)).items()
+        for name, tensor in read_state(find_checkpoint(run)).items()
     }
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
@@ -57,15 +56,15 @@ def export(run: Path, out: Path, half: bool = False) -> None:
             + ("float16 cannot hold: leave --half out." if half else "are not finite: it failed.")
         )
     about = {
-        "command": record.subcommand,
+        "command": record.command,
         "task": record.task,
         "reducer": record.reducer,
-        "config_hash": record.config_hash,
-        "code": record.code.commit or record.code.version,
+        "run_id": record.run_id,
+        "code": record.commit or record.version or "unknown",
     }
-    origin = read_origin(checkpoint_in(run))
-    if origin is not None:
-        about["origin"] = origin_as_json(origin)
+    info = read_checkpoint_info(find_checkpoint(run))
+    if info is not None:
+        about[INFO_KEY] = info.model_dump_json()
     with whole_file(out) as temporary:
         # Not by `save_file`, which lets nobody but its writer read the file.
         temporary.write_bytes(safetensors.torch.save(state, metadata=about))

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from elip.checkpoints import checkpoint_in
+from elip.identity import find_checkpoint
 from elip.model.meter import Meter
 from elip.weights.names import from_clip, from_meter, is_clip, is_meter
 from elip.weights.read import BROKEN, read_state
@@ -69,7 +69,7 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
         FileNotFoundError: There is no such file, or no checkpoint in the folder.
         ValueError: It is damaged or of unknown format, or a tensor has the wrong shape.
     """
-    path = checkpoint_in(source)
+    path = find_checkpoint(source)
     state = read_state(path)
     unknown: tuple[str, ...] = ()
     if is_meter(state):

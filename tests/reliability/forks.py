@@ -86,7 +86,7 @@ def _be(
     prepare: Callable[[], object] | None,
     environment: Mapping[str, str],
 ) -> int:
-    from elip.training.cli import main
+    from elip.training.cli import run
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -98,8 +98,7 @@ def _be(
     try:
         if prepare is not None:
             prepare()
-        main(list(arguments))
-        status = 0
+        status = run(list(arguments))
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001  (the outermost frame of a process)

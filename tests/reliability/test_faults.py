@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from elip.model.fusion_reduction import FusionReduction
+<<<<<<< HEAD
 from elip.model.interface import EncodedImage
 from elip.old_record import Tokens
+=======
+from elip.model.image_encoder import EncodedImage
+from elip.record import Tokens
+>>>>>>> d3c8f0d (Runs know who they are: run id, protocol, lineage; one command line of parse and run, one callbacks module, the new record)
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from elip.tasks.pretrain import Pretraining
@@ -30,7 +35,7 @@ from reducers.tokens import top_indices
 from tests.contract.subjects import bound, pairs, scene, tiny
 from tests.reliability.old_synthetic import record
 from tests.tasks.tiny import batch_for
-from tests.training.test_predictions import experiment
+from tests.training.test_predict import experiment
 
 
 def test_images_that_are_floats_have_seeds_of_their_own() -> None:

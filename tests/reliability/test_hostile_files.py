@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from elip.training.checkpoints import WholeCheckpoints
+from elip.training.directory import resolve_checkpoint, run_directory
 from safetensors.torch import save_file
 from torch import nn
 
 from elip.checkpoints import CheckpointError, checkpoint_in
 from elip.cost.__main__ import main as elip_cost
 from elip.old_record import RecordError, read_record, write_record
-from elip.training.checkpoints import WholeCheckpoints
-from elip.training.directory import resolve_checkpoint, run_directory
 from elip.weights.load import load_weights
 from elip.weights.read import read_state
 from experiments.grid import GridError

@@ -7,15 +7,14 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import elip.training.trainer
-from elip.old_record import RECORD_NAME, Record, read_record
+from elip.record import RECORD_NAME, Record, read_record
+from elip.training import callbacks
 from elip.training.module import MeterModule
 from tests.reliability.forks import Fork, losses, options
 
@@ -29,8 +28,8 @@ def die() -> None:
 
 def often() -> None:
     """Save the state that a killed run goes on from several times a second."""
-    elip.training.trainer.CHECKPOINT_INTERVAL = timedelta(milliseconds=150)
-    elip.training.trainer._LEAST_PAUSE = 0
+    callbacks.SAVE_SECONDS = 0.15
+    callbacks._LEAST_PAUSE = 0
 
 
 def in_a_step(chance: random.Random) -> Callable[[], None]:

@@ -11,7 +11,7 @@ import torch
 
 from elip.data.batch import Batch
 from elip.model.config import MeterConfig
-from elip.old_record import read_record
+from elip.record import read_record
 from elip.schedule import Schedule
 from elip.tasks.base import Task
 from elip.tasks.retrieval import Retrieval

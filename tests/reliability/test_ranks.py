@@ -15,7 +15,7 @@ import pytest
 
 from elip.data.dataset import Examples
 from elip.data.datasets.base import DataError
-from elip.old_record import Record, read_record
+from elip.record import Record, read_record
 from elip.training.module import MeterModule
 from tests.reliability.forks import ROOT, Fork, options, ranks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elip.old_record import read_record
+from elip.record import read_record
 from tests.reliability.forks import Fork, losses, options
 
 STEPS = 10

@@ -1,23 +1,35 @@
-"""What ``predict`` leaves: a row an example (see `elip.training.rows`), and token reductions."""
+"""What ``test`` and ``predict`` leave beside the record: predictions, and what reducers did."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from elip.data.batch import Batch
+<<<<<<< HEAD:elip/training/predictions.py
 from elip.model.interface import Fused
+=======
+from elip.files import whole_file
+from elip.model.image_encoder import EncodedImage
+from elip.tasks.base import Task
+>>>>>>> d3c8f0d (Runs know who they are: run id, protocol, lineage; one command line of parse and run, one callbacks module, the new record):elip/training/predict.py
 from elip.training.module import MeterModule
-from elip.training.rows import write_rows
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS_NAME = "predictions.jsonl"
+"""One line of JSON an example: ``split``, then what the task's `predict` returns."""
 
 TOKENS_NAME = "tokens/tokens.json"
 """Which token stands for each patch of some images, beside those images as PNG files.
@@ -30,11 +42,22 @@ stands for one patch was kept, one that stands for several is a merged group, -1
 """
 
 
+class TestPredictions(Callback):
+    """Write what a test run answered to every example, and the evaluation server's file."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the predictions of all processes, once and in order."""
+        assert isinstance(pl_module, MeterModule)
+        splits = pl_module.predictions.items()
+        rows = [{"split": split, **row} for split, rows in splits for row in rows]
+        write_predictions(trainer, pl_module.task, "test", rows)
+
+
 class Predictions(Callback):
     """Write what the task predicts, and what the reducer did to the first images.
 
     Every ``predict`` has one. To draw more images or fewer:
-    ``--trainer.callbacks+=elip.training.predictions.Predictions --trainer.callbacks.images=4``.
+    ``--trainer.callbacks+=elip.training.predict.Predictions --trainer.callbacks.images=4``.
 
     Args:
         images: The number of examples whose token reduction is kept.
@@ -42,7 +65,6 @@ class Predictions(Callback):
     """
 
     def __init__(self, images: int = 16, texts: int = 2) -> None:
-        self.images = images
         self.texts = texts
         self._left = images
         self._shown: Counter[int] = Counter()
@@ -54,7 +76,6 @@ class Predictions(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the fusion for the first images."""
         assert isinstance(pl_module, MeterModule)
-        self._rows = []
         if trainer.is_global_zero and self._left:
             self._hook = pl_module.meter.on_fused(self._fused.append)
 
@@ -68,25 +89,20 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the rows of a batch, and write the pictures while some are wanted."""
-        assert isinstance(pl_module, MeterModule)
         split = trainer.datamodule.split_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
         self._rows += [{"split": split, **row} for row in outputs]
         if self._hook is None:
             return
-        rows = self._choose(batch.image_id.tolist())
+        rows = []
+        for row, image_id in enumerate(batch.image_id.tolist()):
+            if len(rows) < self._left and self._shown[image_id] < self.texts:
+                self._shown[image_id] += 1
+                rows.append(row)
         self._pictures += _pictures(_folder(trainer), split, batch, rows, self._fused)
         self._left -= len(rows)
         self._fused.clear()
         if not self._left:
             self._stop_listening()
-
-    def _choose(self, image_ids: list[int]) -> list[int]:
-        rows: list[int] = []
-        for row, image_id in enumerate(image_ids):
-            if len(rows) < self._left and self._shown[image_id] < self.texts:
-                self._shown[image_id] += 1
-                rows.append(row)
-        return rows
 
     def _stop_listening(self) -> None:
         if self._hook is not None:
@@ -98,9 +114,57 @@ class Predictions(Callback):
         """Write the rows of all processes, and what became of the tokens."""
         assert isinstance(pl_module, MeterModule)
         self._stop_listening()
-        write_rows(trainer, pl_module.task, "predict", self._rows)
+        write_predictions(trainer, pl_module.task, "predict", self._rows)
         if trainer.is_global_zero and self._pictures:
             _write_tokens(_folder(trainer), pl_module, self._pictures)
+
+
+def write_predictions(trainer: Trainer, task: Task, stage: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of all processes to `PREDICTIONS_NAME`, and the file for the server if any.
+
+    They stand in the order of splits and examples, each example once. Where no process has a row,
+    nothing is left. Every process must call it, also one whose share of the examples is empty.
+
+    Args:
+        trainer: The trainer.
+        task: The task.
+        stage: ``test`` or ``predict``.
+        rows: Those of this process: ``split``, and what the task's `predict` returns.
+    """
+    shares = [rows]
+    if trainer.world_size > 1:
+        shares = [[]] * trainer.world_size
+        dist.all_gather_object(shares, rows)
+    if not (trainer.is_global_zero and any(shares)):
+        return
+    splits: list[str] = trainer.datamodule.split_names(stage)  # type: ignore[attr-defined]
+    once = {(splits.index(row["split"]), row["example"]): row for share in shares for row in share}
+    rows = [once[key] for key in sorted(once)]
+    target = Path(trainer.default_root_dir) / PREDICTIONS_NAME
+    with whole_file(target) as temporary:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        temporary.write_text(lines, encoding="utf-8")
+    _write_submissions(trainer, task, rows, splits)
+    log.info("%d predictions: %s", len(rows), target)
+
+
+def _write_submissions(
+    trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: Sequence[str]
+) -> None:
+    """Write one file a split, for tasks that have an evaluation server."""
+    if type(task).submission is Task.submission:
+        return
+    for split in splits:
+        mine = [row for row in rows if row["split"] == split]
+        try:
+            content = task.submission(mine, trainer.datamodule.answers)  # type: ignore[attr-defined]
+        except ValueError as error:
+            log.warning("No submission for %s: %s", split, error)
+            continue
+        safe = split.replace("/", "-")
+        name = "submission.json" if len(splits) == 1 else f"submission-{safe}.json"
+        with whole_file(Path(trainer.default_root_dir) / name) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _folder(trainer: Trainer) -> Path:
@@ -117,8 +181,12 @@ def _pictures(
         example = int(batch.example[row])
         # A task fuses each image of an example once, in the order of the images.
         for which, image in enumerate(passes[: batch.images.shape[1]]):
-            name = f"{_safe(split)}-{example}-{which}.png"
+            name = f"{split.replace('/', '-')}-{example}-{which}.png"
             Image.fromarray(_pixels(batch.images[row, which])).save(folder / name)
+            stages = [
+                {"layer": stage.layer, "origin": stage.patch_to_token[row].tolist()}
+                for stage in image.stages
+            ]
             pictures.append(
                 {
                     "file": name,
@@ -126,10 +194,7 @@ def _pictures(
                     "example": example,
                     "image": which,
                     "text": batch.strings[row],
-                    "stages": [
-                        {"layer": stage.layer, "origin": stage.patch_to_token[row].tolist()}
-                        for stage in image.stages
-                    ],
+                    "stages": stages,
                 }
             )
     return pictures
@@ -137,7 +202,11 @@ def _pictures(
 
 def _write_tokens(folder: Path, module: MeterModule, pictures: list[dict[str, Any]]) -> None:
     meter, reducer = module.meter, module.meter.reducer
+<<<<<<< HEAD:elip/training/predictions.py
     where = "fusion layer" if reducer.placement == "fusion" else "block"
+=======
+    where = "block" if reducer is None or reducer.placement != "fusion" else "fusion layer"
+>>>>>>> d3c8f0d (Runs know who they are: run id, protocol, lineage; one command line of parse and run, one callbacks module, the new record):elip/training/predict.py
     for picture in pictures:
         picture["stages"] = [{"where": where, **stage} for stage in picture["stages"]]
     content = {
@@ -157,7 +226,3 @@ def _pixels(image: Tensor) -> Any:
         low, high = image.amin(), image.amax()
         image = ((image - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
     return image.permute(1, 2, 0).contiguous().cpu().numpy()
-
-
-def _safe(name: str) -> str:
-    return name.replace("/", "-")

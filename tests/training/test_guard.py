@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +12,16 @@ import torch
 from torch import Tensor
 
 from elip.model.guard import ContractError, check, declared, examine
-from elip.old_record import read_record
+from elip.record import read_record
 from elip.tasks.vqa import VQA
-from elip.training.watch import ContractGuard, KeptTokens
+from elip.training.callbacks import ContractGuard, KeptTokens
 from reducers import Reduced, Signals
 from reducers.ats import ATS
 from reducers.topk import TopK
 from tests.contract.subjects import bound, mapped, pairs, scene, tiny
 from tests.tasks.tiny import batch_for
-from tests.training.test_cli import fit
-from tests.training.test_predictions import experiment
+from tests.training.conftest import Go
+from tests.training.test_predict import experiment
 
 
 def result(reducer: TopK) -> tuple[Tensor, Reduced]:
@@ -174,11 +173,9 @@ class Asking(VQA):
     ],
 )
 def test_a_reducer_that_is_none_is_told_so(
-    reducer: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reducer: str, said: str, go: Go, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        fit(tmp_path / "run", tmp_path / "data", f"--model.reducer={__name__}.{reducer}", steps=1)
-    assert stop.value.code == 2
+    assert go("fit", f"--model.reducer={__name__}.{reducer}") == 2
     assert said in capsys.readouterr().err
 
 
@@ -195,26 +192,26 @@ def renamed(kind: type, name: str) -> Iterator[None]:
 @pytest.mark.parametrize("name", ["EViT", "Identity"])
 def test_a_reducer_cannot_take_the_name_of_another(name: str) -> None:
     declared(TakesMuch())
-    said = f"{name} of tests.training.test_watch has the name of"
+    said = f"{name} of tests.training.test_guard has the name of"
     with renamed(TakesMuch, name), pytest.raises(ContractError, match=said):
         declared(TakesMuch())
 
 
 def test_a_task_cannot_take_the_name_of_another() -> None:
     experiment(Asking(), TopK())
-    said = "Pretraining of tests.training.test_watch has the name"
+    said = "Pretraining of tests.training.test_guard has the name"
     with renamed(Asking, "Pretraining"), pytest.raises(ValueError, match=said):
         experiment(Asking(), TopK())
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_ends_at_the_step_that_breaks_the_contract(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    go: Go, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        fit(tmp_path / "run", tmp_path / "data", f"--model.reducer={__name__}.GoesBad")
+    root = "--trainer.default_root_dir=run"
+    assert go("fit", f"--model.reducer={__name__}.GoesBad", root) == 2
     assert "error: Reducer GoesBad broke its contract at reduction layer" in capsys.readouterr().err
-    record = read_record(tmp_path / "run")
+    record = read_record("run")
     assert record.status == "failed"
     assert record.error is not None
     assert "GoesBad broke its contract" in record.error
@@ -222,7 +219,7 @@ def test_a_run_ends_at_the_step_that_breaks_the_contract(
 
 def test_away_from_the_cpu_only_some_batches_are_looked_at(monkeypatch) -> None:
     guard, looks = ContractGuard(every=3), []
-    monkeypatch.setattr("elip.training.watch.examine", lambda *_: looks.append(batch))
+    monkeypatch.setattr("elip.training.callbacks.examine", lambda *_: looks.append(batch))
     module = experiment(VQA(), TopK())
     guard.setup(None, module, "fit")
     patches, signals = scene(module.meter.reducer)
@@ -236,7 +233,7 @@ def test_away_from_the_cpu_only_some_batches_are_looked_at(monkeypatch) -> None:
 @pytest.mark.parametrize("end", ["on_train_end", "on_test_end"])
 def test_what_is_timed_at_the_end_is_not_looked_at(monkeypatch, end: str) -> None:
     module, seen = experiment(VQA(), TopK()), []
-    monkeypatch.setattr("elip.training.watch.examine", lambda *_: seen.append(1))
+    monkeypatch.setattr("elip.training.callbacks.examine", lambda *_: seen.append(1))
     guard, batch = ContractGuard(), batch_for(module.task.spec)
     guard.setup(None, module, "fit")
     module.task.infer(module.meter, batch)
@@ -255,7 +252,7 @@ def test_counts_that_depend_on_content_are_measured() -> None:
         found = meter.encode_image(images, meter.encode_text(text), seeds)
     stages = [(stage.patch_to_token.unsqueeze(1) == torch.arange(36).view(1, -1, 1)).any(2).sum(1)
               for stage in found.stages]  # fmt: skip
-    means, spreads = kept.entering(lambda sums: sums)
+    means, spreads = kept.tokens_per_block(lambda sums: sums)
     assert spreads is not None
     assert len(means) == len(spreads) == len(meter.plan.tokens_per_block)
     assert means[0] == meter.plan.num_patches
@@ -264,4 +261,6 @@ def test_counts_that_depend_on_content_are_measured() -> None:
     assert spreads[-1] == pytest.approx(float(last.std(correction=0)))
     assert means[-1] < meter.plan.tokens_per_block[-1]
     kept.clear()
-    assert kept.entering(lambda sums: sums)[0] == tuple(map(float, meter.plan.tokens_per_block))
+    assert kept.tokens_per_block(lambda sums: sums)[0] == tuple(
+        map(float, meter.plan.tokens_per_block)
+    )

@@ -20,8 +20,7 @@ from elip.tasks.nlvr2 import NLVR2
 from elip.tasks.statement import Statement
 from elip.tasks.vqa import VQA
 from elip.training.module import MeterModule
-from elip.training.predictions import TOKENS_NAME, Predictions
-from elip.training.rows import ROWS_NAME, AnswerRows
+from elip.training.predict import PREDICTIONS_NAME, TOKENS_NAME, Predictions, TestPredictions
 from reducers.contract import Reducer
 from reducers.elip import ELIP
 from reducers.pumer import PuMer
@@ -87,7 +86,7 @@ def predict(module: MeterModule, batches: list[Batch], watched: Predictions, at:
 
 
 def read(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / ROWS_NAME).read_text().splitlines()]
+    return [json.loads(line) for line in (root / PREDICTIONS_NAME).read_text().splitlines()]
 
 
 def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path, shares: list[Any]) -> None:
@@ -95,7 +94,7 @@ def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path, shares: l
     batch = batch_for(module.task.spec, 6)
     watched = Predictions(images=0)
     predict(module, [take(batch, [5, 1, 2])], watched, trainer(tmp_path, rank=1, world=2))
-    assert not (tmp_path / ROWS_NAME).exists()
+    assert not (tmp_path / PREDICTIONS_NAME).exists()
     predict(module, [take(batch, [0, 4]), take(batch, [3, 2])], watched, trainer(tmp_path, 0, 2))
     rows = read(tmp_path)
     assert [row["example"] for row in rows] == [0, 1, 2, 3, 4, 5]
@@ -113,14 +112,14 @@ def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path, shares: l
 def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None:
     module = experiment(VQA(), TopK())
     batch = batch_for(module.task.spec, 6)
-    at, written = trainer(tmp_path), AnswerRows()
+    at, written = trainer(tmp_path), TestPredictions()
     for answered in (batch, replace(batch, target=None)):
         evaluator = module.task.evaluator()
         evaluator.keeps_predictions = True
         with torch.no_grad():
             evaluator.update(module.meter, take(answered, [4, 1, 0]))
             evaluator.update(module.meter, take(answered, [2, 5, 3]))
-        module.rows = {"test": evaluator.predictions}
+        module.predictions = {"test": evaluator.predictions}
         written.on_test_end(at, module)
         rows = read(tmp_path)
         assert [row["example"] for row in rows] == [0, 1, 2, 3, 4, 5]
@@ -133,10 +132,10 @@ def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None
 def test_a_process_without_examples_takes_part_in_joining_the_answers(
     tmp_path: Path, shares: list[Any]
 ) -> None:
-    module, written = experiment(VQA(), None), AnswerRows()
+    module, written = experiment(VQA(), None), TestPredictions()
     batch = batch_for(module.task.spec, 6)
     for rank, rows in ((1, []), (0, module.task.predict(module.meter, batch))):
-        module.rows = {"test": rows}
+        module.predictions = {"test": rows}
         written.on_test_end(trainer(tmp_path, rank, world=2), module)
     assert [len(rows) for rows in shares] == [0, 6]
     assert [row["example"] for row in read(tmp_path)] == [0, 1, 2, 3, 4, 5]
@@ -144,15 +143,15 @@ def test_a_process_without_examples_takes_part_in_joining_the_answers(
 
 def test_a_test_run_of_a_task_without_rows_leaves_none(tmp_path: Path) -> None:
     module = experiment(Statement(), None)
-    module.rows = {"test": []}
-    AnswerRows().on_test_end(trainer(tmp_path), module)
+    module.predictions = {"test": []}
+    TestPredictions().on_test_end(trainer(tmp_path), module)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_task_without_a_server_leaves_no_submission(tmp_path: Path) -> None:
     module = experiment(Statement(), None)
     predict(module, [batch_for(module.task.spec)], Predictions(images=0), trainer(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [ROWS_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS_NAME]
 
 
 def test_a_submission_that_cannot_be_made_does_not_cost_the_rows(
