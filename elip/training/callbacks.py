@@ -320,7 +320,7 @@ class Recorder(Callback):
 
     def _count(self, trainer: Trainer, batch: Batch, stage: str, loader: int) -> None:
         if not trainer.sanity_checking:
-                name = trainer.datamodule.split_names(stage)[loader]  # type: ignore[attr-defined]
+            name = trainer.datamodule.split_names(stage)[loader]  # type: ignore[attr-defined]
             self._counts[name] += len(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
