@@ -374,7 +374,7 @@ class Recorder(Callback):
         plan, reducer = module.meter.plan, module.meter.reducer
         counts, spread = self._kept.tokens_per_block(join)
         share = sum(counts[:-1]) / ((len(counts) - 1) * plan.num_patches)
-        placement = "never" if reducer is None else reducer.placement
+        placement = reducer.placement
         fused = placement == "fusion"
         reduces = bool(plan.keep) and not module.schedule.counts
         return {
@@ -525,7 +525,7 @@ class Recorder(Callback):
             task=type(module.task).__name__,
             datasets=tuple(_datasets(config)),
             reducer=parsed.reducer,
-            reducer_family="baseline" if reducer is None else reducer.family,
+            reducer_family=reducer.family,
             reducer_options=(config["model"]["reducer"] or {}).get("init_args") or {},
             main_metric=module.task.main_metric,
             evaluations=self._evaluations,
@@ -935,8 +935,7 @@ class ContractGuard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen to the reducer."""
-        if (reducer := _module(pl_module).meter.reducer) is not None:
-            self._hook = reducer.register_forward_hook(self._look)
+        self._hook = _module(pl_module).meter.reducer.register_forward_hook(self._look)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look no more: what the record times and counts is the model alone, as it was run."""
@@ -996,10 +995,10 @@ class KeptTokens:
         plan: The planned counts.
     """
 
-    def __init__(self, reducer: Reducer | None, plan: Plan) -> None:
+    def __init__(self, reducer: Reducer, plan: Plan) -> None:
         self._plan = plan
         self._sums: Tensor | None = None
-        if reducer is not None and not reducer.fixed_count:
+        if not reducer.fixed_count:
             # For each reduction: images, tokens, squares of tokens.
             self._sums = torch.zeros(len(plan.keep), 3, dtype=torch.int64)
             reducer.register_forward_hook(self._count)

@@ -17,13 +17,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from elip.data.batch import Batch
-<<<<<<< HEAD:elip/training/predictions.py
-from elip.model.interface import Fused
-=======
 from elip.files import whole_file
-from elip.model.image_encoder import EncodedImage
+from elip.model.interface import Fused
 from elip.tasks.base import Task
->>>>>>> d3c8f0d (Runs know who they are: run id, protocol, lineage; one command line of parse and run, one callbacks module, the new record):elip/training/predict.py
 from elip.training.module import MeterModule
 
 log = logging.getLogger(__name__)
@@ -202,11 +198,7 @@ def _pictures(
 
 def _write_tokens(folder: Path, module: MeterModule, pictures: list[dict[str, Any]]) -> None:
     meter, reducer = module.meter, module.meter.reducer
-<<<<<<< HEAD:elip/training/predictions.py
     where = "fusion layer" if reducer.placement == "fusion" else "block"
-=======
-    where = "block" if reducer is None or reducer.placement != "fusion" else "fusion layer"
->>>>>>> d3c8f0d (Runs know who they are: run id, protocol, lineage; one command line of parse and run, one callbacks module, the new record):elip/training/predict.py
     for picture in pictures:
         picture["stages"] = [{"where": where, **stage} for stage in picture["stages"]]
     content = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,13 +9,7 @@ import torch
 from torch import Tensor
 
 from elip.model.fusion_reduction import FusionReduction
-<<<<<<< HEAD
 from elip.model.interface import EncodedImage
-from elip.old_record import Tokens
-=======
-from elip.model.image_encoder import EncodedImage
-from elip.record import Tokens
->>>>>>> d3c8f0d (Runs know who they are: run id, protocol, lineage; one command line of parse and run, one callbacks module, the new record)
 from elip.schedule import Schedule
 from elip.tasks.base import _checksums
 from elip.tasks.pretrain import Pretraining
@@ -33,7 +26,6 @@ from reducers.pumer import PuMer
 from reducers.random import hash_uniform
 from reducers.tokens import top_indices
 from tests.contract.subjects import bound, pairs, scene, tiny
-from tests.reliability.old_synthetic import record
 from tests.tasks.tiny import batch_for
 from tests.training.test_predict import experiment
 
@@ -226,14 +218,6 @@ def test_matching_asks_for_one_false_image() -> None:
     assert Pretraining(itm=0.0).spec.negative_images == 0
 
 
-def test_the_table_has_the_spread_of_the_last_count() -> None:
-    one = record("ATS")
-    assert one.tokens is not None
-    spreads = (*(0.0 for _ in one.tokens.entering[1:]), 2.0)
-    spread = replace(one, tokens=replace(one.tokens, entering_sd=spreads))
-    assert (spread.row()["tokens_out_sd"], one.row()["tokens_out_sd"]) == (2.0, None)
-
-
 def test_default_layers_of_a_shallow_encoder_begin_at_its_first_block() -> None:
     assert Schedule().layers_in(2, "after_attention") == (0,)
     assert Schedule().layers_in(2, "before_block") == (0, 1)
@@ -285,15 +269,8 @@ def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -
 
 def test_the_least_that_is_allowed_is_allowed() -> None:
     assert Retrieval(negative_texts=1, pairs=1).pairs == 1
-    assert Tokens(patches=9, entering=(9.0, 5.0)).entering == (9.0, 5.0)
     plan = Schedule(None, layers=(1, 2), counts=(5, 5)).plan(100, 6, "before_block")
     assert plan.keep == {1: 5, 2: 5}
-
-
-def test_the_table_has_the_precision_as_it_was_given() -> None:
-    one = record("ATS")
-    given = [replace(one, config={"trainer": {"precision": each}}) for each in ("16-mixed", None)]
-    assert [each.row()["precision"] for each in given] == ["16-mixed", None]
 
 
 @pytest.mark.parametrize("itm", [0.0, 1.0])
