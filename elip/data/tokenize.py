@@ -18,7 +18,15 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
 from elip.data.batch import TextBatch
@@ -144,6 +152,30 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         if all(tokenizer.token_to_id(name) is not None for name in names)
     ]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(found[0] if found else {}))
+
+
+_ROBERTA = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+def word_tokenizer(words: Iterable[str]) -> Tokenizer:
+    """Return a lower-casing tokenizer for a small closed vocabulary, the same everywhere.
+
+    The special tokens are RoBERTa's, with its numbers: ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2,
+    ``<unk>`` 3; then the words (and punctuation marks) in the order given; ``<mask>`` comes last.
+    """
+    tokens = list(dict.fromkeys((*_ROBERTA, *(word.lower() for word in words), "<mask>")))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, "<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in (*_ROBERTA, "<mask>")]
+    )
+    return tokenizer
 
 
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -65,6 +65,12 @@ class ImageEncoder(nn.Module):
         self.text_width = text_width
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.num_patches = self.grid[0] * self.grid[1]
+        size, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
+        if size % patch:  # the pixels behind the last whole patch would never be seen
+            raise ValueError(
+                f"image_size {size} is not a multiple of the image encoder's patch size {patch}; "
+                f"use {size - size % patch} or {size - size % patch + patch}."
+            )
         self.num_blocks = len(vit.blocks)
         self.width: int = vit.embed_dim
         self.reducer: Reducer = Identity()

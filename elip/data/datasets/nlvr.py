@@ -14,7 +14,7 @@ from PIL import Image
 
 from elip.data.datasets.base import DataError, DatasetSpec, Row, View
 from elip.data.datasets.nlvr2 import statements
-from elip.data.words import word_tokenizer
+from elip.data.tokenize import word_tokenizer
 
 if TYPE_CHECKING:
     from elip.data.download import Download

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
-from elip.data.words import word_tokenizer
+from elip.data.tokenize import word_tokenizer
 
 ANSWERS = (*COLORS, *SHAPES, *SIZES, "0", "1", "2", "3", "4", "yes", "no")
 """All answers to the questions, by number."""

@@ -24,8 +24,7 @@ from elip.data.datasets.vqav2 import QUESTION
 from elip.data.shapes import language
 from elip.data.shapes.draw import draw, png
 from elip.data.shapes.scene import Scene, random_scene
-from elip.data.words import save_tokenizer
-from elip.files import remove_remains
+from elip.files import remove_remains, whole_file
 
 SPLITS = ("train", "val", "test")
 _SCHEMAS = {
@@ -120,7 +119,8 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
             task = bar.add_task("Drawing the built-in shapes data", total=total)
             for split in SPLITS:
                 _write_split(folder, split, options, lambda: bar.advance(task))
-        save_tokenizer(language.tokenizer(), folder)
+        with whole_file(folder / "tokenizer" / "tokenizer.json") as temporary:
+            language.tokenizer().save(str(temporary))
         write_json(folder / ANSWER_FILE, list(language.ANSWERS))
         write_json(folder / _MARKER, _card(options))
         return options
