@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reducers.contract import Placement, Reduced, Reducer, Signal, Signals
-from reducers.tokens import cosine_similarity, merge_tokens, number_groups
+from reducers.tokens import cosine_similarity, merge_tokens, number_groups, without_autocast
 
 
 class ATC(Reducer):
@@ -42,41 +42,44 @@ class ATC(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Form ``num_keep`` clusters."""
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(patches):
             distance = 1 - cosine_similarity(signals.keys.mean(dim=1))
             assignment = number_groups(self._leaders(distance, num_keep))
         return Reduced(merge_tokens(patches, assignment, num_keep, signals.sizes), assignment)
 
     def _leaders(self, distance: Tensor, num_keep: int) -> Tensor:
         """Return for each token [B,N] the first token of its cluster."""
-        batch, count, _ = distance.shape
-        rows = torch.arange(batch, device=distance.device)
-        index = torch.arange(count, device=distance.device).expand(batch, count)
-        # Places that no cluster is led from, and a cluster's distance to itself, are infinite.
-        distance = distance.masked_fill(index.unsqueeze(1) == index.unsqueeze(2), torch.inf)
-        leader, members = index, torch.ones_like(distance[:, 0])
+        size, count, _ = distance.shape
+        index = torch.arange(count, device=distance.device)
+        batch = torch.arange(size, device=distance.device).unsqueeze(1)
+        # Both orders of a pair are equal, so that the first place of the minimum is the one above
+        # the diagonal. A cluster's distance to itself and to one that is gone is infinite.
+        distance = torch.minimum(distance, distance.mT)
+        distance = distance.masked_fill(index == index.unsqueeze(1), torch.inf)
+        flat, columns = distance.view(size, -1), distance.mT  # views: they follow the distance
+        pairs = torch.cartesian_prod(index, index)
+        gone = torch.full_like(distance[:, :1], torch.inf)
+        members = torch.ones_like(distance[:, 0])
+        merges = []
         for _ in range(count - num_keep):
-            nearest = distance.flatten(1).argmin(dim=1)
-            one, two = nearest // count, nearest % count
-            first, second = torch.minimum(one, two), torch.maximum(one, two)
-            joined = self._joined(distance, members, rows, first, second)
-            distance[rows, first], distance[rows, :, first] = joined, joined
-            distance[rows, second], distance[rows, :, second] = torch.inf, torch.inf
-            distance[rows, first, first] = torch.inf
-            into, gone = first.unsqueeze(1), second.unsqueeze(1)
-            members = members.scatter_add(1, into, members.gather(1, gone))
-            leader = torch.where(leader == gone, into, leader)
+            pair = pairs[flat.argmin(dim=1)]  # [B,2]; the second joins the first
+            merges.append(pair)
+            both = distance[batch, pair]
+            if self.linkage == "average":
+                share = members.gather(1, pair)
+                total = share.sum(dim=1, keepdim=True)
+                members[batch, pair] = total
+                joined = torch.bmm((share / total).unsqueeze(1), both)
+            elif self.linkage == "complete":
+                joined = both.amax(dim=1, keepdim=True)
+            else:
+                joined = both.amin(dim=1, keepdim=True)
+                joined = joined.scatter(2, pair.unsqueeze(1), torch.inf)
+            rows = torch.cat([joined, gone], dim=1)
+            distance[batch, pair], columns[batch, pair] = rows, rows
+        merged = torch.stack(merges, dim=1)
+        leader = index.expand(size, -1).scatter(1, merged[..., 1], merged[..., 0])
+        # Each step follows twice as many merges as the one before.
+        for _ in range(count.bit_length()):
+            leader = leader.gather(1, leader)
         return leader
-
-    def _joined(
-        self, distance: Tensor, members: Tensor, rows: Tensor, first: Tensor, second: Tensor
-    ) -> Tensor:
-        """Return the distances [B,N] of the cluster that two clusters make to all others."""
-        one, two = distance[rows, first], distance[rows, second]
-        if self.linkage == "single":
-            return torch.minimum(one, two)
-        if self.linkage == "complete":
-            return torch.maximum(one, two)
-        count_one, count_two = members[rows, first], members[rows, second]
-        total = (count_one + count_two).unsqueeze(1)
-        return (count_one.unsqueeze(1) * one + count_two.unsqueeze(1) * two) / total

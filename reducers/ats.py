@@ -30,11 +30,12 @@ class ATS(Reducer):
             more than ``num_keep`` patches, those of the highest score stay.
         rule: ``paper`` as above. ``haurum``: points at 1/(2K), 3/(2K), ... with an end that
             rounding sometimes drops, and padding kept away by 0.1, as in the code of Haurum et al.
-            ``official``: scores from the head-mean attention times the norm over all heads, summed
-            up in the order of the scores, points spread from the first value above 0, as in the
-            paper's own code.
+            ``official``: as in the paper's own code, scores from the sum of the heads' attention
+            (smoothed by 1e-6) times the norm over all heads, summed up in the order of the scores,
+            and points spread from the first value above 0.
     """
 
+    needs: frozenset[Signal] = frozenset({"head_attention", "values"})
     placement: Placement = "after_attention"
     family = "attention"
     equivariant = False
@@ -48,8 +49,6 @@ class ATS(Reducer):
             raise ValueError(f"ATS: points is {points}; it must be at least 2, or null.")
         self.points = points
         self.rule = rule
-        attention: Signal = "cls_attention" if rule == "official" else "head_attention"
-        self.needs = frozenset({attention, "values"})
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep at most ``num_keep`` patches."""
@@ -67,7 +66,7 @@ class ATS(Reducer):
     def _scores(self, signals: Signals) -> Tensor:
         if self.rule == "official":
             norm = signals.values.float().square().sum(dim=(1, 3)).sqrt()
-            scores = signals.cls_attention.float() * norm
+            scores = _smoothed(signals.head_attention.float()).sum(dim=1) * norm
         else:
             norm = signals.values.float().norm(dim=-1)
             scores = (signals.head_attention.float() * norm).sum(dim=1)
@@ -111,3 +110,15 @@ class ATS(Reducer):
             marks = torch.arange(1 / double, (double - 1) / double, 2 / double, device=device)
             return marks.unsqueeze(0)
         return ((torch.arange(points, device=device) + 0.5) / points).unsqueeze(0)
+
+
+def _smoothed(attention: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Smooth [B,H,N] attention as the official softmax does: (e_j + eps / N) / (sum e + eps).
+
+    There e_j is exp(logit - largest logit), so that the largest attention, that of CLS included,
+    is 1 / sum e.
+    """
+    of_cls = 1 - attention.sum(dim=-1, keepdim=True)
+    largest = torch.maximum(attention.amax(dim=-1, keepdim=True), of_cls)
+    smoothing = epsilon * largest
+    return (attention + smoothing / (attention.shape[-1] + 1)) / (1 + smoothing)

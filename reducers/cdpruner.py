@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reducers.contract import Reduced, Reducer, Signal, Signals
@@ -56,10 +57,12 @@ class CDPruner(Reducer):
 def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
     """Choose items greedily so that the determinant of their kernel is as large as possible.
 
-    Each step adds one row of the Cholesky factor, so that a step costs what the rows before cost.
+    The diagonal holds what each item would multiply the determinant by. Each step takes the best
+    item and removes its share from the whole kernel (one step of a pivoted Cholesky
+    decomposition): more arithmetic than updating the diagonal alone, but only a few operators.
 
     Source: Chen, Zhang and Zhou, Fast Greedy MAP Inference for Determinantal Point Process, 2018,
-    arXiv:1709.05135, algorithm 1.
+    arXiv:1709.05135.
 
     Args:
         kernel: [B,N,N] float, positive semi-definite.
@@ -68,26 +71,16 @@ def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
     Returns:
         [B,K] int64, in the order of choice.
     """
-    size, items, _ = kernel.shape
-    batch = torch.arange(size, device=kernel.device)
-    rows = kernel.new_zeros(size, count, items)
-    index = torch.arange(items, device=kernel.device)
-    gain = kernel[:, index, index]
+    left = kernel.float().clone()
+    gains = left.diagonal(dim1=1, dim2=2).unsqueeze(1)  # a view: it follows the kernel
     chosen: list[Tensor] = []
-    for step in range(count):
-        best = gain.argmax(dim=1)
-        chosen.append(best)
-        if step == count - 1:
-            break
-        here = best.unsqueeze(1)
-        before = rows[:, :step]
-        column = before.gather(2, here.unsqueeze(1).expand(-1, step, -1))
-        with without_autocast(kernel):
-            known = (column.transpose(1, 2) @ before).squeeze(1)
-        # Behind the kernel's rank all gains are rounding noise around 0: nothing is left to learn.
-        left = gain.gather(1, here)
-        row = (kernel[batch, best] - known) / left.clamp(min=1e-12).sqrt()
-        row = torch.where(left > 1e-12, row, 0.0)
-        rows[:, step] = row
-        gain = (gain - row.square()).scatter(1, here, -torch.inf)
-    return torch.stack(chosen, dim=1)
+    with without_autocast(kernel):
+        for _ in range(count):
+            gain, best = gains.max(dim=2, keepdim=True)
+            chosen.append(best)
+            row = left.gather(1, best.expand(-1, -1, left.shape[2]))
+            # Beyond the kernel's rank all gains are rounding noise: there is nothing to remove.
+            share = row / F.threshold(gain, 1e-12, torch.inf)
+            left.baddbmm_(row.mT, share, alpha=-1)
+            gains.scatter_(2, best, -torch.inf)
+    return torch.cat(chosen, dim=1).squeeze(2)

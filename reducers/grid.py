@@ -21,12 +21,8 @@ def z_order(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     Returns:
         [B,N] int64; places between patches count as the patch that they are rounded down to.
     """
-    row, column = positions.floor().long().unbind(dim=-1)
-    number = torch.zeros_like(row)
-    for bit in range(_bits(grid)):
-        pair = (((row >> bit) & 1) << 1) | ((column >> bit) & 1)
-        number = number | (pair << (2 * bit))
-    return number
+    row, column, place = _binary(positions, grid)
+    return ((row << 1 | column) << 2 * place).sum(dim=-1)
 
 
 def spread_order(positions: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -44,15 +40,13 @@ def spread_order(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     Returns:
         [B,N] int64.
     """
-    row, column = positions.floor().long().unbind(dim=-1)
-    bits = _bits(grid)
-    number = torch.zeros_like(row)
-    for bit in range(bits):
-        across = ((row ^ column) >> bit) & 1
-        pair = (across << 1) | ((row >> bit) & 1)
-        number = number | (pair << (2 * (bits - 1 - bit)))
-    return number
+    row, column, place = _binary(positions, grid)
+    return (((row ^ column) << 1 | row) << 2 * place.flip(0)).sum(dim=-1)
 
 
-def _bits(grid: tuple[int, int]) -> int:
-    return max(1, (max(grid) - 1).bit_length())
+def _binary(positions: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the binary digits [B,N,bits] of rows and columns, and the digits' places, from 0."""
+    bits = max(1, (max(grid) - 1).bit_length())
+    place = torch.arange(bits, device=positions.device)
+    row, column = ((positions.floor().long().unsqueeze(-1) >> place) & 1).unbind(dim=2)
+    return row, column, place

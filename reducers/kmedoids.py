@@ -73,9 +73,8 @@ class KMedoids(Reducer):
             received = signals.attention_received
             return received, top_indices(received, num_keep)
         first = torch.full_like(distance[:, 0, 0], self.first, dtype=torch.int64)
-        combine = torch.maximum if self.official else torch.minimum
-        medoids = farthest_first(distance, first, num_keep, combine)
-        return torch.ones_like(distance[:, 0]), medoids
+        start = _farthest_from_any if self.official else farthest_first
+        return torch.ones_like(distance[:, 0]), start(distance, first, num_keep)
 
     def _move(self, distance: Tensor, weights: Tensor, cluster: Tensor, num_keep: int) -> Tensor:
         if self.official:
@@ -90,3 +89,15 @@ class KMedoids(Reducer):
         index = torch.where(cost <= least, index, cost.shape[1])
         first = cluster.new_full((len(cost), num_keep), cost.shape[1])
         return first.scatter_reduce(1, cluster, index, "amin")
+
+
+def _farthest_from_any(distance: Tensor, first: Tensor, count: int) -> Tensor:
+    """Choose as `farthest_first`, but by the distance to the farthest chosen token."""
+    batch = torch.arange(len(first), device=first.device)
+    free = torch.zeros_like(distance[:, 0])
+    chosen, farthest = [first], distance[batch, first]
+    for _ in range(count - 1):
+        free = free.scatter(1, chosen[-1].unsqueeze(1), -torch.inf)
+        chosen.append((farthest + free).argmax(dim=1))
+        farthest = torch.maximum(farthest, distance[batch, chosen[-1]])
+    return torch.stack(chosen, dim=1)

@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from reducers.contract import Reduced, Reducer, Signal, Signals
-from reducers.grid import z_order
-from reducers.tokens import merge_tokens
+from reducers.grid import spread_order, z_order
+from reducers.tokens import merge_tokens, top_indices
 
 
 class Pool(Reducer):
-    """Average patches that lie side by side.
+    """Average rectangles of neighbouring patches.
 
-    The patches are lined up along a Z-shaped curve through the grid and the line is cut into
-    ``num_keep`` pieces of as equal length as can be; each piece becomes the mean of the patches
-    that it stands for. On an even grid a quarter of the tokens is exactly average pooling by 2 x 2,
-    a sixteenth by 4 x 4; counts between mix both.
+    The image is cut into halves, these into halves, and so on, always through the largest
+    rectangle, until there are ``num_keep``; each becomes the mean of its patches. Cuts lie at
+    multiples of powers of two. On an even grid a quarter of the tokens is exactly average pooling
+    by 2 x 2; counts between mix two sizes, spread evenly over the image. A later reduction joins
+    rectangles of the earlier one into larger rectangles.
 
     Source: a usual control of the field.
     Differs: any count works, where a pooling window gives only a few.
@@ -28,8 +29,30 @@ class Pool(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Average down to ``num_keep`` tokens."""
-        count = patches.shape[1]
-        order = z_order(signals.positions, signals.grid).argsort(dim=1, stable=True)
-        piece = torch.arange(count, device=patches.device) * num_keep // count
-        assignment = torch.zeros_like(order).scatter(1, order, piece.expand_as(order))
+        # Along a Z-shaped curve every rectangle is one piece, and a cut lies between neighbours.
+        places, grid = signals.positions.floor(), signals.grid
+        order = z_order(places, grid).argsort(dim=1, stable=True)
+        line = places.long().gather(1, order.unsqueeze(-1).expand_as(places))
+        cuts = top_indices(_cut_order(line[:, :-1], line[:, 1:], grid), num_keep - 1)
+        starts = torch.zeros_like(order).scatter(1, cuts + 1, 1)
+        assignment = torch.zeros_like(order).scatter(1, order, starts.cumsum(dim=1))
         return Reduced(merge_tokens(patches, assignment, num_keep, signals.sizes), assignment)
+
+
+def _cut_order(before: Tensor, after: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Say how early the cut between neighbours [B,N,2] of the curve is made: large is early.
+
+    The cut halves the smallest aligned rectangle that holds both places. Those of large area come
+    first; equal ones in an order that is spread over the image.
+    """
+    mask = before ^ after
+    for shift in (1, 2, 4, 8):  # the bits that may differ inside the rectangle: 2^k - 1
+        mask = mask | (mask >> shift)
+    row_mask, column_mask = mask.unbind(dim=-1)
+    across = torch.maximum(row_mask, column_mask)
+    # The curve cuts rows before columns: a cut between columns has half the rows.
+    down = torch.where(row_mask >= column_mask, across, across >> 1)
+    corner = before & ~torch.stack([down, across], dim=-1)
+    height = torch.clamp(corner[..., 0] + down + 1, max=grid[0]) - corner[..., 0]
+    width = torch.clamp(corner[..., 1] + across + 1, max=grid[1]) - corner[..., 1]
+    return (height * width << 32) - spread_order(corner.float(), grid)

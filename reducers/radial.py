@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from reducers.contract import Reduced, Reducer, Signal, Signals
@@ -33,12 +34,12 @@ class Radial(Reducer):
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Keep the ``num_keep`` patches nearest to the centre."""
         rows, columns = signals.grid
-        centre = signals.positions.new_tensor([(rows - 1) / 2, (columns - 1) / 2])
-        offset = (signals.positions - centre).abs()
+        row, column = signals.positions.unbind(dim=-1)
+        down, across = (row - (rows - 1) / 2).abs(), (column - (columns - 1) / 2).abs()
         if self.norm == "l1":
-            distance = offset.sum(dim=-1)
+            distance = down + across
         elif self.norm == "l2":
-            distance = offset.square().sum(dim=-1)
+            distance = down.square() + across.square()
         else:
-            distance = offset.amax(dim=-1)
+            distance = torch.maximum(down, across)
         return keep_tokens(patches, top_indices(-distance, num_keep).sort(dim=1).values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -10,9 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reducers.contract import Reduced
-
-Combine = Callable[[Tensor, Tensor], Tensor]
-"""Element by element: two tensors of one shape to one."""
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -168,27 +164,25 @@ def nearest_centre(distance: Tensor, centres: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def farthest_first(
-    distance: Tensor, first: Tensor, count: int, combine: Combine = torch.minimum
-) -> Tensor:
-    """Choose tokens one by one, each the farthest from all chosen before.
+def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
+    """Choose tokens one by one, each the farthest from its nearest chosen token.
 
     Args:
         distance: [B,N,N] float.
         first: [B] int64, the token to begin with.
         count: K.
-        combine: Makes one distance of those to two chosen tokens; the nearer one counts.
 
     Returns:
         [B,K] int64, in the order of choice.
     """
+    # A chosen token is infinitely near to itself, so that it is never the farthest.
+    itself = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
+    distance = distance.masked_fill(itself, -torch.inf)
     batch = torch.arange(len(first), device=first.device)
-    taken = torch.zeros_like(distance[:, 0], dtype=torch.bool)
     chosen, nearest = [first], distance[batch, first]
     for _ in range(count - 1):
-        taken = taken.scatter(1, chosen[-1].unsqueeze(1), True)
-        chosen.append(nearest.masked_fill(taken, -torch.inf).argmax(dim=1))
-        nearest = combine(nearest, distance[batch, chosen[-1]])
+        chosen.append(nearest.argmax(dim=1))
+        nearest = torch.minimum(nearest, distance[batch, chosen[-1]])
     return torch.stack(chosen, dim=1)
 
 
