@@ -1,12 +1,12 @@
-"""Print the shelf, or one method's card: ``python -m reducers [show NAME]``."""
+"""Print all reducers, or one card: ``python -m reducers [show NAME]``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import re
 import sys
-import textwrap
 from difflib import get_close_matches
 
 from reducers import Reducer, shelf
@@ -16,105 +16,91 @@ _COLUMNS = ("name", "family", "needs", "placement", "trained", "source")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reducers", description="The reducer shelf.")
+    parser = argparse.ArgumentParser(prog="python -m reducers", description="The token reducers.")
     commands = parser.add_subparsers(dest="command")
     show = commands.add_parser("show", help="print the card of one method")
-    show.add_argument("name", help="class name, as in the table")
+    show.add_argument("name", help="class name, or the import path of a class in your package")
     given = parser.parse_args(arguments)
     try:
-        text = table() if given.command is None else card(given.name)
-    except ValueError as error:
+        text = table() if given.command is None else card(find(given.name))
+    except (ValueError, ImportError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write(text + "\n")
     return 0
 
 
-def table() -> str:
-    """Return all methods of the shelf, one a line."""
-    rows = [_COLUMNS] + [
-        (
-            name,
-            method.family,
-            " ".join(sorted(_needs(method))) or "-",
-            method.placement,
-            "yes" if method.trained else "no",
-            _short(_section(method, "Source:")),
-        )
-        for name, method in shelf().items()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS) - 1)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
+def find(name: str) -> type[Reducer]:
+    """Return a method by its class name, or by the import path of its class.
+
+    Raises:
+        ImportError: The path cannot be imported.
+        ValueError: There is no such reducer; the message gives the nearest names.
+    """
+    methods = shelf()
+    module, _, attribute = name.rpartition(".")
+    if module:
+        found = getattr(importlib.import_module(module), attribute, None)
+        if not (inspect.isclass(found) and issubclass(found, Reducer)):
+            raise ValueError(f"{module} has no reducer class {attribute!r}.")
+        return found
+    if name in methods:
+        return methods[name]
+    lower = {known.lower(): known for known in methods}
+    near = [lower[match] for match in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(
+        f"No reducer {name!r}.{hint} There are {', '.join(methods)}; give a class of your own by "
+        "its import path, my_package.module.Class."
     )
 
 
-def card(name: str) -> str:
-    """Return one method's description, options and properties.
+def table() -> str:
+    """Return all methods, one per line."""
+    rows = [_COLUMNS]
+    for name, method in shelf().items():
+        needs, trained = " ".join(sorted(method().needs)) or "-", "yes" if method.trained else "no"
+        rows.append((name, method.family, needs, method.placement, trained, _source(method)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (map(str.ljust, row, widths) for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
-    Raises:
-        ValueError: There is no such method; the message gives the nearest names.
-    """
-    methods = shelf()
-    if name not in methods:
-        lower = {known.lower(): known for known in methods}
-        near = [lower[match] for match in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"No reducer {name!r}.{hint} The shelf holds {', '.join(methods)}.")
-    method = methods[name]
+
+def card(method: type[Reducer]) -> str:
+    """Return one method's options, properties and description."""
+    try:
+        needs = ", ".join(sorted(method().needs)) or "nothing"
+    except TypeError:  # options without defaults
+        needs = "depends on the options"
+    options = [
+        f"\n    {option.name}: {option.annotation}"
+        + ("" if option.default is option.empty else f" = {option.default!r}")
+        for option in inspect.signature(method).parameters.values()
+        if option.kind is option.POSITIONAL_OR_KEYWORD or option.kind is option.KEYWORD_ONLY
+    ]
+    signature = f"{method.__name__}({','.join(options)})"
     properties = {
         "family": method.family,
         "placement": method.placement,
-        "needs": ", ".join(sorted(_needs(method))) or "nothing",
+        "needs": needs,
         "trained": "yes" if method.trained else "no",
         "count": "fixed" if method.fixed_count else "depends on content (with a mask)",
     }
-    lines = [f"{key:8} {value}" for key, value in properties.items()]
+    lines = "\n".join(f"{key:10} {value}" for key, value in properties.items())
     doc = inspect.cleandoc(method.__doc__ or "")
-    return "\n\n".join([_signature(method), "\n".join(lines), doc])
+    return f"{signature}\n\n{lines}\n\n{doc}"
 
 
-def _signature(method: type[Reducer]) -> str:
-    options = list(inspect.signature(method).parameters.values())
-    if not options:
-        return f"{method.__name__}()"
-    listed = textwrap.indent(",\n".join(map(_option, options)), "    ")
-    return f"{method.__name__}(\n{listed},\n)"
-
-
-def _option(option: inspect.Parameter) -> str:
-    return f"{option.name}: {option.annotation} = {option.default!r}"
-
-
-def _needs(method: type[Reducer]) -> frozenset[str]:
-    """The signals that the method needs with its default options."""
-    return frozenset(method().needs)
-
-
-def _section(method: type[Reducer], title: str) -> str:
-    """The paragraph of the docstring that starts with ``title``, on one line."""
-    lines = inspect.cleandoc(method.__doc__ or "").splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith(title)), None)
-    if start is None:
-        return ""
-    kept = []
-    for line in lines[start:]:
-        if not line or line.startswith("Differs:"):
-            break
-        kept.append(line)
-    return " ".join(kept)[len(title) :].strip()
-
-
-def _short(source: str) -> str:
-    """Authors, year and identifier of the first work that a source names."""
-    identifier = re.search(r"(arXiv|doi):[\w./-]*\w", source)
+def _source(method: type[Reducer]) -> str:
+    """Return authors, year and identifier of the first work that the docstring names."""
+    doc = " ".join(inspect.cleandoc(method.__doc__ or "").split())
+    source = doc.partition("Source: ")[2].partition(" Differs:")[0]
     year = re.search(r"\b(19|20)\d\d\b", source)
     if year is None:
         return source.split(". ")[0].rstrip(".")
-    found = [source.split(", ")[0].split(" (")[0]]
-    found += [match.group() for match in (year, identifier) if match is not None]
-    return ", ".join(found)
+    identifier = re.search(r"(arXiv|doi):[\w./-]*\w", source)
+    authors = source.split(", ")[0].split(" (")[0]
+    return ", ".join([authors, year.group(), *([identifier.group()] if identifier else [])])
 
 
 if __name__ == "__main__":

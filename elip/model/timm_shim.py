@@ -126,11 +126,12 @@ def cls_attention(block: Block, tokens: Tensor, bias: Tensor | None) -> Tensor:
 def attention_received(block: Block, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """Return the attention [B,N] that each token receives, mean over heads and queries.
 
-    One head at a time: its map stays in a CPU's cache, where the maps of all heads together take
-    four times as long and twelve times the memory.
+    A CPU takes one head at a time: that map stays in its cache and is twice as fast. Other devices
+    take all heads at once, in a few launches.
     """
-    total = torch.zeros_like(query[:, 0, :, 0])
-    for head in range(query.shape[1]):
-        one = slice(head, head + 1)
-        total = total + attention_map(block, query[:, one], key[:, one], bias).mean(dim=(1, 2))
-    return total / query.shape[1]
+    heads = query.shape[1]
+    step = 1 if query.device.type == "cpu" else heads
+    parts = zip(query.split(step, dim=1), key.split(step, dim=1), strict=True)
+    maps = (attention_map(block, some, its_keys, bias) for some, its_keys in parts)
+    total: Tensor = sum(each.mean(dim=2).sum(dim=1) for each in maps)  # type: ignore[assignment]
+    return total / heads
