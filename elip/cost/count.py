@@ -227,7 +227,7 @@ def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 _FORMULAS: dict[str, Formula | Any] = {
     **dict.fromkeys(("aten::_convolution", "aten::convolution"), _convolution),
     **{f"aten::{name}": _product(0) for name in ("linear", "matmul", "mm", "bmm", "mv", "dot")},
-    **{f"aten::{name}": _product(1) for name in ("addmm", "baddbmm")},
+    **{f"aten::{name}": _product(1) for name in ("addmm", "baddbmm", "baddbmm_")},
     "aten::einsum": _einsum,
     "aten::cdist": _product(0),
     "aten::scaled_dot_product_attention": _attention,
@@ -287,6 +287,9 @@ _TORCH_FORMULAS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys(
         (torch.ops.aten.mv, torch.ops.aten.dot),
         lambda left, right, out_shape=None: 2 * math.prod(left),
+    ),
+    torch.ops.aten.baddbmm_: lambda added, left, right, *_, out_shape=None, **__: (
+        2 * math.prod(left) * right[-1]
     ),
     **dict.fromkeys(
         (torch.ops.aten._cdist_forward, torch.ops.aten._euclidean_dist),
