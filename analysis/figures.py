@@ -446,18 +446,18 @@ def plots(
                     partial(_tokens, at_ratio, said, looks),
                 )
             )  # fmt: skip
-    groups = [] if curves is None else list(curves.groupby("protocol", sort=False))
+    groups: list[Any] = [] if curves is None else list(curves.groupby("protocol", sort=False))
     for number, (_, lines) in enumerate(groups, 1):
         reduced = lines[lines["label"] != NO_REDUCTION]
         keep = reduced["keep"].mode().median()
-        lines = lines[(lines["keep"] == keep) | (lines["label"] == NO_REDUCTION)]
-        first, seeds = lines.iloc[0], lines["seed"].nunique()
+        shown = lines.loc[(lines["keep"] == keep) | (lines["label"] == NO_REDUCTION)]
+        first, seeds = shown.iloc[0], shown["seed"].nunique()
         said = f"Keep ratio {keep:g}. Data: {first['dataset']}. {seeds} seed{'s' * (seeds > 1)}."
         made.append(
             Plot(
                 f"training-{number}", "", f"Training curves: {first['task']}",
                 "Validation score during training, mean over the seeds.",
-                partial(_training, lines, said, looks),
+                partial(_training, shown, said, looks),
             )
         )  # fmt: skip
     return made

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,13 +200,13 @@ def _by_split(columns: Sequence[Any], known: dict[bytes, Scores]) -> dict[str, S
     found = {}
     for split in dict.fromkeys(splits):
         here = slice(None) if (splits == split).all() else splits == split
-        numbers, order = examples[here], slice(None)
-        if len(numbers) > 1 and (np.diff(numbers) <= 0).any():
+        numbers, of, own = examples[here], images[here], values[here]
+        if (np.diff(numbers) <= 0).any():
             order = np.argsort(numbers, kind="stable")
-        numbers, of = numbers[order], images[here][order]
+            numbers, of, own = numbers[order], of[order], own[order]
         key = numbers.tobytes() + of.tobytes()
-        first = known.setdefault(key, Scores(numbers, of, values))
-        found[str(split)] = Scores(first.examples, first.images, values[here][order])
+        first = known.setdefault(key, Scores(numbers, of, own))
+        found[str(split)] = Scores(first.examples, first.images, own)
     return found
 
 
@@ -273,7 +272,7 @@ def study(found: Runs) -> Study:
     fates: list[tuple[str, str]] = [("", "")] * len(found.runs)
     labels = method_labels([run.record for run in found.runs])
     fits = {run.record.run_id: run.record for run in found.runs if run.record.command == "fit"}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in _latest(found.runs, fates):
         rows += _scored(number, found.runs, labels[number], fits, fates)
     scores = _with_settings(pd.DataFrame(rows), found.runs, fates) if rows else _no_scores()
@@ -430,12 +429,11 @@ def _same_method(maker: RunHeader, record: Record) -> bool:
 
 
 def _weights(record: Record, steps: int | None) -> str:
-    trained = "" if steps is None else f"{steps:,} steps"
-    if record.command == "fit" or (record.lineage and record.lineage[0].checkpoint):
-        return trained
-    if "experiments/shapes/models" in record.weights:
+    if "experiments/shapes/models" in record.weights and record.command != "fit":
         return "shipped model"
-    return trained if record.lineage else Path(record.weights).name
+    if record.command == "fit" or record.lineage:
+        return "" if steps is None else f"{steps:,} steps"
+    return Path(record.weights).name
 
 
 def _with_settings(
@@ -444,7 +442,7 @@ def _with_settings(
     """Add ``setting`` and ``group`` to the scores, and tell the runs what became of them."""
     scores = _with_smaller_images(scores)
     place = ["protocol", "task", "dataset", "split"]
-    parts = []
+    parts: list[pd.DataFrame] = []
     for _, rows in scores.groupby(place, sort=False):
         bare = rows[rows["mode"] == ""]
         for mode, mine in rows[rows["mode"] != ""].groupby("mode", sort=False):
@@ -496,52 +494,53 @@ def _with_smaller_images(scores: pd.DataFrame) -> pd.DataFrame:
     return scores
 
 
-def _named(parts: list[pd.DataFrame]) -> list[pd.DataFrame]:
+def _named(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     """Name each setting in words; where two would have one name, say in what they differ."""
-
-    def words(each: pd.DataFrame) -> list[str]:
-        first = each.iloc[0]
-        return [word for word in (first["weights"], first["mode"]) if word]
-
-    def dataset(each: pd.DataFrame) -> list[str]:
-        return [f"on {each.iloc[0]['dataset']}"]
-
-    def split(each: pd.DataFrame) -> list[str]:
-        return [{"val": "validation"}.get(each.iloc[0]["split"], each.iloc[0]["split"])]
-
-    said = [words(each) for each in parts]
-    tasks = [str(each.iloc[0]["task"]) for each in parts]
-    places = [(each.iloc[0]["dataset"], each.iloc[0]["split"]) for each in parts]
-    for what in (dataset, split, None):
-        names = [(task, *said[number]) for number, task in enumerate(tasks)]
-        for name, count in Counter(names).items():
-            if count < 2:
-                continue
-            same = [number for number, each in enumerate(names) if each == name]
-            if what is not None:
-                where = [places[number][what is split] for number in same]
-                if len(set(where)) > 1:
-                    for number in same:
-                        said[number] = said[number] + what(parts[number])
-                continue
-            for rank, number in enumerate(same, 1):
-                others = [parts[each] for each in same if each != number]
-                differs = _differing(parts[number], others[0])
-                option, (own, _) = next(iter(differs.items()), ("", (None, None)))
-                value = "default" if own is None else own
-                short = f"{option.rsplit('.', 1)[-1].replace('_', ' ')} {value}"
-                known = option and not option.startswith(("parent.", "fingerprint."))
-                said[number] = [*said[number], short if known else f"protocol {rank}"]
-    names = [", ".join([task, *said[number]]) for number, task in enumerate(tasks)]
-    for name, count in Counter(names).items():
-        same = [number for number, each in enumerate(names) if each == name]
-        for rank, number in enumerate(same, 1) if count > 1 else ():
-            names[number] = f"{name} ({rank})"
-    groups = [name.removeprefix(f"{task}, ") for name, task in zip(names, tasks, strict=True)]
+    firsts = [part.iloc[0] for part in parts]
+    names: list[list[str]] = []
+    for first in firsts:
+        trained = first["mode"] in (TRAINED, TUNED)
+        order = ("task", "mode", "weights") if trained else ("task", "weights", "mode")
+        names.append([first[name] for name in order if first[name]])
+    for describe in (_dataset, _split, _option):
+        for same in _alike(names):
+            others = [same[0] if number != same[0] else same[1] for number in same]
+            words = [describe(firsts[i], firsts[j]) for i, j in zip(same, others, strict=True)]
+            for number, word in zip(same, words, strict=True) if len(set(words)) > 1 else ():
+                names[number].append(word)
+    for same in _alike(names):
+        for rank, number in enumerate(same, 1):
+            names[number].append(f"variant {rank}")
     return [
-        each.assign(setting=name, group=group)
-        for each, name, group in zip(parts, names, groups, strict=True)
+        part.assign(setting=", ".join(name), group=", ".join(name[1:]))
+        for part, name in zip(parts, names, strict=True)
     ]
+
+
+def _alike(names: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Return the places of each name that occurs more than once."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for number, name in enumerate(names):
+        places.setdefault(tuple(name), []).append(number)
+    return [same for same in places.values() if len(same) > 1]
+
+
+def _dataset(one: pd.Series, other: pd.Series) -> str:
+    return f"on {one['dataset']}"
+
+
+def _split(one: pd.Series, other: pd.Series) -> str:
+    return "validation" if one["split"] == "val" else str(one["split"])
+
+
+def _option(one: pd.Series, other: pd.Series) -> str:
+    differs = identity.differences(one["options"], other["options"])
+    plain = [name for name in differs if not name.startswith(("parent.", "fingerprint."))]
+    if not plain:
+        return ""
+    value = differs[plain[0]][0]
+    words = plain[0].rsplit(".", 1)[-1].replace("_", " ")
+    return f"{words} {'default' if value is None else value}"
 
 
 def _differing(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
@@ -647,7 +646,7 @@ def mean_scores(several: Sequence[Scores | None]) -> Scores | None:
         else run.values[np.searchsorted(run.examples, examples)]
         for run in runs
     ]
-    return Scores(examples, images, np.mean(picked, axis=0, dtype=np.float64))
+    return Scores(examples, images, np.asarray(np.mean(picked, axis=0, dtype=np.float64)))
 
 
 def _account(found: Runs, labels: Sequence[str], fates: list[tuple[str, str]]) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from analysis.load import (
     study,
     training_curves,
 )
-from analysis.statistics import Comparison, aggregate, over_tasks
+from analysis.statistics import Comparison, Unit, aggregate, over_tasks
 from analysis.tables import Ranking, method_name, rank, slug, tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
 from elip.record import GFLOPS_UNIT
@@ -78,8 +78,8 @@ def write_report(
         FileNotFoundError: A place does not exist, or there is no run.
         ValueError: A method is not among the runs; the message lists them.
     """
-    places, out = [Path(place) for place in places], Path(out)
-    found = load(places, progress)
+    folders, out = [Path(place) for place in places], Path(out)
+    found = load(folders, progress)
     known = study(found)
     against = list(dict.fromkeys([*BASELINES, *_labels(known, against)]))
     highlight = _labels(known, [*highlight, *against])
@@ -94,7 +94,7 @@ def write_report(
         _picture(plot, out / "figures")
         for plot in (progress(drawn, "Drawing figures") if progress else drawn)
     ]
-    maps, damaged = _token_maps(places, out / "figures")
+    maps, damaged = _token_maps(folders, out / "figures")
     page = _template().render(
         title=title,
         study=known,
@@ -102,6 +102,7 @@ def write_report(
         findings={r.group: findings(known, r, against[len(BASELINES) :]) for r in rankings},
         pictures=pictures,
         tables=made,
+        heads={group: _heading(settings) for group, settings in known.groups.items()},
         slugs={group: slug(group) for group in known.groups},
         first={group: slug(settings[0].name) for group, settings in known.groups.items()},
         maps=maps,
@@ -142,6 +143,11 @@ def _labels(known: Study, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _heading(settings: Sequence[Setting]) -> str:
+    first = settings[0]
+    return first.name if len(settings) == 1 else f"{len(settings)} tasks, {first.group}"
+
+
 def _summary(known: Study) -> str:
     counts = Counter(known.runs["what became of it"])
     good = ("used", "tested by a run of its own")
@@ -161,21 +167,24 @@ def findings(known: Study, ranking: Ranking, against: Sequence[str] = ()) -> lis
     settings = known.groups[ranking.group]
     rows = known.scores[known.scores["group"] == ranking.group]
     said = [_rests_on(settings), _held(settings, rows)]
-    for unit in ranking.found:
-        where = {
-            "seeds": "for models trained anew (by seed)",
-            "examples": "for these very models (by example)",
-        }[unit]
-        if RANDOM in set(rows["label"]):
-            text = _verdicts(ranking.of(unit, RANDOM), "better than Random", "worse than Random")
-            said.append(Finding(f"Against Random, {where}", text))
-        text = _verdicts(ranking.of(unit, NO_REDUCTION), "better", "worse", "no reduction")
-        said.append(Finding(f"Against no reduction, {where}", text))
-        for other in against:
-            text = _verdicts(ranking.of(unit, other), f"better than {other}", f"worse than {other}")
-            said.append(Finding(f"Against {other}, {where}", text))
-    said.append(_not_shown(settings, ranking, rows))
+    others = dict.fromkeys((RANDOM, NO_REDUCTION, *against))
+    for other in others:
+        texts = {unit: _verdicts(ranking.of(unit, other)) for unit in ranking.found}
+        texts = {unit: text for unit, text in texts.items() if text}
+        if len(set(texts.values())) == 1 and len(texts) == 2:
+            text = f"By seed as by example: {next(iter(texts.values()))}."
+        else:
+            text = " ".join(f"{_UNITS[unit]}: {text}." for unit, text in texts.items())
+        than = other.lower() if other == NO_REDUCTION else other
+        said.append(Finding(f"Compared with {than}", text))
+    said.append(_not_shown(ranking, rows))
     return [each for each in said if each.text]
+
+
+_UNITS: dict[Unit, str] = {
+    "seeds": "By seed (models trained anew)",
+    "examples": "By example (other questions to these very models)",
+}
 
 
 def _rests_on(settings: Sequence[Setting]) -> Finding:
@@ -186,7 +195,7 @@ def _rests_on(settings: Sequence[Setting]) -> Finding:
     data = _joined(list(dict.fromkeys(f"{each.dataset}, {each.split} split" for each in settings)))
     seeds = max(each.seeds for each in settings)
     models = f"{seeds} seeds a method" if seeds > 1 else "one seed"
-    return Finding("It rests on", f"{_joined(parts)}, on {data}; {models}.")
+    return Finding("Data", f"{_upper(_joined(parts))}, on {data}; {models}.")
 
 
 def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> Finding:
@@ -199,67 +208,73 @@ def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> Finding:
     base = float(whole["gflops_total"].iloc[0])
     reduced = cells[cells["label"] != NO_REDUCTION].dropna(subset=["gflops_total"])
     held = reduced[(reduced["share"] >= _KEPT) & (reduced["gflops_total"] < base)]
-    mean = f"on the mean over the {len(settings)} tasks, " if many else ""
+    mean = f"On the mean over the {len(settings)} tasks: " if many else ""
     about = f"Within 1% of no reduction ({base:.3g} GFLOPs an example)"
     if held.empty:
         if reduced.empty:
             return Finding("", "")
-        best = reduced.loc[reduced["share"].idxmax()]
+        best = reduced.sort_values("share").iloc[-1]
         return Finding(
             about,
             f"{mean}no method at any keep ratio that saves GFLOPs; the nearest is "
             f"{best['label']}, with {best['share']:.1%} of the score at "
             f"{best['gflops_total']:.3g} GFLOPs.",
         )
-    cheapest = held.loc[held.groupby("label")["gflops_total"].idxmin()].sort_values("gflops_total")
+    cheapest = held.sort_values("gflops_total").drop_duplicates("label")
     said = [
-        f"{method_name(str(row.label), str(row.acts))} down to {row.gflops_total:.3g} "
-        f"({row.gflops_total / base - 1:.0%})"
-        for row in cheapest.itertuples()
+        f"{method_name(label, acts)} down to {cost:.3g} ({cost / base - 1:.0%})"
+        for label, acts, cost in cheapest[["label", "acts", "gflops_total"]].to_numpy()
     ]
     others = sorted(set(reduced["label"]) - set(held["label"]))
     never = f" At no keep ratio tried: {_joined(others)}." if others else ""
     return Finding(about, f"{mean}{_joined(said)}.{never}")
 
 
-def _verdicts(
-    found: dict[str, Comparison], better: str, worse: str, than: str | None = None
-) -> str:
+def _verdicts(found: dict[str, Comparison]) -> str:
     """Say which methods are better, worse, and which are not shown to differ."""
-    by = {name: [a for a, each in found.items() if each.verdict == name]
-          for name in ("better", "worse", "not shown")}  # fmt: skip
-    said = [
-        f"shown to be {words}: {_joined(sorted(by[name]))}"
-        for name, words in (("better", better), ("worse", worse))
-        if by[name]
-    ]
-    if by["not shown"]:
-        every = len(by["not shown"]) == len(found)
-        names = "any method" if every and len(found) > 1 else _joined(sorted(by["not shown"]))
-        said.append(f"no difference {f'from {than} ' if than else ''}is shown for {names}")
-    text = "; ".join(said)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+    by: dict[str, list[str]] = {}
+    for name, each in found.items():
+        by.setdefault(each.verdict, []).append(name)
+    most = max(by, key=lambda verdict: len(by[verdict]), default="")
+    words = {
+        "better": "{} better",
+        "worse": "{} worse",
+        "not shown": "no difference is shown for {}",
+        "too few pairs": "too few pairs for {}",
+    }
+    said = []
+    for verdict in sorted(by, key=lambda each: (each == most, list(words).index(each))):
+        names = sorted(by[verdict])
+        if len(by) == 1 and len(names) > 1:
+            listed = "any method" if verdict == "not shown" else "all methods"
+        else:
+            listed = "all others" if verdict == most and len(names) > 6 else _joined(names)
+        verb = "is" if len(names) == 1 else "are"
+        bare = verdict in ("better", "worse")
+        said.append(words[verdict].format(f"{listed} {verb}" if bare else listed))
+    return "; ".join(said)
 
 
-def _not_shown(settings: Sequence[Setting], ranking: Ranking, rows: pd.DataFrame) -> Finding:
+def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> Finding:
     said = []
     if "seeds" not in ranking.found:
-        said.append("how any method would do if its model were trained anew: there is one seed")
+        said.append("how any method would do if its model were trained anew (there is one seed)")
     if "examples" not in ranking.found:
-        said.append(
-            "how these models differ on single examples: the runs kept no scores of examples, or "
-            "share none"
-        )
+        said.append("how these models differ on single examples (the runs share none)")
     missing = [name for name in BASELINES if name not in set(rows["label"])]
     if missing:
         said.append(f"anything against {_joined(missing)}, which was not run here")
     if (rows["acts"] == "fusion").any():
         fused = sorted(set(rows.loc[rows["acts"] == "fusion", "label"]))
         said.append(
-            f"{_joined(fused)} at equal keep ratio with the others: it acts in the fusion, where "
-            "the keep ratio is another quantity; compare by GFLOPs"
+            f"{_joined(fused)} at the others' keep ratios (it acts in the fusion, where the keep "
+            "ratio is another quantity; compare by GFLOPs)"
         )
-    return Finding("Not shown", f"{'; '.join(said)}." if said else "")
+    return Finding("Not shown here", f"{_upper('; '.join(said))}." if said else "")
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _joined(names: Sequence[str]) -> str:

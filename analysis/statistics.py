@@ -55,7 +55,7 @@ def t_interval(values: Sequence[float] | Array) -> Interval:
     if spread <= _rounding(data):
         return Interval(mean, None, None, count)
     half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * spread / count**0.5
-    return Interval(mean, mean - half, mean + half, count)
+    return Interval(mean, float(mean - half), float(mean + half), count)
 
 
 def _rounding(data: Array) -> float:

@@ -123,8 +123,6 @@ def with_interval(
         bounded: The value lies between 0 and 1: ends beyond are cut, and marked ``*``.
         sign: Write the sign of positive numbers.
     """
-    if pd.isna(value):
-        return MISSING
     if low is None or high is None or pd.isna(low) or pd.isna(high):
         return fixed(value, sign=sign)
     ends = [fixed(end, sign=sign) for end in (low, high)]
@@ -195,7 +193,7 @@ def rank(
             at_ratios[unit] = comparisons(rows, against, True, unit, progress)
     ranking = Ranking(group, (), found, at_ratios)
     shares = rows[rows["label"] != NO_REDUCTION].groupby("label")["share"].mean()
-    by = {label: float(share) - 1 for label, share in shares.items()}
+    by = {str(label): float(share) - 1 for label, share in shares.items()}
     if ranking.unit is not None:
         by |= {a: each.difference for a, each in ranking.of(ranking.unit, NO_REDUCTION).items()}
     fused = set(rows.loc[rows["acts"] == "fusion", "label"])
@@ -204,10 +202,10 @@ def rank(
 
 
 _HOW: dict[Unit, str] = {
-    "seeds": "By seed: paired by seed; what training anew would show.",
-    "examples": "By example: paired by test example, the examples of one image kept together, "
-    "scores averaged over the seeds; what other test examples would show for these very models, "
-    "not what training anew would.",
+    "seeds": "Paired by seed: what training anew would show.",
+    "examples": "Paired by test example, the examples of one image kept together, scores averaged "
+    "over the seeds: what other test examples would show for these very models, not what training "
+    "anew would.",
 }
 _HOLM = (
     "Intervals are at 95%, corrected together for all comparisons of the table (Holm). “Not "
@@ -215,39 +213,36 @@ _HOLM = (
 )
 
 
-def ranking_table(study: Study, ranking: Ranking, against: Sequence[str]) -> Table | None:
+def ranking_tables(study: Study, ranking: Ranking, against: Sequence[str]) -> list[Table]:
     """Return the methods in their order, and how each differs from some others."""
-    if not ranking.found:
-        return None
     scores = study.scores[study.scores["group"] == ranking.group]
     acts = dict(zip(scores["label"], scores["acts"], strict=True))
-    shown = pd.DataFrame({"method": [method_name(a, acts[a]) for a in ranking.order]})
-    raw = []
-    for other in against:
-        for unit in ranking.found:
-            mine = ranking.of(unit, other)
-            if not mine:
-                continue
-            by = f", by {unit[:-1]}" if len(ranking.found) > 1 else ""
-            shown[
-                f"minus {other[0].lower() + other[1:] if other == NO_REDUCTION else other}{by}"
-            ] = [_difference(mine.get(a)) for a in ranking.order]
-            raw += [{"unit": unit, **vars(each), "verdict": each.verdict} for each in mine.values()]
-    keeps = {each.keeps for unit in ranking.found for each in ranking.found[unit]}
-    usual = max(keeps, key=len)
     settings = study.groups[ranking.group]
+    metrics = ", ".join(dict.fromkeys(setting.metric for setting in settings))
     over = f" and the {len(settings)} tasks" if len(settings) > 1 else ""
-    fewer = [keep for keep in keeps if keep != usual]
-    caption = (
-        f"Difference of the scores ({', '.join(dict.fromkeys(s.metric for s in settings))}), mean "
-        f"over the keep ratios {', '.join(f'{keep:g}' for keep in usual)}{over}. "
-        + ("Methods that lack some of them are compared at those they have. " if fewer else "")
-        + " ".join(_HOW[unit] for unit in ranking.found)
-        + f" {_HOLM}"
-        + (_FUSION if "fusion" in acts.values() else "")
-    )
-    name = f"ranking-{slug(ranking.group)}"
-    return Table(name, f"Ranking: {ranking.group}", caption, shown, pd.DataFrame(raw))
+    tables = []
+    for unit, found in ranking.found.items():
+        shown = pd.DataFrame({"method": [method_name(a, acts[a]) for a in ranking.order]})
+        raw: list[Comparison] = []
+        for other in against:
+            if mine := ranking.of(unit, other):
+                than = other.lower() if other == NO_REDUCTION else other
+                shown[f"minus {than}"] = [_difference(mine.get(a)) for a in ranking.order]
+                raw += mine.values()
+        usual = max((each.keeps for each in found), key=len)
+        fewer = any(each.keeps != usual for each in raw)
+        caption = (
+            f"Difference of the scores ({metrics}), mean over the keep ratios "
+            f"{', '.join(f'{keep:g}' for keep in usual)}{over}. "
+            + ("Methods that lack some of them are compared at those they have. " if fewer else "")
+            + f"{_HOW[unit]} {_HOLM}"
+            + (_FUSION if "fusion" in acts.values() else "")
+        )
+        name = f"ranking-{slug(ranking.group)}-{unit}"
+        title = f"Ranking by {unit[:-1]}: {ranking.group}"
+        rows = [{**vars(each), "verdict": each.verdict} for each in raw]
+        tables.append(Table(name, title, caption, shown, pd.DataFrame(rows)))
+    return tables
 
 
 _FUSION = (
@@ -285,16 +280,16 @@ def _score_table(name: str, setting: Setting, cells: pd.DataFrame, said: str) ->
     lines = cells.assign(line=label, column=cells["keep"].mask(small, 1.0))
     order = lines.groupby("line")["score"].mean().sort_values(ascending=False).index
     names = sorted(order, key=lambda line: line != NO_REDUCTION)
-    by_place = {(row.line, row.column): row for row in lines.itertuples()}
+    columns = ["line", "column", "score", "score_low", "score_high"]
+    by_place = {(row[0], row[1]): row[2:] for row in lines[columns].to_numpy()}
     shown = pd.DataFrame({"method": names})
     bold = set()
     for column, keep in enumerate(sorted(lines["column"].unique(), reverse=True), 1):
         found = [by_place.get((line, keep)) for line in names]
         shown[f"{said} {keep:g}" if keep < 1 else "all patches"] = [
-            MISSING if row is None else with_interval(row.score, row.score_low, row.score_high)
-            for row in found
+            MISSING if row is None else with_interval(*row) for row in found
         ]
-        values = [-1.0 if row is None else round(row.score, 3) for row in found]
+        values = [-1.0 if row is None else round(float(row[0]), 3) for row in found]
         if keep < 1:
             bold |= {(i, column) for i, value in enumerate(values) if value == max(values) >= 0}
     cut = any("*" in cell for cell in shown.to_numpy().flat)
@@ -338,7 +333,7 @@ def cost_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
                  "gflops_training_step": "GFLOPs of a training step",
                  "tokens_out": "tokens out", "score": setting.metric}  # fmt: skip
         shown = pd.DataFrame(
-            {"method": [_at(row.label, row.acts, row.keep) for row in mine.itertuples()]}
+            {"method": [_at(*row) for row in mine[["label", "acts", "keep"]].to_numpy()]}
         )
         for column, name in names.items():
             shown[name] = raw[column].map(number).to_numpy()
@@ -405,9 +400,10 @@ def share_tables(study: Study, group: str) -> list[Table]:
         mine = shares[shares["acts"] == acts]
         if mine.empty:
             continue
+        columns = ["label", "keep", "share", "share_low", "share_high"]
         cells = {
-            (row.label, row.keep): with_interval(row.share, row.share_low, row.share_high, False)
-            for row in mine.itertuples()
+            (label, keep): with_interval(share, low, high, bounded=False)
+            for label, keep, share, low, high in mine[columns].to_numpy()
         }
         order = mine.groupby("label")["share"].mean().sort_values(ascending=False).index
         shown = pd.DataFrame({"method": order})
@@ -452,7 +448,7 @@ def missing_table(study: Study) -> Table | None:
                 there = set(own.loc[own["keep"] == keep, "seed"])
                 lacking = "all seeds" if not there else ", ".join(map(str, sorted(seeds - there)))
                 if lacking:
-                    rows.append((setting, method_name(str(label), acts), f"{keep:g}", lacking))
+                    rows.append((setting, method_name(str(label), str(acts)), f"{keep:g}", lacking))
     if not rows:
         return None
     frame = pd.DataFrame(rows, columns=["setting", "method", "keep ratio", "seeds that lack"])
@@ -472,7 +468,7 @@ def tables(
     cells = aggregate(study.scores)
     made: list[Table | None] = []
     for ranking in rankings:
-        made += [ranking_table(study, ranking, against), *share_tables(study, ranking.group)]
+        made += ranking_tables(study, ranking, against) + share_tables(study, ranking.group)
     made += [*score_tables(study, cells), *cost_tables(study, cells)]
     for ranking in rankings:
         made += comparison_tables(study, ranking)

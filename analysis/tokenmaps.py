@@ -276,7 +276,8 @@ def _outline(
     pen: ImageDraw.ImageDraw, tokens: NDArray[np.int64], colours: dict[int, str], side: int
 ) -> None:
     width = max(2, side // 9)
-    for (row, column), token in np.ndenumerate(tokens):
+    for (row, column), value in np.ndenumerate(tokens):
+        token = int(value)
         if token not in colours:
             continue
         x, y = column * side, row * side
