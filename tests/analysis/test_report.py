@@ -77,10 +77,11 @@ def test_a_report_clears_the_files_of_an_earlier_one_only(place: Path, tmp_path:
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
     (out / "figures" / "mine.pdf").write_text("mine")
-    write_report([STUDIES / "short_tuning.parquet"], out)
+    write_study(tmp_path / "runs", ("Identity", "ELIP"), (0.7,), 1, ("VQA",), 20)
+    write_report([tmp_path / "runs"], out)
     assert (out / "figures" / "mine.pdf").is_file()
     (out / "figures" / "old.pdf").write_text("old")
-    write_report([STUDIES / "short_tuning.parquet"], out)
+    write_report([tmp_path / "runs"], out)
     assert not (out / "figures" / "old.pdf").exists()
 
 

@@ -93,6 +93,7 @@ def test_verdicts() -> None:
     assert compare([]) == []
 
 
+@pytest.mark.slow
 def test_false_claims_are_rare() -> None:
     """Twelve methods, all as good as the baseline: any claim in the table is a false one."""
     draw = np.random.default_rng(2026)
@@ -169,6 +170,7 @@ def test_coverage_of_the_interval_by_example() -> None:
     assert 0.93 <= np.mean(hits) <= 0.97
 
 
+@pytest.mark.slow
 def test_false_claims_by_example_are_rare() -> None:
     """Twelve methods and a baseline, all equally good, on the same examples."""
     images = np.repeat(np.arange(100), 3)
