@@ -22,10 +22,14 @@ def main() -> None:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         sys.stdout.write(USAGE)
         return
-    # Imported late: the command line takes seconds to import, and help should not.
-    from elip.training.cli import main as run
+    try:
+        # Imported late: the command line takes seconds to import, and help should not.
+        from elip.training.cli import main as run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # before or after training, which says more itself
+        sys.stderr.write("Interrupted.\n")
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -148,6 +148,8 @@ def options(root: Path, data: Path, steps: int, **more: object) -> list[str]:
         "data.train_limit": 26,
         "data.eval_limit": 19,
         "model.image_weights": "null",
+        "model.meter.text_layers": 1,
+        "model.meter.fusion_layers": 1,
         "model.meter.image_blocks": 3,
         "model.meter.image_size": 32,
         "model.schedule.keep_ratio": 0.8,
