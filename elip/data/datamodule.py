@@ -267,12 +267,6 @@ class DataModule(LightningDataModule):
         """How often a bad image was met, by split; splits without are left out."""
         return {name: each.num_skipped for name, each in self._examples.items() if each.num_skipped}
 
-    # Former names, until their users have moved.
-    vocab_size = property(lambda self: self.info.vocab_size)
-    num_answers = property(lambda self: self.info.num_answers)
-    answers = property(lambda self: self.info.answers)
-    num_skipped = property(lambda self: self.skipped)
-
     def digests(self, stage: str, spec: SampleSpec) -> dict[str, str]:
         """Return `fingerprints` under their former names."""
         self.spec = spec

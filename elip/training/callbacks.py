@@ -1056,9 +1056,9 @@ def lost_process(error: BaseException) -> str | None:
 
 def _data_fingerprints(data: Any, command: str, module: MeterModule) -> dict[str, str]:
     """Return the fingerprints of the data that the command reads."""
-    found = data.digests(command, module.task.spec)
-    named = {f"data/{name.removesuffix('_data')}": v for name, v in found.items() if "_" in name}
-    return named | {name: value for name, value in found.items() if "_" not in name}
+    data.spec = module.task.spec
+    found: dict[str, str] = data.fingerprints(command)
+    return found
 
 
 def _epochs(trainer: Trainer) -> float:
@@ -1073,7 +1073,7 @@ def _datasets(config: dict[str, Any]) -> list[str]:
 
 
 def _own_skipped(trainer: Trainer) -> Counter[str]:
-    return Counter(getattr(trainer.datamodule, "num_skipped", {}))  # type: ignore[attr-defined]
+    return Counter(getattr(trainer.datamodule, "skipped", {}))  # type: ignore[attr-defined]
 
 
 def _all_skipped(trainer: Trainer) -> Counter[str]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, NoReturn
@@ -304,8 +305,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
             "model.meter", "data.max_text_len", compute_fn=lambda meter: _sizes(meter).max_text_len
         )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
-        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
-        parser.link_arguments("data.num_answers", "model.num_answers", apply_on="instantiate")
+        for fact in ("vocab_size", "num_answers"):
+            parser.link_arguments(
+                "data.info", f"model.{fact}", attrgetter(fact), apply_on="instantiate"
+            )
         parser.set_defaults(
             {"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False}
         )

@@ -153,7 +153,7 @@ def _write_submissions(
     for split in splits:
         mine = [row for row in rows if row["split"] == split]
         try:
-            content = task.submission(mine, trainer.datamodule.answers)  # type: ignore[attr-defined]
+            content = task.submission(mine, trainer.datamodule.info.answers)  # type: ignore[attr-defined]
         except ValueError as error:
             log.warning("No submission for %s: %s", split, error)
             continue

@@ -59,7 +59,9 @@ def trainer(root: Path, rank: int = 0, world: int = 1) -> Any:
         global_rank=rank,
         world_size=world,
         is_global_zero=rank == 0,
-        datamodule=SimpleNamespace(split_names=lambda stage: ["test"], answers=answers),
+        datamodule=SimpleNamespace(
+            split_names=lambda stage: ["test"], info=SimpleNamespace(answers=answers)
+        ),
     )
 
 
@@ -159,7 +161,7 @@ def test_a_submission_that_cannot_be_made_does_not_cost_the_rows(
 ) -> None:
     module = experiment(VQA(), None)
     at = trainer(tmp_path)
-    at.datamodule.answers = ("one",)
+    at.datamodule.info.answers = ("one",)
     predict(module, [batch_for(module.task.spec)], Predictions(images=0), at)
     assert len(read(tmp_path)) == 6
     assert "No submission for test" in caplog.text
