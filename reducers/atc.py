@@ -60,10 +60,9 @@ class ATC(Reducer):
         pairs = torch.cartesian_prod(index, index)
         gone = torch.full_like(distance[:, :1], torch.inf)
         members = torch.ones_like(distance[:, 0])
-        merges = []
-        for _ in range(count - num_keep):
-            pair = pairs[flat.argmin(dim=1)]  # [B,2]; the second joins the first
-            merges.append(pair)
+        pair = pairs[flat.argmin(dim=1)]  # [B,2]; the second joins the first
+        merges = [pair]
+        while len(merges) < count - num_keep:
             both = distance[batch, pair]
             if self.linkage == "average":
                 share = members.gather(1, pair)
@@ -77,6 +76,8 @@ class ATC(Reducer):
                 joined = joined.scatter(2, pair.unsqueeze(1), torch.inf)
             rows = torch.cat([joined, gone], dim=1)
             distance[batch, pair], columns[batch, pair] = rows, rows
+            pair = pairs[flat.argmin(dim=1)]
+            merges.append(pair)
         merged = torch.stack(merges, dim=1)
         leader = index.expand(size, -1).scatter(1, merged[..., 1], merged[..., 0])
         # Each step follows twice as many merges as the one before.

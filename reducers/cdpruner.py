@@ -75,7 +75,7 @@ def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
     gains = left.diagonal(dim1=1, dim2=2).unsqueeze(1)  # a view: it follows the kernel
     chosen: list[Tensor] = []
     with without_autocast(kernel):
-        for _ in range(count):
+        for _ in range(count - 1):
             gain, best = gains.max(dim=2, keepdim=True)
             chosen.append(best)
             row = left.gather(1, best.expand(-1, -1, left.shape[2]))
@@ -83,4 +83,5 @@ def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
             share = row / F.threshold(gain, 1e-12, torch.inf)
             left.baddbmm_(row.mT, share, alpha=-1)
             gains.scatter_(2, best, -torch.inf)
+    chosen.append(gains.argmax(dim=2, keepdim=True))
     return torch.cat(chosen, dim=1).squeeze(2)
