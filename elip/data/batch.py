@@ -84,6 +84,8 @@ class Batch:
         negative_text: [B,F,L].
         target: [B] int64 class, or [B,A] float32 soft answers; None where there is no truth.
         keys: B identifiers of the examples as the dataset calls them (question ids, for instance).
+        numbers: B pairs of ``image_id`` and ``example``, kept on the host; empty when not known.
+        masked_places: A number M such that no text has more masked words; None when not known.
     """
 
     images: Tensor
@@ -97,6 +99,8 @@ class Batch:
     negative_text: TextBatch | None = None
     target: Tensor | None = None
     keys: tuple[str, ...] = ()
+    numbers: tuple[tuple[int, int], ...] = ()
+    masked_places: int | None = None
 
     def __len__(self) -> int:
         """Return B."""
@@ -105,7 +109,52 @@ class Batch:
     def rows(self, which: slice) -> Batch:
         """Return some of the examples."""
         part: Batch = _map(self, lambda tensor: tensor[which])
-        return replace(part, strings=self.strings[which], keys=self.keys[which])
+        return replace(
+            part,
+            strings=self.strings[which],
+            keys=self.keys[which],
+            numbers=self.numbers[which],
+        )
+
+    def host_numbers(self) -> list[tuple[int, int]]:
+        """Return ``numbers``; where they are empty, read them off the device, which waits."""
+        if self.numbers:
+            return list(self.numbers)
+        return list(zip(self.image_id.tolist(), self.example.tolist(), strict=True))
+
+    def trimmed(self) -> Batch:
+        """Return the batch with all texts cut to the longest, rounded up to a multiple of 8.
+
+        Also notes what the model would have to ask the device for: whether a text is padded, how
+        many words are masked at most (rounded up to a multiple of 4), and the numbers. For batches
+        on the CPU.
+        """
+        texts = [text for text in (self.text, self.negative_text) if text is not None]
+        longest = max((int(text.mask.sum(dim=-1).max()) for text in texts), default=0)
+        length = min(_round_up(longest, 8), self.text.ids.shape[-1])
+        most = None
+        if self.masked_labels is not None:
+            masked = int((self.masked_labels != -100).sum(dim=1).max())
+            most = min(_round_up(max(masked, 1), 4), length)
+
+        def cut(text: TextBatch | None) -> TextBatch | None:
+            if text is None:
+                return None
+            ids, mask = text.ids[..., :length], text.mask[..., :length]
+            return TextBatch(ids.contiguous(), mask.contiguous(), not bool(mask.all()))
+
+        text = cut(self.text)
+        assert text is not None
+        labels = self.masked_labels
+        return replace(
+            self,
+            text=text,
+            masked=cut(self.masked),
+            masked_labels=None if labels is None else labels[:, :length].contiguous(),
+            negative_text=cut(self.negative_text),
+            numbers=tuple(self.host_numbers()),
+            masked_places=most,
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
@@ -116,6 +165,10 @@ class Batch:
         """Return the batch in pinned memory (the data loader calls this)."""
         pinned: Batch = _map(self, Tensor.pin_memory)
         return pinned
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def _map(part: Any, function: Any) -> Any:

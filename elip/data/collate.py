@@ -61,7 +61,7 @@ class Collator:
             negative_text=self._negative_text(kept),
             target=self._target(kept),
             keys=tuple(example.key for example in kept),
-        )
+        ).trimmed()
 
     def _masked(
         self, examples: list[Example], text: TextBatch, words: Ids

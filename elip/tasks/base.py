@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from elip.data.batch import Batch, SampleSpec
-from elip.model.interface import EncodedImage, Fused
+from elip.model.interface import EncodedImage, Fused, PreparedImage
 from elip.model.meter import Meter
+from reducers.contract import EncodedText
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,10 @@ class Task(nn.Module, ABC):
         return None
 
 
-def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
+def encode_shared(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
     """Encode images [B,3,S,S] as far as no text can change them, under seeds of their own.
 
-    Finish with `Meter.encode_suffix`, for as many `EncodedImage.rows` as a task has texts.
+    Finish with `prepare_pairs`, for as many rows as a task has texts.
 
     Args:
         meter: The model.
@@ -135,6 +136,32 @@ def begin_images(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
     if training:
         seeds = seeds + torch.randint(2**62, (1,), device=images.device)
     return meter.encode_prefix(images, seeds)
+
+
+def prepare_pairs(
+    meter: Meter,
+    images: EncodedImage,
+    index: Tensor,
+    text: EncodedText,
+    training: bool,
+    image_type: int = 1,
+) -> PreparedImage:
+    """Return the image side of pairs: the images at ``index`` [B], each beside its text.
+
+    Where no text changes an image, what one image has in common is computed once; in training its
+    dropout would be in common, too, so there it is computed for every pair.
+
+    Args:
+        meter: The model.
+        images: What `encode_shared` returned.
+        index: [B] int64, which image each text has beside it.
+        text: B encoded texts.
+        training: Whether this is training.
+        image_type: Token type of the image: 1, or 2 for the second image of a pair.
+    """
+    if meter.shares_prefix and not training:
+        return meter.prepare_image(images, image_type).rows(index)
+    return meter.prepare_image(meter.encode_suffix(images.rows(index), text), image_type)
 
 
 def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:

@@ -17,7 +17,7 @@ from elip.tasks.base import (
     Evaluator,
     Loss,
     Task,
-    begin_images,
+    encode_shared,
     prediction_rows,
     with_reducer_loss,
 )
@@ -82,7 +82,7 @@ class Classification(Task):
                 f"{images}."
             )
         assert self.classifier is not None
-        begun = begin_images(meter, batch.images.transpose(0, 1).flatten(0, 1), self.training)
+        begun = encode_shared(meter, batch.images.transpose(0, 1).flatten(0, 1), self.training)
         text = meter.encode_text(batch.text)
         passes = []
         for which in range(images):

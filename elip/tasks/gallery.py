@@ -1,9 +1,10 @@
-"""Scoring every image beside every text, with everything encoded once that can be.
+"""Scoring every image beside every text, with everything computed once that can be.
 
 Each text is encoded once. Each image is encoded once as far as no text can change it: wholly where
-the reducer is blind to the text, up to the first reduction layer where it looks at it. Only the
-rest runs once a pair. Over several processes each image is scored by one process that holds it,
-beside the texts of all. Shape legend: I images, T texts, L text length, D widths.
+the reducer is blind to the text, up to the first reduction layer where it looks at it. What the
+fusion computes from one side alone is shared within blocks of images and texts. Only the rest runs
+once a pair. Over several processes each image is scored by one process that holds it, beside the
+texts of all. Shape legend: I images, T texts, L text length, D widths.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from elip.data.batch import Batch, TextBatch
-from elip.model.interface import EncodedImage
+from elip.model.interface import EncodedImage, Fused, Reading
 from elip.model.meter import Meter
-from elip.tasks.base import begin_images
+from elip.tasks.base import encode_shared
 from elip.tasks.scores import gather
 from reducers.contract import EncodedText
 
-Score = Callable[[Meter, EncodedImage, EncodedText], Tensor]
-"""``score(meter, image, text) -> [B]``: one score for each image beside its text."""
+Head = Callable[[Fused], Tensor]
+"""``head(fused) -> [B] float32``: one score a pair."""
+
+_BLOCK = 32
+"""Images whose one-sided parts are held at once: 0.3 GB in fp32 at full size and 384 pixels."""
 
 
 class Gallery:
@@ -37,7 +41,7 @@ class Gallery:
     """
 
     def __init__(self) -> None:
-        self._begun: list[EncodedImage] = []
+        self._encoded: list[EncodedImage] = []
         self._texts: list[EncodedText] = []
         self._images: dict[int, None] = {}
         self._examples: dict[int, int] = {}
@@ -46,29 +50,34 @@ class Gallery:
     def add(self, meter: Meter, batch: Batch) -> None:
         """Encode what a batch has that was not here before."""
         images, texts = [], []
-        pairs = zip(batch.image_id.tolist(), batch.example.tolist(), strict=True)
-        for row, (image, example) in enumerate(pairs):
+        for row, (image, example) in enumerate(batch.host_numbers()):
             if image not in self._images:
                 self._images[image] = None
                 images.append(row)
             if example not in self._examples:
                 self._examples[example] = image
                 texts.append(row)
+        device = batch.example.device
+        enabled = torch.is_autocast_enabled(device.type)
+        self._precision = torch.get_autocast_dtype(device.type) if enabled else None
         if images:
-            self._begun.append(begin_images(meter, batch.images[images, 0], training=False))
+            rows = torch.tensor(images, device=device)
+            encoded = encode_shared(meter, batch.images[rows, 0], training=False)
+            if self._precision is not None and meter.shares_prefix:
+                # Nothing is lost: the first thing that reads them casts them down.
+                encoded = replace(encoded, tokens=encoded.tokens.to(self._precision))
+            self._encoded.append(replace(encoded, stages=()))
         if texts:
-            text = TextBatch(batch.text.ids[texts], batch.text.mask[texts])
+            rows = torch.tensor(texts, device=device)
+            text = TextBatch(batch.text.ids[rows], batch.text.mask[rows], batch.text.padded)
             self._texts.append(meter.encode_text(text))
-        device = batch.example.device.type
-        enabled = torch.is_autocast_enabled(device)
-        self._precision = torch.get_autocast_dtype(device) if enabled else None
 
     def image_of_text(self, meter: Meter) -> Tensor:
         """Return the row of each column's image, [T] int64; every process must ask."""
         columns = sorted(set(_everywhere(self._names(meter))))
         row = {image: i for i, image in enumerate(dict.fromkeys(image for image, _ in columns))}
-        rows = [row[image] for image, _ in columns]
-        return torch.tensor(rows, dtype=torch.int64, device=meter.device)
+        return torch.tensor([row[image] for image, _ in columns], dtype=torch.int64,
+                            device=meter.device)  # fmt: skip
 
     def image_numbers(self, meter: Meter) -> Tensor:
         """Return the image number of each row, [I] int64; every process must ask."""
@@ -77,24 +86,22 @@ class Gallery:
         return numbers
 
     @torch.no_grad()
-    def scores(self, meter: Meter, score: Score, pairs: int) -> Tensor:
+    def scores(self, meter: Meter, head: Head, pairs: int) -> Tensor:
         """Return the scores [I,T] float32 of all pairs; every process must ask.
 
         Args:
             meter: The model.
-            score: The head. It runs in the precision that `add` ran in.
-            pairs: How many pairs are scored at once.
+            head: The head. It runs in the precision that `add` ran in.
+            pairs: How many pairs are scored at once, at most.
         """
-        text = self._all_texts(meter)
-        rows = self._own_rows(meter)
-        device = meter.device
+        text, rows, device = self._all_texts(meter), self._own_rows(meter), meter.device
         block = torch.zeros(len(rows), len(text.tokens), device=device)
-        if rows and block.numel():
-            self._begun = [_stack_images(self._begun)]
+        precision = self._precision
+        if block.numel():
+            self._encoded = [_stack_images(self._encoded)]
             own = torch.tensor(rows, device=device)
-            precision = self._precision
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                block = score_pairs(meter, score, self._begun[0], own, text, pairs)
+                block = score_pairs(meter, head, self._encoded[0], own, text, pairs)
         images = list(self._images)
         names = torch.tensor([images[row] for row in rows], dtype=torch.int64, device=device)
         order = torch.cat(gather(names)).argsort()
@@ -103,8 +110,7 @@ class Gallery:
     def _names(self, meter: Meter) -> Tensor:
         """Return image and example number of each text of this process, [T,2]."""
         names = [[image, example] for example, image in self._examples.items()]
-        device = meter.device
-        return torch.tensor(names, dtype=torch.int64, device=device).view(-1, 2)
+        return torch.tensor(names, dtype=torch.int64, device=meter.device).view(-1, 2)
 
     def _all_texts(self, meter: Meter) -> EncodedText:
         """Return the texts of all processes, one a column."""
@@ -115,22 +121,20 @@ class Gallery:
             torch.zeros(0, 1, dtype=torch.bool, device=device),
         )
         own = _stack_texts(self._texts or [empty])
-        tokens, masks = gather(own.tokens.contiguous()), gather(own.mask.long())
-        shards = zip(tokens, masks, strict=True)
+        shards = zip(gather(own.tokens.contiguous()), gather(own.mask.long()), strict=True)
         text = _stack_texts([EncodedText(tokens, mask.bool()) for tokens, mask in shards])
         column = {name: row for row, name in enumerate(_everywhere(self._names(meter)))}
+        if not column:
+            return text
         order = torch.tensor([column[name] for name in sorted(column)], device=device)
-        return EncodedText(text.tokens[order], text.mask[order]) if len(column) else text
+        return EncodedText(text.tokens[order], text.mask[order])
 
     def _own_rows(self, meter: Meter) -> list[int]:
         """Return which of its images this process scores: each is scored once, loads are even."""
-        device = meter.device
-        images = torch.tensor(list(self._images), dtype=torch.int64, device=device)
+        images = torch.tensor(list(self._images), dtype=torch.int64, device=meter.device)
         shards = [set(shard.tolist()) for shard in gather(images)]
-        load = [0] * len(shards)
-        rank = dist.get_rank() if len(shards) > 1 else 0
-        place = {image: row for row, image in enumerate(self._images)}
-        rows = []
+        load, rank = [0] * len(shards), dist.get_rank() if len(shards) > 1 else 0
+        place, rows = {image: row for row, image in enumerate(self._images)}, []
         for image in sorted(set().union(*shards)):
             holders = (i for i, shard in enumerate(shards) if image in shard)
             owner = min(holders, key=lambda i: (load[i], i))
@@ -141,34 +145,43 @@ class Gallery:
 
 
 def score_pairs(
-    meter: Meter, score: Score, begun: EncodedImage, rows: Tensor, text: EncodedText, pairs: int
+    meter: Meter, head: Head, images: EncodedImage, rows: Tensor, text: EncodedText, pairs: int
 ) -> Tensor:
-    """Return the scores [I,T] of the begun images at ``predictions`` [I] beside encoded texts.
+    """Return the scores [I,T] of the encoded images at ``rows`` [I] beside encoded texts.
 
-    ``pairs`` of them go at a time, texts in order of length and each chunk cut to its longest, so
-    that little padding is fused. Reducers in the fusion get whole texts: how many tokens they
-    leave may depend on the padded length.
+    Blocks of images meet blocks of texts, texts in order of length and each block cut to its
+    longest, so that little padding is fused.
     """
-    num_images, num_texts = len(rows), len(text.tokens)
-    device, total = begun.tokens.device, num_images * num_texts
+    device, num_texts = rows.device, len(text.tokens)
     lengths = text.mask.sum(dim=1)
     order = lengths.argsort(stable=True)
     longest = lengths[order].tolist()
-    flat = torch.empty(total, device=device)
+    block = min(_BLOCK, pairs, len(rows))
+    step = max(1, pairs // block)
+    scores = torch.empty(len(rows), num_texts, device=device)
     with _progress() as progress:
-        bar = progress.add_task("Scoring pairs", total=total)
-        for start in range(0, total, pairs):
-            index = torch.arange(start, min(start + pairs, total), device=device)
-            column = order[index // num_images]
-            cut = None
-            if meter.reducer.placement != "fusion":
-                cut = longest[(start + len(index) - 1) // num_images]
-            chunk = EncodedText(text.tokens[column, :cut], text.mask[column, :cut])
-            image = meter.encode_suffix(begun.rows(rows[index % num_images]), chunk)
-            flat[index] = score(meter, image, chunk)
-            progress.advance(bar, len(index))
-    scores = torch.empty(num_images, num_texts, device=device)
-    scores[:, order] = flat.view(num_texts, num_images).T
+        bar = progress.add_task("Scoring pairs", total=scores.numel())
+        for first in range(0, len(rows), block):
+            some = images.rows(rows[first : first + block])
+            count = len(some.tokens)
+            shared = meter.prepare_image(some) if meter.shares_prefix else None
+            for start in range(0, num_texts, step):
+                columns = order[start : start + step]
+                cut = longest[start + len(columns) - 1]
+                part = EncodedText(
+                    text.tokens[columns, :cut], text.mask[columns, :cut], longest[start] < cut
+                )
+                image = torch.arange(count, device=device).repeat(len(columns))
+                column = torch.arange(len(columns), device=device).repeat_interleave(count)
+                words = meter.prepare_text(part).rows(column)
+                if shared is None:
+                    beside = EncodedText(part.tokens[column], part.mask[column], part.padded)
+                    sides = meter.prepare_image(meter.encode_suffix(some.rows(image), beside))
+                else:
+                    sides = shared.rows(image)
+                fused = meter.fuse_prepared(words, sides, [Reading(len(image), "pooled")])[0]
+                scores[first : first + count, columns] = head(fused).view(len(columns), count).T
+                progress.advance(bar, len(image))
     return scores
 
 
@@ -193,7 +206,7 @@ def _stack_texts(texts: list[EncodedText]) -> EncodedText:
 
 
 def _stack_images(images: list[EncodedImage]) -> EncodedImage:
-    """Join begun images. What happened at each reduction is left out: no score reads it."""
+    """Join encoded images."""
     masks = [image.mask for image in images if image.mask is not None]
     return replace(
         images[0],
@@ -202,5 +215,4 @@ def _stack_images(images: list[EncodedImage]) -> EncodedImage:
         patch_to_token=torch.cat([image.patch_to_token for image in images]),
         seeds=torch.cat([image.seeds for image in images]),
         mask=torch.cat(masks) if masks else None,
-        stages=(),
     )

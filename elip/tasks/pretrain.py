@@ -10,40 +10,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elip.data.batch import Batch, SampleSpec
+from elip.data.batch import Batch, SampleSpec, TextBatch
 from elip.model.initialise import initialise
-from elip.model.interface import Fused
+from elip.model.interface import Fused, Reading
 from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
     Loss,
     Task,
-    begin_images,
+    encode_shared,
     prediction_rows,
+    prepare_pairs,
     with_reducer_loss,
 )
 from elip.tasks.heads import MaskedLanguageHead
 from elip.tasks.scores import ExampleScores, Sums
-from reducers.contract import EncodedText
 
 
 @dataclass(frozen=True)
-class _Passes:
-    """What the two passes gave.
+class _Results:
+    """What the two halves of a step gave.
 
     Attributes:
-        words: [B,L,V] logits of the masked-language pass; None when it is switched off.
-        matching: [B,2] logits of the matching pass, no match and match; None likewise.
+        words: [B,M,V] logits at M places of each masked text; None when that half is off.
+        labels: [B,M] int64, the true ids there, -100 where no word was masked; None likewise.
+        matching: [B,2] logits, no match and match; None when that half is off.
         matches: [B] int64, 1 where the pair of ``matching`` is a true one.
         order: [B] int64, the example whose text is in each row of ``matching``.
-        fused: What each pass gave its head.
+        fused: What the fusion gave.
     """
 
     words: Tensor | None
+    labels: Tensor | None
     matching: Tensor | None
     matches: Tensor
     order: Tensor
-    fused: tuple[Fused, ...]
+    fused: list[Fused]
 
 
 class Pretraining(Task):
@@ -100,18 +102,17 @@ class Pretraining(Task):
 
     def loss(self, meter: Meter, batch: Batch) -> Loss:
         """Return the weighted sum of both losses."""
-        passes = self._passes(meter, batch)
+        found = self._run(meter, batch)
         total, parts = batch.example.new_zeros((), dtype=torch.float32), {}
-        if passes.words is not None:
-            assert batch.masked_labels is not None
+        if found.words is not None and found.labels is not None:
             # The sum over places by their number, which may be 0 in a small batch.
-            places = (batch.masked_labels != -100).sum().clamp(min=1)
-            words = _word_losses(passes.words, batch.masked_labels).sum() / places
+            places = (found.labels != -100).sum().clamp(min=1)
+            words = _word_losses(found.words, found.labels).sum() / places
             total, parts["mlm"] = total + self.mlm_weight * words, words.detach()
-        if passes.matching is not None:
-            matching = F.cross_entropy(passes.matching.float(), passes.matches)
+        if found.matching is not None:
+            matching = F.cross_entropy(found.matching.float(), found.matches)
             total, parts["itm"] = total + self.itm_weight * matching, matching.detach()
-        return with_reducer_loss(Loss(total, parts), *passes.fused)
+        return with_reducer_loss(Loss(total, parts), *found.fused)
 
     def evaluator(self) -> Evaluator:
         """Return accuracies of both passes, and loss and perplexity of the words."""
@@ -119,9 +120,9 @@ class Pretraining(Task):
 
     def infer(self, meter: Meter, batch: Batch) -> Tensor:
         """Return the logits [B,2] of no match and match; [B,L,V] of the words without matching."""
-        begun = begin_images(meter, batch.images[:, 0], self.training)
+        prefix = encode_shared(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
-        image = meter.encode_suffix(begun, text)
+        image = meter.encode_suffix(prefix, text)
         logits: Tensor
         if self.itm is not None:
             logits = self.itm(meter.fuse(text, image, "pooled").pooled)
@@ -140,35 +141,42 @@ class Pretraining(Task):
             raise ValueError("Pretraining predicts matches only; it needs itm above 0.")
         return prediction_rows(batch, match=self.infer(meter, batch).float().softmax(dim=-1)[:, 1])
 
-    def _passes(self, meter: Meter, batch: Batch) -> _Passes:
+    def _run(self, meter: Meter, batch: Batch) -> _Results:
+        """Run both halves, the rows of the words first."""
         count, device = len(batch), batch.example.device
         keep, swap = self._halves(batch)
         order = torch.cat([keep, swap])
-        true = batch.images[:, 0]
-        distinct = true if self.mlm is not None else true[keep]
-        beside = keep if self.mlm is not None else torch.arange(len(keep), device=device)
-        if self.itm is not None:
-            assert batch.negative_images is not None
-            others = torch.arange(len(swap), device=device) + len(distinct)
-            beside = torch.cat([beside, others])
-            distinct = torch.cat([distinct, batch.negative_images[swap, 0]])
-        begun = begin_images(meter, distinct, self.training)
-        words = matching = None
-        fused = []
+        everyone, true = torch.arange(count, device=device), batch.images[:, 0]
+        # Which of the distinct images, true ones first, each row has beside it.
+        distinct, beside = [true if self.mlm is not None else true[keep]], []
+        texts, readings, labels = [], [], None
         if self.mlm is not None:
             assert batch.masked is not None
-            text = meter.encode_text(batch.masked)
-            image = meter.encode_suffix(begun.rows(slice(count)), text)
-            fused.append(meter.fuse(text, image, "text"))
-            words = self.mlm(fused[-1].text)
+            places, labels = _masked_places(batch)
+            texts.append(batch.masked)
+            beside.append(everyone)
+            readings.append(Reading(count, "text", places))
         if self.itm is not None:
-            text = meter.encode_text(batch.text)
-            text = EncodedText(text.tokens[order], text.mask[order])
-            image = meter.encode_suffix(begun.rows(beside), text)
-            fused.append(meter.fuse(text, image, "pooled"))
-            matching = self.itm(fused[-1].pooled)
-        matches = (torch.arange(count, device=device) < len(keep)).long()
-        return _Passes(words, matching, matches, order, tuple(fused))
+            assert batch.negative_images is not None
+            distinct.append(batch.negative_images[swap, 0])
+            texts.append(
+                TextBatch(batch.text.ids[order], batch.text.mask[order], batch.text.padded)
+            )
+            own = keep if self.mlm is not None else everyone[: len(keep)]
+            beside += [own, everyone[: len(swap)] + len(distinct[0])]
+            readings.append(Reading(count, "pooled"))
+        prefix = encode_shared(meter, torch.cat(distinct), self.training)
+        text = meter.encode_text(_join(texts))
+        image = prepare_pairs(meter, prefix, torch.cat(beside), text, self.training)
+        fused = meter.fuse_prepared(meter.prepare_text(text), image, readings)
+        return _Results(
+            words=None if self.mlm is None else self.mlm(fused[0].text),
+            labels=labels,
+            matching=None if self.itm is None else self.itm(fused[-1].pooled),
+            matches=(everyone < len(keep)).long(),
+            order=order,
+            fused=fused,
+        )
 
     def _halves(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return which examples keep their true image and which take the false one."""
@@ -191,19 +199,19 @@ class _Evaluator(Evaluator):
         self.examples = ExampleScores()
 
     def update(self, meter: Meter, batch: Batch) -> None:
-        passes = self.task._passes(meter, batch)
-        if passes.matching is not None:
-            right = (passes.matching.argmax(dim=-1) == passes.matches).float()
-            order = passes.order
+        found = self.task._run(meter, batch)
+        if found.matching is not None:
+            right = (found.matching.argmax(dim=-1) == found.matches).float()
+            order = found.order
             self.examples.update(batch.image_id[order], batch.example[order], right)
-        if passes.words is not None:
-            assert batch.masked_labels is not None
-            labels = batch.masked_labels
-            hits = passes.words.argmax(dim=-1) == labels  # never where no word was masked
-            losses = _word_losses(passes.words, labels)
-            self.words.update(torch.stack([hits.float(), losses, (labels != -100).float()], dim=-1))
-            words = labels[labels != -100].bincount(minlength=meter.vocab_size)
-            self._counts(meter).update(words[None])
+        if found.words is not None and found.labels is not None:
+            labels, masked = found.labels, (found.labels != -100).float()
+            hits = found.words.argmax(dim=-1) == labels  # never where no word was masked
+            losses = _word_losses(found.words, labels)
+            self.words.update(torch.stack([hits.float(), losses, masked], dim=-1))
+            counts = torch.zeros(meter.vocab_size, device=labels.device)
+            counts = counts.scatter_add(0, labels.clamp(min=0).flatten(), masked.flatten())
+            self._counts(meter).update(counts[None])
 
     def compute(self, meter: Meter) -> dict[str, float]:
         scores = {}
@@ -232,6 +240,25 @@ class _Evaluator(Evaluator):
         if self.targets is None:
             self.targets = Sums(meter.vocab_size)
         return self.targets
+
+
+def _masked_places(batch: Batch) -> tuple[Tensor | None, Tensor]:
+    """Return M places [B,M] of each text that hold all masked words, and the labels there.
+
+    The places are None, for all of them, where the batch does not say how many are enough.
+    """
+    labels = batch.masked_labels
+    assert labels is not None
+    if batch.masked_places is None:
+        return None, labels
+    first = (labels == -100).byte().argsort(dim=1, stable=True)
+    places = first[:, : batch.masked_places]
+    return places, labels.gather(1, places)
+
+
+def _join(texts: list[TextBatch]) -> TextBatch:
+    ids, masks = [each.ids for each in texts], [each.mask for each in texts]
+    return TextBatch(torch.cat(ids), torch.cat(masks), any(each.padded for each in texts))
 
 
 def _word_losses(words: Tensor, labels: Tensor) -> Tensor:

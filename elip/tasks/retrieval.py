@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from elip.data.batch import Batch, SampleSpec, TextBatch
 from elip.model.initialise import initialise
-from elip.model.interface import EncodedImage, Fused
+from elip.model.interface import Fused, Reading
 from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
     Loss,
     Task,
-    begin_images,
+    encode_shared,
     prediction_rows,
+    prepare_pairs,
     with_reducer_loss,
 )
 from elip.tasks.gallery import Gallery
 from elip.tasks.ranking import first_hits, guesses, recalls
-from reducers.contract import EncodedText
 
 
 class Retrieval(Task):
@@ -61,23 +61,20 @@ class Retrieval(Task):
         self.rank.apply(initialise)
 
     def loss(self, meter: Meter, batch: Batch) -> Loss:
-        """Return the cross entropy of the true text among 1 + F; each image is begun once."""
+        """Return the cross entropy of the true text among 1 + F; each image is encoded once."""
         assert batch.negative_text is not None
         ids = torch.cat([batch.text.ids[:, None], batch.negative_text.ids], dim=1)
         mask = torch.cat([batch.text.mask[:, None], batch.negative_text.mask], dim=1)
         count, texts = ids.shape[:2]
         text = meter.encode_text(TextBatch(ids.flatten(0, 1), mask.flatten(0, 1)))
-        begun = begin_images(meter, batch.images[:, 0], self.training)
+        prefix = encode_shared(meter, batch.images[:, 0], self.training)
         rows = torch.arange(count, device=ids.device).repeat_interleave(texts)
-        image = meter.encode_suffix(begun.rows(rows), text)
-        fused = meter.fuse(text, image, "pooled")
+        image = prepare_pairs(meter, prefix, rows, text, self.training)
+        reading = Reading(len(rows), "pooled")
+        fused = meter.fuse_prepared(meter.prepare_text(text), image, [reading])[0]
         true = torch.zeros(count, dtype=torch.int64, device=ids.device)
-        loss = F.cross_entropy(self._rank(fused).view(count, texts), true)
+        loss = F.cross_entropy(self.score(fused).view(count, texts), true)
         return with_reducer_loss(Loss(loss), fused)
-
-    def score(self, meter: Meter, image: EncodedImage, text: EncodedText) -> Tensor:
-        """Return how well each image goes with the text beside it: [B] float32, unbounded."""
-        return self._rank(meter.fuse(text, image, "pooled"))
 
     def evaluator(self) -> Evaluator:
         """Return recalls over all pairs."""
@@ -85,15 +82,16 @@ class Retrieval(Task):
 
     def infer(self, meter: Meter, batch: Batch) -> Tensor:
         """Return the score [B] of each text beside its own image."""
-        begun = begin_images(meter, batch.images[:, 0], self.training)
+        prefix = encode_shared(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
-        return self.score(meter, meter.encode_suffix(begun, text), text)
+        return self.score(meter.fuse(text, meter.encode_suffix(prefix, text), "pooled"))
 
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
         """Return the ``score`` of each text beside its own image."""
         return prediction_rows(batch, score=self.infer(meter, batch))
 
-    def _rank(self, fused: Fused) -> Tensor:
+    def score(self, fused: Fused) -> Tensor:
+        """Return how well each image goes with the text beside it: [B] float32, unbounded."""
         assert self.rank is not None
         scores: Tensor = self.rank(fused.pooled)
         return scores[:, 0].float()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from elip.data.batch import Batch
 from elip.model.meter import Meter
-from elip.tasks.base import begin_images
+from elip.tasks.base import encode_shared
 from elip.tasks.pretrain import Pretraining
 from reducers.elip import ELIP
 from reducers.pumer import PuMer
@@ -23,7 +23,7 @@ def naive_loss(task: Pretraining, meter: Meter, batch: Batch) -> torch.Tensor:
     """Two passes that share nothing, as the reference runs them."""
 
     def encode(images, text):
-        begun = begin_images(meter, images, training=False)
+        begun = encode_shared(meter, images, training=False)
         return meter.encode_suffix(begun, text)
 
     masked = meter.encode_text(batch.masked)
@@ -93,13 +93,13 @@ def test_evaluation_keeps_the_same_examples_in_any_batch() -> None:
 def test_seeds_follow_the_pixels_in_evaluation_and_the_step_in_training() -> None:
     meter = tiny_meter(Random())
     images = batch_for(Pretraining().spec).negative_images[:, 0]
-    seeds = begin_images(meter, images, training=False).seeds
+    seeds = encode_shared(meter, images, training=False).seeds
     assert len(set(seeds.tolist())) == len(images)
-    torch.testing.assert_close(begin_images(meter, images.flip(0), False).seeds, seeds.flip(0))
+    torch.testing.assert_close(encode_shared(meter, images.flip(0), False).seeds, seeds.flip(0))
     changed = images.clone()
     changed[0, 1, 2, 3] += 1
-    assert begin_images(meter, changed, False).seeds[0] != seeds[0]
-    first, second = (begin_images(meter, images, training=True).seeds for _ in range(2))
+    assert encode_shared(meter, changed, False).seeds[0] != seeds[0]
+    first, second = (encode_shared(meter, images, training=True).seeds for _ in range(2))
     assert (first != second).all()
 
 

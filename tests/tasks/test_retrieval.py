@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elip.data.batch import Batch, TextBatch
 from elip.model.meter import Meter
-from elip.tasks.base import begin_images
+from elip.tasks.base import encode_shared
 from elip.tasks.retrieval import Retrieval
 from reducers.ats import ATS
 from reducers.contract import Reducer
@@ -51,8 +51,8 @@ def pair_by_pair(meter: Meter, task: Retrieval, batch: Batch) -> Tensor:
     for i, row in enumerate(rows):
         for t in range(len(batch)):
             text = meter.encode_text(TextBatch(batch.text.ids[[t]], batch.text.mask[[t]]))
-            begun = begin_images(meter, batch.images[[row], 0], training=False)
-            scores[i, t] = task.score(meter, meter.encode_suffix(begun, text), text)
+            begun = encode_shared(meter, batch.images[[row], 0], training=False)
+            scores[i, t] = task.score(meter.fuse(text, meter.encode_suffix(begun, text), "pooled"))
     return scores
 
 
@@ -139,8 +139,8 @@ def test_training_loss_and_gradients_equal_repeating_the_images(reducer) -> None
     ids = torch.cat([batch.text.ids[:, None], batch.negative_text.ids], 1).flatten(0, 1)
     mask = torch.cat([batch.text.mask[:, None], batch.negative_text.mask], 1).flatten(0, 1)
     text = meter.encode_text(TextBatch(ids, mask))
-    begun = begin_images(meter, batch.images[:, 0].repeat_interleave(4, dim=0), training=False)
-    scores = task.score(meter, meter.encode_suffix(begun, text), text).view(-1, 4)
+    begun = encode_shared(meter, batch.images[:, 0].repeat_interleave(4, dim=0), training=False)
+    scores = task.score(meter.fuse(text, meter.encode_suffix(begun, text), "pooled")).view(-1, 4)
     naive = F.cross_entropy(scores, torch.zeros(len(batch), dtype=torch.int64))
     shared = task.loss(meter, batch).total
     torch.testing.assert_close(shared, naive)

@@ -82,7 +82,7 @@ def batch_for(needs: SampleSpec, count: int = 6, seed: int = 0) -> Batch:
         batch = replace(
             batch, negative_text=TextBatch(false.ids.view(shape), false.mask.view(shape))
         )
-    return batch
+    return batch.trimmed()
 
 
 def take(batch: Batch, rows: list[int]) -> Batch:
@@ -97,7 +97,8 @@ def take(batch: Batch, rows: list[int]) -> Batch:
                "negative_images", "negative_text", "target")  # fmt: skip
     changed = {name: pick(getattr(batch, name)) for name in tensors}
     strings = tuple(batch.strings[row] for row in rows)
-    return replace(batch, strings=strings, keys=tuple(batch.keys[row] for row in rows), **changed)
+    keys = tuple(batch.keys[row] for row in rows)
+    return replace(batch, strings=strings, keys=keys, numbers=(), **changed)
 
 
 def _pixels(count: int, images: int, draw: torch.Generator) -> Tensor:
