@@ -89,7 +89,7 @@ def serve(given: argparse.Namespace) -> None:
             ready[kind, method] = prepare(kind, method, given)
         began = time.perf_counter()
         ready[kind, method]()
-        print(time.perf_counter() - began, file=answers, flush=True)  # noqa: T201
+        print(time.perf_counter() - began, file=answers, flush=True)
 
 
 def prepare(kind: str, method: str, given: argparse.Namespace) -> Callable[[], object]:
