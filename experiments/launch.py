@@ -1,147 +1,261 @@
-"""Carry out a grid: ``python -m experiments.launch GRID``."""
+"""Carry out a grid: ``python -m experiments.launch GRID``.
+
+The launcher itself never imports the model. A fork server imports it once; its children parse the
+grid's runs, then run them. Everything that is known of a run is in its directory, so the launcher
+can be stopped or killed at any moment: the same command goes on from there.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
-import subprocess
+import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from elip.arguments import output_folder, positive
-from experiments.attempt import acquire, holder, look, sign
-from experiments.board import Board, Estimates
-from experiments.budgets import BUDGETS_NAME
-from experiments.changed import say_changed, say_mixed
-from experiments.check import Checked
-from experiments.grid import Grid, GridError
-from experiments.grid_file import read_grid
-from experiments.local import LocalLauncher, find_slots
-from experiments.plan import Cell, build_plan, refuse_missing, select
-from experiments.show import Screen, show_end, show_plan
+from elip.record import read_record
+from experiments.grid import (
+    Cell,
+    Draft,
+    Grid,
+    GridError,
+    Stage,
+    listing,
+    read_grid,
+    run_name,
+    select,
+)
+from experiments.jobs import call, error_of, look, make_jobs
+from experiments.local import Local, find_slots
+from experiments.report import Report
+from experiments.results import TABLE_NAME, gather, score_tables, write_table
 
 _HOME = Path(__file__).resolve().parent.parent
-RUNNER = (sys.executable, str(_HOME / "run_experiment.py"))
-CHECKER = (sys.executable, "-m", "experiments.check")
-WARM = (sys.executable, "-m", "experiments.warm")
 
 
-def main(
-    arguments: Sequence[str] | None = None,
-    runner: Sequence[str] = RUNNER,
-    checker: Sequence[str] = CHECKER,
-    warm: Sequence[str] | None = WARM,
-) -> int:
+def make_plan(grid: Grid, root: Path, context: Any, worker: str) -> list[Cell]:
+    """Have every run parsed, and return the runs, each once, parents before children.
+
+    Args:
+        grid: The grid.
+        root: Folder of the grid's runs.
+        context: The multiprocessing context whose children parse.
+        worker: Module that parses and runs, `experiments.sweep`.
+
+    Raises:
+        GridError: A run is wrong; the message says which and why. Or there is none.
+    """
+    cells: dict[Path, Cell] = {}
+    by_labels: dict[tuple[str, frozenset[tuple[str, str]]], Cell] = {}
+    problems: list[tuple[str, str]] = []
+    with context.Pool(min(2, os.cpu_count() or 1)) as pool:
+        shelf = pool.apply(call, (worker, "shelf")) if grid.asks_for_shelf else []
+        for stage in grid.stages.values():
+            requests: list[tuple[Draft, Cell | None]] = []
+            for draft in grid.drafts(stage, shelf):
+                parent = None
+                if stage.after is not None:
+                    axes = grid.stages[stage.after].axes
+                    labels = draft.labels.items()
+                    wanted = frozenset(x for x in labels if axes is None or x[0] in axes)
+                    parent = by_labels.get((stage.after, wanted))
+                    if parent is None:
+                        continue  # it is left out, or wrong itself
+                requests.append((draft, parent))
+            asked = [(worker, "parse_draft", draft, _parent_id(draft, p)) for draft, p in requests]
+            parsed = pool.starmap(call, asked, chunksize=4)
+            for (draft, parent), answer in zip(requests, parsed, strict=True):
+                if isinstance(answer, str):
+                    problems.append((f"{stage.name}/{run_name(draft.labels)}", answer))
+                    continue
+                cell = plan_cell(draft, answer, parent, root)
+                # Where combinations mean the same run, the first one stands for all.
+                cell = cells.setdefault(cell.folder, cell)
+                by_labels[stage.name, frozenset(draft.labels.items())] = cell
+    if problems:
+        raise GridError(
+            f"{len(problems)} runs cannot start, so none was started:\n{listing(problems)}"
+        )
+    if not cells:
+        raise GridError(f"{grid.name} has no runs: its exclude leaves out every combination.")
+    return list(cells.values())
+
+
+def _checkpoint(parent: Cell, stage: Stage) -> Path:
+    return parent.folder / "checkpoints" / f"{stage.checkpoint}.ckpt"
+
+
+def _parent_id(draft: Draft, parent: Cell | None) -> str | None:
+    return None if parent is None else parent.run_id + ("/last" if draft.stage.checkpoint == "last" else "")
+
+
+def plan_cell(draft: Draft, parsed: Any, parent: Cell | None, root: Path) -> Cell:
+    """Return a parsed draft as a run with its directory and its parent's checkpoint."""
+    stage = draft.stage
+    name = run_name(parsed.labels)
+    folder = root / stage.name / f"{name}-{parsed.run_id}"
+    args = [stage.command, *parsed.args, f"--trainer.default_root_dir={folder}"]
+    if parent is not None:
+        args.append(f"--{stage.weights_option}={_checkpoint(parent, stage)}")
+    return Cell(
+        stage, name, parsed.labels, tuple(args), parsed.run_id, folder, parsed.stated,
+        parsed.config, parent,
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None, worker: str = "experiments.sweep") -> int:
     """Carry out a grid.
 
     Args:
         arguments: The command line's; None takes those of the process.
-        runner: How a run is started: the command line of this project.
-        checker: How all runs are parsed: `experiments.check`.
-        warm: How runs are forked on this machine: `experiments.warm`. None starts each afresh.
+        worker: Module that parses and runs.
 
     Returns:
         The exit status: 0 when every run is done, 1 when some failed or were skipped, 2 when
         nothing could start, 130 when it was stopped.
     """
-    options = _parse(arguments)
-    console = Console(soft_wrap=False)
-    # Child processes find this project wherever they are started.
+    options = _options(arguments)
+    console = Console(highlight=False)
     search = [str(_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(search)
+    os.environ["PYTHONPATH"] = os.pathsep.join(search)  # for the fork server and its children
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning takes cores from neighbours
     try:
         grid = read_grid(options.grid, options.set)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([worker])
         root = options.runs / grid.name
-        checked = _check(options.grid, options.set, root, checker)
-        plan = build_plan(grid, checked, root)
-        return _carry_out(grid, plan, root, options, runner, warm, console)
-    except KeyboardInterrupt:  # before or after the runs, which are asked to save and stop
-        console.print("Stopped. Start again to go on.")
+        plan = make_plan(grid, root, context, worker)
+        cells = select(plan, options.only)
+        if options.dry_run:
+            _show_plan(console, grid, cells)
+            return 0
+        root.mkdir(parents=True, exist_ok=True)
+        return _carry_out(grid, plan, cells, context, worker, options, console)
+    except KeyboardInterrupt:  # before or after the runs
+        console.print("Stopped. The same command goes on.")
         return 130
     except (GridError, OSError) as error:
-        console.file = sys.stderr
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 2
 
 
 def _carry_out(
     grid: Grid,
-    plan: list[Cell],
-    root: Path,
+    plan: Sequence[Cell],
+    cells: Sequence[Cell],
+    context: Any,
+    worker: str,
     options: argparse.Namespace,
-    runner: Sequence[str],
-    warm: Sequence[str] | None,
     console: Console,
 ) -> int:
-    cells = select(plan, options.only)
     slots = find_slots(options.jobs)
-    estimates = Estimates(root)
-    if options.dry_run:
-        board = Board(cells, options.retry_failed)
-        show_plan(console, grid, board, estimates, slots.count)
-        if told := say_changed(cell for cell in plan if look(cell) == "done"):
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
-        return 0
-    refuse_missing(cells)  # not of a dry run: a plan can be costed before its weights are there
-    lock = acquire(root / ".lock")
-    if lock is None:
-        who = holder(root / ".lock")
-        raise GridError(
-            f"{grid.name} is being launched already, by process {who.get('pid')} on "
-            f"{who.get('host')} since {who.get('since')}. Wait for it or stop it."
-        )
-    with lock:
-        sign(lock, os.getpid())
-        board = Board(cells, options.retry_failed)
-        # Of the whole plan, whatever --only picks: all of them stand in one table.
-        if told := say_changed(cell for cell in plan if look(cell) == "done"):
-            raise GridError(told)
-        console.print(f"{grid.name}: {len(cells)} runs, {len(board.found_done)} done before.")
+    again = ("open", "failed") if options.retry_failed else ("open",)
+    report = Report(console, cells, slots.count)
+    stages = []
+    for stage in grid.stages.values():
+        mine = [c for c in cells if c.stage is stage and report.states[c.folder] in again]
+        for cell in mine:
+            report.set(cell, "open")
+        stages.append(make_jobs(mine))
+    console.print(f"{grid.name}: {report.status()}.")
+    with report:
         if options.launcher == "slurm":
-            try:
-                from experiments.slurm import run_on_slurm
-            except ModuleNotFoundError as error:
-                raise GridError("--launcher slurm: pip install -e '.[slurm]'.") from error
-            finished = run_on_slurm(board, grid.name, root, runner, console)
+            from experiments.slurm import run_on_slurm
+
+            finished = run_on_slurm(grid.name, stages, options.runs / grid.name, worker, report)
         else:
-            with Screen(console, estimates, slots.count) as screen:
-                launcher = LocalLauncher(board, grid.name, slots, runner, screen, warm)
-                finished = launcher.run()
-        show_end(console, board, plan, root)
-        if told := say_mixed(cell for cell in plan if look(cell) == "done"):
-            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            finished = Local(context, worker, grid.name, slots, report).run(stages)
+    _show_end(console, grid, plan, cells, report, options)
     if not finished:
+        console.print("Stopped. The same command goes on.")
         return 130
-    return 0 if len(board.of("done")) == len(cells) else 1
+    return 0 if all(state == "done" for state in report.states.values()) else 1
 
 
-def _check(path: Path, sets: Sequence[str], root: Path, checker: Sequence[str]) -> list[Checked]:
-    """Have every run parsed in a child process.
+def _show_plan(console: Console, grid: Grid, cells: Sequence[Cell]) -> None:
+    shown = {cell.folder: look(cell).replace("open", "to run") for cell in cells}
+    for cell in cells:
+        console.print(Text(f"{shown[cell.folder]:7} {cell.key}"), soft_wrap=True)
+    told = ", ".join(f"{count} {state}" for state, count in Counter(shown.values()).items())
+    sweeps = [
+        job
+        for stage in grid.stages.values()
+        for job in make_jobs([c for c in cells if c.stage is stage and look(c) == "open"])
+        if len(job.cells) > 1
+    ]
+    console.print(f"{len(cells)} runs in {grid.name}: {told}.")
+    if sweeps:
+        console.print(f"{sum(len(s.cells) for s in sweeps)} of them in {len(sweeps)} sweeps.")
 
-    Raises:
-        GridError: The grid file is wrong, or the child failed.
-    """
-    command = [*checker, str(path), *(f"--set={each}" for each in sets)]
-    command.append(f"--budgets={root / BUDGETS_NAME}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip().removeprefix("error: ")
-        raise GridError(said or f"{' '.join(command)} ended with status {done.returncode}.")
-    return [Checked(**each) for each in json.loads(done.stdout)]
+
+def _show_end(
+    console: Console,
+    grid: Grid,
+    plan: Sequence[Cell],
+    cells: Sequence[Cell],
+    report: Report,
+    options: argparse.Namespace,
+) -> None:
+    """Write the table, and print scores, failures, and what to type next."""
+    root = options.runs / grid.name
+    table, left_out = gather(root)
+    write_table(table, root / TABLE_NAME)
+    records = [read_record(cell.folder) for cell in plan if look(cell) == "done"]
+    tested = [record for record in records if record.command in ("test", "validate")]
+    for scores in score_tables(tested or records):
+        console.print(scores)
+        console.print()
+    failed = [cell for cell in cells if report.states[cell.folder] == "failed"]
+    for cell in failed:
+        console.print(f"{cell.key} failed: {error_of(cell)}", style="red", soft_wrap=True)
+        console.print(f"  {cell.folder}", style="dim", soft_wrap=True)
+    for message in left_out:
+        console.print(f"left out: {message}", style="yellow", markup=False, soft_wrap=True)
+    folders = {str(cell.folder.relative_to(root)) for cell in plan}
+    if others := [name for name in table["folder"].to_pylist() if name not in folders]:
+        console.print(f"{len(others)} of the table's runs are no longer in the grid's file.")
+    console.print(f"{grid.name}: {report.status()}. Table: {root / TABLE_NAME}", soft_wrap=True)
+    command = shlex.join([*_given(options), "--retry-failed"])
+    report_to = shlex.join([str(root), "--out", str(root / "report")])
+    console.print(f"Report:  python -m analysis {report_to}", soft_wrap=True)
+    if failed:
+        console.print(f"Retry:   python -m experiments.launch {command}", soft_wrap=True)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _given(options: argparse.Namespace) -> Iterator[str]:
+    yield str(options.grid)
+    if options.launcher != "local":
+        yield f"--launcher={options.launcher}"
+    if options.jobs:
+        yield f"--jobs={options.jobs}"
+    for name in ("only", "set"):
+        yield from (f"--{name}={each}" for each in getattr(options, name))
+    if options.runs != Path("runs"):
+        yield f"--runs={options.runs}"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1.")
+    return number
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.launch", description=__doc__)
     parser.add_argument("grid", type=Path, help="grid file, see docs/grids.md")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument(
-        "--jobs", type=positive, help="runs at once (default: one a GPU, or one for two cores)"
+        "--jobs", type=_positive, help="runs at once (default: one a GPU, or one for two cores)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and what is done")
     parser.add_argument(
         "--only", action="append", default=[], metavar="FILTER",
         help="'stage/pattern*' or axis=label,...; with the runs that they start from",
@@ -149,11 +263,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--retry-failed", action="store_true", help="run failed ones again")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE",
-        help="lay an option over the grid's base, such as model.weights=PATH",
+        help="lay an option over all others, such as model.weights=PATH",
     )  # fmt: skip
-    parser.add_argument(
-        "--runs", type=output_folder, default=Path("runs"), help="folder of all runs"
-    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     return parser.parse_args(arguments)
 
 

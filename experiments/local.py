@@ -1,37 +1,26 @@
-"""Running a plan on this machine: child processes, a slot for each device or group of cores."""
+"""Running jobs on this machine: children of a fork server, a slot for each GPU or core group."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from types import FrameType
-from typing import IO, Protocol
+from typing import Any
 
-from elip.provenance import cores
-from experiments.attempt import (
-    Attempt,
-    acquire,
-    conclude,
-    error_of,
-    give_up,
-    holder,
-    lock_of,
-    log_of,
-    look,
-    prepare,
-    sign,
-)
-from experiments.board import Board
 from experiments.grid import GridError
-from experiments.plan import Cell
-from experiments.warm import Request, Warm, WarmRun
+from experiments.jobs import Job, conclude, do_job, error_of, look, now
+from experiments.report import Report, duration
 
-_POLL_SECONDS = 0.05
+_SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -49,241 +38,166 @@ class Slots:
     threads: int = 1
 
     def environment(self, taken: Sequence[int]) -> dict[str, str]:
-        """Return the environment of a process that takes these slots."""
-        # Under a cluster's variables, Lightning would take this process for one of its tasks.
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+        """Return the variables of a process that takes these slots."""
         threads = str(self.threads * len(taken))
-        keep |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        # Threads that wait by spinning take the cores from the neighbours.
-        keep |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
+        found = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self.gpus:
             mine = dict.fromkeys(self.gpus[slot % len(self.gpus)] for slot in taken)
-            keep["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        return keep
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        return found
 
 
 def find_slots(jobs: int | None) -> Slots:
-    """Return the slots of this machine.
-
-    Args:
-        jobs: Number of slots; None for one a GPU, or where there is none, one for two cores.
-    """
-    gpus = _gpus()
-    count = jobs or len(gpus) or max(1, cores() // 2)
-    return Slots(count, gpus, max(1, cores() // count))
-
-
-def _gpus() -> tuple[str, ...]:
+    """Return the slots of this machine: by default one a GPU, or without any one for two cores."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(each for each in visible.split(",") if each)
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True, text=True, check=True, timeout=30,
-        ).stdout  # fmt: skip
-        return tuple(listed.split())
-    return ()
-
-
-class Listener(Protocol):
-    """What is told of everything that happens."""
-
-    def event(self, cell: Cell, what: str) -> None:
-        """Something has happened to a run."""
-
-    def tick(self, board: Board) -> None:
-        """Time has gone by."""
+    if visible is None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+            listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+            visible = ",".join(listed.stdout.split())
+    gpus = tuple(each for each in (visible or "").split(",") if each)
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    count = jobs or len(gpus) or max(1, cores // 2)
+    return Slots(count, gpus, max(1, cores // count))
 
 
 @dataclass
 class _Running:
-    """A process at work; ``process`` is None for one that an earlier launcher had started."""
-
-    cell: Cell
+    job: Job
     slots: list[int]
-    began: float
-    attempt: Attempt | None = None
-    process: subprocess.Popen[bytes] | WarmRun | None = None
-
-    def send(self, number: signal.Signals) -> None:
-        pid = self.process.pid if self.process else holder(lock_of(self.cell)).get("pid")
-        if pid:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, number)
+    process: Any
+    share: Any
+    began: float = field(default_factory=time.monotonic)
+    started: str = field(default_factory=now)
 
 
-@dataclass
-class LocalLauncher:
-    """Carries out a plan in child processes.
+class Local:
+    """Runs jobs in children of this process, a slot each or several.
 
-    A run that is killed from outside goes on from its last checkpoint, ``restarts`` times at
-    most. On Ctrl-C, SIGTERM or SIGHUP the runs are asked to save and stop; the second time they
-    are killed. When the launcher itself is killed, its runs go on, and the next launcher waits
-    for them.
+    On Ctrl-C, SIGTERM or SIGHUP the runs are asked to save and stop; the second time they are
+    killed. When this process is killed, its runs save and stop by themselves.
 
     Args:
-        board: The plan and its state.
+        context: The multiprocessing context, with the fork server.
+        worker: Module that runs, `experiments.sweep`.
         grid: Name of the grid.
         slots: What there is to run on.
-        runner: How the command line is started.
-        listener: Is told what happens.
-        warm: How a process that forks the runs is started; None for a fresh one each time.
-        restarts: How often a run that was killed is started again.
+        report: Is told what happens.
     """
 
-    board: Board
-    grid: str
-    slots: Slots
-    runner: Sequence[str]
-    listener: Listener
-    warm: Sequence[str] | None = None
-    restarts: int = 2
-    _warm: Warm | None = None
-    _running: list[_Running] = field(default_factory=list)
-    _deaths: dict[str, int] = field(default_factory=dict)
-    _asked: int = 0
+    def __init__(self, context: Any, worker: str, grid: str, slots: Slots, report: Report) -> None:
+        self.context, self.worker, self.grid = context, worker, grid
+        self.slots, self.report = slots, report
+        self._free = list(range(slots.count))
+        self._running: list[_Running] = []
+        self._asked = 0
 
-    def run(self) -> bool:
-        """Run everything that is ready until nothing is; return False when it was stopped."""
-        self._check_sizes()
-        before = {
-            number: signal.signal(number, self._ask)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+    def run(self, stages: Sequence[Sequence[Job]]) -> bool:
+        """Run the jobs of each stage when the stage before has ended; return False if stopped."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._ask) for number in numbers}
         try:
-            self._free = list(range(self.slots.count))
-            self._adopt()
-            if self.warm and sum(cell.devices == 1 for cell in self.board.of("waiting")) > 1:
-                self._warm = Warm(self.warm, self.slots.environment([0]))
-            while self._start_ready() or self._running:
-                self.listener.tick(self.board)
-                time.sleep(_POLL_SECONDS)
-                for running in list(self._running):
-                    self._poll(running)
+            self._check_sizes(job for jobs in stages for job in jobs)
+            for jobs in stages:
+                waiting = [job for job in jobs if not self._skip(job)]
+                while (waiting and not self._asked) or self._running:
+                    while waiting and not self._asked and waiting[0].slots <= len(self._free):
+                        self._start(waiting.pop(0))
+                    wait([each.process.sentinel for each in self._running], timeout=0.5)
+                    for each in [x for x in self._running if x.process.exitcode is not None]:
+                        self._settle(each)
+                    seconds = time.monotonic()
+                    shares = [(seconds - x.began, x.share.value) for x in self._running]
+                    self.report.tick(shares)
         finally:
-            if self._warm is not None:
-                self._warm.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        self.listener.tick(self.board)
         return not self._asked
-
-    def _check_sizes(self) -> None:
-        for cell in self.board.of("waiting"):
-            if cell.devices > self.slots.count or cell.nodes > 1:
-                raise GridError(
-                    f"{cell.key} takes {cell.devices} devices on {cell.nodes} nodes, and there are "
-                    f"{self.slots.count} slots here. Give --jobs {cell.devices} or more, or use "
-                    "--launcher slurm."
-                )
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked += 1
-        for running in self._running:
-            running.send(signal.SIGTERM if self._asked == 1 else signal.SIGKILL)
+        for each in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                if self._asked == 1:
+                    each.process.terminate()
+                else:
+                    os.killpg(each.process.pid, signal.SIGKILL)
 
-    def _adopt(self) -> None:
-        for cell in self.board.of("waiting"):
-            if not lock_of(cell).exists():
-                continue
-            lock = acquire(lock_of(cell))
-            if lock is not None:
-                lock.close()
-                continue
-            taken = [self._free.pop(0) for _ in range(min(cell.devices, len(self._free)))]
-            self._running.append(_Running(cell, taken, time.monotonic()))
-            self.board.set(cell, "running")
-            self.listener.event(cell, "still runs, from an earlier launcher")
-
-    def _start_ready(self) -> bool:
-        """Start what there are slots for; return whether anything could start later."""
-        if self._asked:
+    def _skip(self, job: Job) -> bool:
+        parent = job.cells[0].parent
+        if parent is None or look(parent) == "done":
             return False
-        ready = self.board.ready()
-        for cell in ready:
-            if self._asked or cell.devices > len(self._free):
-                break
-            self._start(cell, [self._free.pop(0) for _ in range(cell.devices)])
-        return bool(ready)
+        if not self._asked:
+            for cell in job.cells:
+                self.report.set(cell, "skipped")
+                self.report.say(f"{cell.key} skipped: {parent.key} is not done", "yellow")
+        return True
 
-    def _start(self, cell: Cell, taken: list[int]) -> None:
-        lock = acquire(lock_of(cell))
-        if lock is None:  # somebody runs it by another launcher
-            self._running.append(_Running(cell, taken, time.monotonic()))
-            self.board.set(cell, "running")
-            return
-        attempt = prepare(cell, self.grid)
-        process = self._spawn(attempt, lock, taken)
-        self._running.append(_Running(cell, taken, time.monotonic(), attempt, process))
-        if self._asked:  # while it was starting, when nobody could hand the signal on to it
-            self._running[-1].send(signal.SIGTERM)
-        self.board.set(cell, "running")
-        self.listener.event(cell, "goes on" if "--ckpt_path" in attempt.arguments else "starts")
+    def _check_sizes(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if job.slots > self.slots.count or job.cells[0].nodes > 1:
+                raise GridError(
+                    f"{job.title} takes {job.slots} devices on {job.cells[0].nodes} nodes; there "
+                    f"are {self.slots.count} slots here. Give --jobs {job.slots}, or --launcher "
+                    "slurm."
+                )
 
-    def _spawn(
-        self, attempt: Attempt, lock: IO[str], taken: list[int]
-    ) -> subprocess.Popen[bytes] | WarmRun:
-        environment = self.slots.environment(taken)
-        # Several devices are Lightning's to start, which begins the command line anew for each.
-        if self._warm is not None and attempt.cell.devices == 1:
-            lock.close()  # the run takes it
-            paths = str(log_of(attempt.cell)), str(lock_of(attempt.cell))
-            run = self._warm.start(Request(attempt.arguments, environment, *paths))
-            if run is not None:
-                return run
-            again = acquire(lock_of(attempt.cell))
-            assert again is not None
-            lock = again
-        with lock, log_of(attempt.cell).open("ab") as log:
-            process = subprocess.Popen(
-                [*self.runner, *attempt.arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment,
-                pass_fds=(lock.fileno(),),  # the run itself holds its lock from here on
-                start_new_session=True,  # Ctrl-C is the launcher's to hand on
-            )  # fmt: skip
-            sign(lock, process.pid)
-        return process
+    def _start(self, job: Job) -> None:
+        taken = [self._free.pop(0) for _ in range(job.slots)]
+        share = self.context.Value("d", 0.0, lock=False)
+        arguments = (self.worker, self.grid, job, self.slots.environment(taken), share)
+        process = self.context.Process(target=_work, args=arguments, name=job.title)
+        process.start()
+        self._running.append(_Running(job, taken, process, share))
+        if self._asked:  # while it was being started, when nobody could hand the signal on
+            process.terminate()
+        for cell in job.cells:
+            self.report.set(cell, "running")
 
-    def _poll(self, running: _Running) -> None:
-        if running.process is None:
-            lock = acquire(lock_of(running.cell))
-            if lock is None:
-                return
-            lock.close()
-            seen = look(running.cell)
-        else:
-            status = running.process.poll()
-            if status is None:
-                return
-            running.send(signal.SIGKILL)  # loader processes that outlived it would keep the lock
-            assert running.attempt is not None
-            seen = conclude(running.attempt, status, time.monotonic() - running.began)
-        self._running.remove(running)
-        self._free = sorted([*self._free, *running.slots])
-        self._settle(running.cell, seen)
+    def _settle(self, ended: _Running) -> None:
+        self._running.remove(ended)
+        self._free = sorted([*self._free, *ended.slots])
+        with contextlib.suppress(ProcessLookupError):  # loaders that outlived it
+            os.killpg(ended.process.pid, signal.SIGKILL)
+        seconds = time.monotonic() - ended.began
+        for cell in ended.job.cells:
+            try:
+                status, stopped = ended.process.exitcode, self._asked > 0
+                state = conclude(cell, ended.started, status, ended.job.log, stopped)
+            except OSError as error:  # a full disk, for instance: the next launch tries again
+                self.report.say(f"{cell.key} left no record: {error}", "red")
+                state = "failed"
+            self.report.set(cell, state)
+            if state == "done":
+                self.report.seconds[cell.stage.name].append(seconds / len(ended.job.cells))
+            elif state == "failed":
+                self.report.say(f"{cell.key} failed: {error_of(cell).splitlines()[0]}", "red")
+        done = sum(look(cell) == "done" for cell in ended.job.cells)
+        what = "done" if done else "stopped" if self._asked else "ended"
+        if done or self._asked:
+            self.report.say(f"{ended.job.title} {what} after {duration(seconds)}")
 
-    def _settle(self, cell: Cell, seen: str) -> None:
-        if seen == "open":
-            deaths = self._deaths[cell.id] = self._deaths.get(cell.id, 0) + 1
-            if self._asked:
-                self.board.set(cell, "stopped")
-                self.listener.event(cell, "stopped; start again to go on")
-                return
-            if deaths <= self.restarts:
-                self.board.set(cell, "waiting")
-                self.listener.event(cell, "was killed from outside; it is started again")
-                return
-            give_up(
-                cell,
-                f"{error_of(cell).rstrip('.')}, {deaths} times in a row. Where memory runs out, "
-                "the system kills: fewer --jobs or a smaller batch help.",
-            )
-            seen = "failed"
-        self.board.set(cell, "done" if seen == "done" else "failed")
-        first = error_of(cell).splitlines()[0] if seen == "failed" else ""
-        self.listener.event(cell, f"failed: {first}" if first else "done")
-        for skipped in self.board.skip_orphans():
-            assert skipped.parent is not None
-            self.listener.event(skipped, f"skipped, since {skipped.parent.key} failed")
+
+def _work(worker: str, grid: str, job: Job, environment: dict[str, str], share: Any) -> None:
+    """Do a job in a child process: its output goes to its log, its exit status says how it went."""
+    os.setsid()  # Ctrl-C is the launcher's to hand on
+    os.environ.update(environment)
+    for name in [x for x in os.environ if x.startswith(("SLURM_", "SBATCH_"))]:
+        del os.environ[name]  # Lightning would take this process for a cluster's
+    _stop_with_parent()
+    sys.exit(do_job(worker, grid, job, share))
+
+
+def _stop_with_parent() -> None:
+    """Ask this process to save and stop when the launcher dies; kill it where it does not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_SAVE_SECONDS)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

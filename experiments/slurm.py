@@ -1,38 +1,100 @@
-"""Running a plan on a SLURM cluster, through submitit: one job array a stage.
+"""Running a grid on a SLURM cluster, through submitit: one job array a stage.
 
-What became of a run is read from its record; the queue is asked only whether a run is still in it.
+What became of a run is read from its record; the queue is asked only whether a job is still in it.
 So no accounting is needed, and the launcher can be stopped and started at any time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shlex
+import signal
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import submitit
-from rich.console import Console
-from rich.text import Text
 
-from experiments.attempt import clear, error_of, look
-from experiments.board import Board, Phase
-from experiments.grid import GridError
-from experiments.plan import Cell
-from experiments.slurm_job import Job
+from elip.files import whole_file
+from experiments.grid import Cell, GridError
+from experiments.jobs import Job, conclude, do_job, error_of, look, now
+from experiments.report import Report
 
 _POLL_SECONDS = 2.0
+_MISSED = 3  # a record may reach this machine after its job has left the queue
+_GRACE_SECONDS = 120.0
+_HOME = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class ClusterJob:
+    """A job on a node of the cluster; submitit calls it, in one process a device.
+
+    Attributes:
+        worker: Module that runs.
+        grid: Name of the grid.
+        job: What is to be done.
+    """
+
+    worker: str
+    grid: str
+    job: Job
+
+    def __call__(self) -> None:
+        """Do the job. When the cluster takes the node back, save, queue again, and go on later.
+
+        Raises:
+            RuntimeError: A run failed, or what it starts from is not done.
+        """
+        cells = [cell for cell in self.job.cells if look(cell) != "done"]
+        parent = self.job.cells[0].parent
+        if parent is not None and look(parent) != "done":
+            raise RuntimeError(f"{parent.key} is not done, and {self.job.title} needs it.")
+        if not cells:
+            return
+        environment, told = dict(os.environ), list[int]()
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            if not told:
+                told.append(number)
+                signal.raise_signal(signal.SIGTERM)  # the run saves and stops
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGUSR2, leave)
+        if cells[0].devices * cells[0].nodes == 1:
+            # One process needs no cluster; what Lightning takes from these would mislead it.
+            for name in [each for each in os.environ if each.startswith("SLURM_")]:
+                del os.environ[name]
+        leads = environment.get("SLURM_PROCID", "0") == "0"
+        started, status = now(), 1
+        with contextlib.suppress(KeyboardInterrupt):
+            status = do_job(self.worker, self.grid, Job(tuple(cells)), leads=leads)
+        if told and leads:
+            array = environment.get("SLURM_ARRAY_JOB_ID")
+            own = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else None
+            command = ["scontrol", "requeue", own or environment["SLURM_JOB_ID"]]
+            subprocess.run(command, check=True, env=environment)
+        if told:
+            time.sleep(_GRACE_SECONDS)  # until the cluster ends this process
+        if leads:
+            for cell in cells:
+                if conclude(cell, started, status, self.job.log) != "done":
+                    raise RuntimeError(f"{cell.key}: {error_of(cell)}")
 
 
 def run_on_slurm(
-    board: Board, grid: str, root: Path, runner: Sequence[str], console: Console
+    grid: str, stages: Sequence[Sequence[Job]], root: Path, worker: str, report: Report
 ) -> bool:
     """Queue what is to be run, and watch it until it is done; return False when stopped before.
 
-    Runs that an earlier launcher has queued are watched, not queued again.
+    Jobs that an earlier launcher has queued are watched, not queued again.
 
     Raises:
         GridError: There is no SLURM here.
@@ -40,88 +102,81 @@ def run_on_slurm(
     queue = _queue()
     if queue is None:
         raise GridError("--launcher slurm: squeue does not answer. Start this on a login node.")
-    jobs = _submit(board, grid, root, tuple(runner), queue)
-    console.print(f"{len(jobs)} runs are in the queue. Ctrl-C leaves them there.")
-    missed: dict[str, int] = defaultdict(int)
+    jobs = _submit(grid, stages, root, worker, queue)
+    report.say(f"{len(set(jobs.values()))} jobs are in the queue; Ctrl-C leaves them there")
+    cells = [cell for stage in stages for job in stage for cell in job.cells]
+    missed: dict[Path, int] = defaultdict(int)
     try:
-        while board.of("waiting") or board.of("running"):
+        while waiting := [c for c in cells if report.states[c.folder] in ("open", "running")]:
+            report.tick()
             time.sleep(_POLL_SECONDS)
             queue = _queue()
-            if queue is None:  # busy; asked again the next time
-                continue
-            for cell in [*board.of("waiting"), *board.of("running")]:
-                _update(board, cell, queue.get(jobs.get(cell.id, "")), missed, console)
+            if queue is not None:  # else busy; asked again the next time
+                for cell in waiting:
+                    _update(cell, queue.get(jobs[cell.run_id]), missed, report)
     except KeyboardInterrupt:
-        console.print("The jobs go on. Start again to watch them; scancel stops them.")
+        report.say("The jobs go on. The same command watches them again; scancel stops them.")
         return False
-    return not board.of("stopped")
+    return all(report.states[cell.folder] != "stopped" for cell in cells)
 
 
-def _update(
-    board: Board, cell: Cell, state: str | None, missed: dict[str, int], console: Console
-) -> None:
-    def tell(what: str) -> None:
-        clock = time.strftime("%H:%M:%S")
-        console.print(Text(f"{clock} {cell.key}: {what}"), soft_wrap=True)
-
-    if board.phase[cell.id] == "skipped":  # since its parent failed, just now
-        return
+def _update(cell: Cell, state: str | None, missed: dict[Path, int], report: Report) -> None:
     seen = look(cell)
+    parent = cell.parent and report.states.get(cell.parent.folder)
     if seen == "done":
-        board.set(cell, "done")
-        tell("done")
+        report.set(cell, "done")
+        report.say(f"{cell.key} done")
     elif seen == "failed":
-        board.set(cell, "failed")
-        tell(f"failed: {error_of(cell).splitlines()[0]}")
-        for skipped in board.skip_orphans():
-            console.print(f"{skipped.key}: skipped, since {cell.key} failed", soft_wrap=True)
+        report.set(cell, "failed")
+        report.say(f"{cell.key} failed: {error_of(cell).splitlines()[0]}", "red")
+    elif parent in ("failed", "skipped", "stopped"):
+        assert cell.parent is not None
+        report.set(cell, "skipped")
+        report.say(f"{cell.key} skipped: {cell.parent.key} is not done", "yellow")
     elif state is not None:
-        missed[cell.id] = 0
-        phase: Phase = "waiting" if state == "PENDING" else "running"
-        if board.phase[cell.id] != phase:
-            board.set(cell, phase)
-            tell("starts" if phase == "running" else "is queued again")
+        missed[cell.folder] = 0
+        report.set(cell, "open" if state == "PENDING" else "running")
     else:
-        # A record may reach this machine after the job has left the queue.
-        missed[cell.id] += 1
-        if missed[cell.id] >= 3:
-            board.set(cell, "stopped")
-            tell("left the queue without a result; start again to go on")
+        missed[cell.folder] += 1
+        if missed[cell.folder] >= _MISSED:
+            report.set(cell, "stopped")
+            report.say(f"{cell.key} left the queue without a result; the same command goes on")
 
 
 def _submit(
-    board: Board, grid: str, root: Path, runner: tuple[str, ...], queue: dict[str, str]
+    grid: str,
+    stages: Sequence[Sequence[Job]],
+    root: Path,
+    worker: str,
+    queue: dict[str, str],
 ) -> dict[str, str]:
-    """Queue the waiting runs by stage and size, and return the job of each by the run's id."""
-    jobs: dict[str, str] = {}
-    groups: dict[tuple[str, int, int], list[Cell]] = defaultdict(list)
-    for cell in board.of("waiting"):
-        known = _job_of(cell)
-        if known in queue:
-            jobs[cell.id] = known
-        else:
-            groups[cell.stage.name, cell.nodes, cell.devices].append(cell)
-    for cells in groups.values():
-        # Parents stand before their children in the plan, so their jobs are known by now.
-        parents = {
-            jobs[c.parent.id].split("_")[0] for c in cells if c.parent and c.parent.id in jobs
-        }
-        executor = _executor(cells[0], grid, root, sorted(parents))
-        for cell in cells:
-            clear(cell)
-        with executor.batch():
-            queued = [executor.submit(Job(cell, grid, runner)) for cell in cells]
-        for cell, job in zip(cells, queued, strict=True):
-            jobs[cell.id] = job.job_id
-            (cell.folder / "job.json").write_text(json.dumps({"job": job.job_id}))
+    """Queue jobs by stage and size, and return the cluster's job of each run by its run id."""
+    book = root / ".slurm" / "jobs.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(book.read_text(encoding="utf-8"))
+    jobs = {run: job for run, job in known.items() if job in queue}
+    for stage in stages:
+        groups: dict[tuple[int, int], list[Job]] = defaultdict(list)
+        for job in stage:
+            if job.cells[0].run_id not in jobs:
+                groups[job.cells[0].nodes, job.cells[0].devices].append(job)
+        for group in groups.values():
+            parents = {job.cells[0].parent.run_id for job in group if job.cells[0].parent}
+            arrays = {jobs[run].split("_")[0] for run in parents if run in jobs}
+            executor = _executor(group[0].cells[0], grid, root, sorted(arrays))
+            with executor.batch():
+                queued = [executor.submit(ClusterJob(worker, grid, job)) for job in group]
+            for job, handle in zip(group, queued, strict=True):
+                jobs |= {cell.run_id: handle.job_id for cell in job.cells}
+            with whole_file(book) as temporary:
+                temporary.write_text(json.dumps(jobs), encoding="utf-8")
     return jobs
 
 
-def _executor(cell: Cell, grid: str, root: Path, parents: Sequence[str]) -> Any:
+def _executor(cell: Cell, grid: str, root: Path, after: Sequence[str]) -> Any:
     resources = cell.stage.resources
-    # A run may meet its time limit as often as it takes: it goes on each time.
-    executor = submitit.AutoExecutor(root / ".slurm", cluster="slurm", slurm_max_num_timeout=1000)
-    home = Path(__file__).resolve().parent.parent
+    executor = submitit.AutoExecutor(root.resolve() / ".slurm", cluster="slurm")
     asked = {
         "name": f"{grid}-{cell.stage.name}",
         "timeout_min": resources.minutes,
@@ -132,10 +187,10 @@ def _executor(cell: Cell, grid: str, root: Path, parents: Sequence[str]) -> Any:
         "gpus_per_node": (cell.devices if resources.gpus is None else resources.gpus) or None,
         "slurm_partition": resources.partition,
         "slurm_array_parallelism": resources.throttle,
-        "slurm_dependency": "afterany:" + ":".join(parents) if parents else None,
+        "slurm_dependency": "afterany:" + ":".join(after) if after else None,
         "slurm_additional_parameters": {"requeue": True},
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
-        "slurm_setup": [f"export PYTHONPATH={home}:$PYTHONPATH"],
+        "slurm_setup": list(_setup(resources.cpus)),
     }
     executor.update_parameters(
         **{name: value for name, value in asked.items() if value is not None}
@@ -143,20 +198,18 @@ def _executor(cell: Cell, grid: str, root: Path, parents: Sequence[str]) -> Any:
     return executor
 
 
+def _setup(threads: int) -> Iterator[str]:
+    yield f"export PYTHONPATH={shlex.quote(str(_HOME))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    yield f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE"
+    yield "export PYTHONUNBUFFERED=1"
+
+
 def _queue() -> dict[str, str] | None:
     """Return the state of every job of this user that is in the queue; None when it is not told."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
     try:
-        listed = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i %T"],
-            capture_output=True, text=True, check=True, timeout=60,
-        ).stdout  # fmt: skip
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
-    return dict(line.split(maxsplit=1) for line in listed.splitlines() if line.strip())
-
-
-def _job_of(cell: Cell) -> str:
-    try:
-        return str(json.loads((cell.folder / "job.json").read_text(encoding="utf-8"))["job"])
-    except (OSError, ValueError, KeyError):
-        return ""
+    lines = listed.stdout.splitlines()
+    return dict(line.split(maxsplit=1) for line in lines if line.strip())

@@ -15,9 +15,8 @@ from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
 from elip.tasks.pretrain import Pretraining
-from experiments.budgets import BUDGETS_NAME, Budgets
-from experiments.check import check
-from experiments.grid_file import read_grid
+from experiments.grid import read_grid
+from experiments.sweep import match_budget, parse_draft
 from reducers import shelf
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +64,9 @@ def test_out_of_reach_is_an_error_with_the_range(gflops: float) -> None:
 
 
 @pytest.mark.parametrize("value", [{}, {"gflops": 0}, {"latency_ms": 1}, 35, {"gflops": "35"}])
-def test_no_budget(value: object, tmp_path: Path) -> None:
-    resolved = {"model": dict.fromkeys(("task", "reducer", "meter", "schedule")),
-                "data": {"datasets": "shapes"}}  # fmt: skip
-    with pytest.raises(BudgetError, match=r"is no budget; give \{gflops: NUMBER\}"):
-        Budgets(tmp_path / BUDGETS_NAME).counts(value, resolved)
+def test_no_budget(value: object) -> None:
+    with pytest.raises(ValueError, match=r"give \{gflops: NUMBER\}"):
+        match_budget(value, {})
 
 
 def test_a_grid_asks_for_a_budget(tmp_path: Path) -> None:
@@ -78,15 +75,16 @@ def test_a_grid_asks_for_a_budget(tmp_path: Path) -> None:
     large, small = (round(share * full, 5) for share in (0.9, 0.8))
     (tmp_path / "g.yaml").write_text(
         f"base: {ROOT}/experiments/elip_0.7.yaml\n"
-        f"set: {{data.root: {tmp_path}/data, model.meter: {SIZES}}}\n"
+        f"set: {{data.root: {tmp_path}/data, model.meter: {SIZES}, model.image_weights: null}}\n"
         "axes:\n"
         "  reducer: [Identity, Random]\n"
         f"  budget: [{{gflops: {large}}}, {{gflops: {small}}}, {{gflops: 35}}]\n"
         "stages: {fit: {}}\n"
     )
-    checked = list(check(read_grid(tmp_path / "g.yaml"), tmp_path / BUDGETS_NAME))
-    reduced = [each for each in checked if each.labels["reducer"] == "Random"]
-    assert [each.problem for each in checked].count(None) == 5
-    assert "cannot cost 35 GFLOPs" in str(reduced[2].problem)
-    kept = [each.config["model"]["schedule"]["counts"] for each in reduced[:2]]
-    assert kept[0] > kept[1]
+    grid = read_grid(tmp_path / "g.yaml")
+    parsed = [parse_draft(draft, None) for draft in grid.drafts(grid.stages["fit"], [])]
+    assert "cannot cost 35 GFLOPs" in str(parsed.pop())
+    assert not any(isinstance(each, str) for each in parsed), parsed
+    kept = [each.config["model"]["schedule"]["keep_ratio"] for each in parsed]
+    assert kept[:3] == [1.0, 1.0, 1.0]  # no reduction
+    assert 1 > kept[3] > kept[4]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-
 from experiments.attempt import acquire
+
 from experiments.results import gather
 from tests.experiments.test_launch import CHANGING, ROOT, attempts, record_of, write
 

@@ -1,0 +1,235 @@
+"""A job of a grid: what one process does. How it starts, and what it has left on disk.
+
+All that is known of a run is in its directory, so launchers can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from elip.files import set_aside
+from elip.identity import METHOD_OPTIONS, without
+from elip.record import RECORD_NAME, Record, RecordError, read_record, write_record
+from experiments.grid import Cell, Stage
+
+State = Literal["open", "done", "failed"]
+
+_TAIL_LINES = 40
+_TAIL_BYTES = 20_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does: one run, or a sweep of runs that share all but the method."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of its runs."""
+        return self.cells[0].stage
+
+    @property
+    def slots(self) -> int:
+        """How many slots of this machine it takes."""
+        return self.cells[0].devices
+
+    @property
+    def log(self) -> Path:
+        """The file that takes all its output."""
+        first = self.cells[0].folder
+        return first / "log.txt" if len(self.cells) == 1 else first.with_name(f"{first.name}.log")
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        more = len(self.cells) - 1
+        return self.cells[0].key + (f" and {more} more in one sweep" if more else "")
+
+
+def make_jobs(cells: Sequence[Cell]) -> list[Job]:
+    """Group runs of one stage into jobs.
+
+    Runs that train nothing, start from the same weights and differ only in reducer and schedule are
+    one sweep.
+    """
+    groups: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        trainer = cell.config.get("trainer", {})
+        own = any(not isinstance(trainer.get(x), bool | None) for x in ("callbacks", "logger"))
+        alone = cell.stage.command == "fit" or cell.devices * cell.nodes > 1 or own
+        shared = [str(cell.parent and cell.parent.folder), without(cell.stated, METHOD_OPTIONS)]
+        groups[str(cell.folder) if alone else json.dumps(shared, default=str)].append(cell)
+    return [Job(tuple(group)) for group in groups.values()]
+
+
+def look(cell: Cell) -> State:
+    """Return what a run's record says: done, failed, or still to be run."""
+    if not (cell.folder / RECORD_NAME).exists():
+        return "open"
+    try:
+        status = read_record(cell.folder).status
+    except RecordError:
+        return "failed"
+    states: dict[str, State] = {"completed": "done", "failed": "failed"}
+    return states.get(status, "open")
+
+
+def error_of(cell: Cell) -> str:
+    """Return the error of a failed run, or what is wrong with its record."""
+    try:
+        return read_record(cell.folder).error or "no error was recorded"
+    except RecordError as error:
+        return str(error)
+
+
+def start_arguments(cell: Cell, leads: bool = True) -> list[str]:
+    """Return how to start a run: on from its last checkpoint, if it has one.
+
+    An older record is kept under a number, so that it cannot be taken for this attempt's.
+    """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    if leads:
+        set_aside(cell.folder / RECORD_NAME)
+    args = list(cell.args)
+    if cell.stage.command == "fit" and (cell.folder / "checkpoints" / "last.ckpt").is_file():
+        args.append("--ckpt_path=last")
+    return args
+
+
+def conclude(cell: Cell, started: str, status: int, log: Path, stopped: bool = False) -> State:
+    """See to it that a run that failed has a record, with the end of its log.
+
+    Args:
+        cell: The run.
+        started: When it was started, ISO 8601.
+        status: Exit status of its process; negative for the signal that ended it.
+        log: Its log.
+        stopped: Whether it was asked to stop; then it is no failure to leave no record.
+    """
+    state = look(cell)
+    if state == "done":
+        return state
+    tail = _tail(log)
+    try:
+        record = read_record(cell.folder)
+    except RecordError:
+        if stopped or status == -signal.SIGTERM:
+            return "open"
+        error = f"The process ended with status {status} and without a record."
+        if status < 0:
+            name = signal.Signals(-status).name
+            error = f"Killed by {name}."
+            if name == "SIGKILL":
+                error += " Out of memory? Fewer --jobs or a smaller batch help."
+        record = _stand_in(cell, started, error)
+    if record.status == "failed" and not record.log_tail:
+        record = record.model_copy(update={"log_tail": tail})
+    write_record(record, cell.folder)
+    return look(cell)
+
+
+def _stand_in(cell: Cell, started: str, error: str) -> Record:
+    """Return the record of a run whose process died before it could leave one."""
+    model, data = cell.config.get("model", {}), cell.config.get("data", {})
+    names = data.get("datasets") or []
+    kinds = {
+        name: str((given or {}).get("class_path", given) if isinstance(given, dict) else given)
+        for name, given in (("task", model.get("task")), ("reducer", model.get("reducer")))
+    }
+    return Record(
+        name=cell.folder.name,
+        run_id=cell.run_id,
+        command=cell.stage.command,
+        status="failed",
+        started=started,
+        ended=now(),
+        protocol="unknown",
+        protocol_options={},
+        stated_config=cell.stated,
+        config=cell.config,
+        task=kinds["task"].rsplit(".", 1)[-1],
+        datasets=(names,) if isinstance(names, str) else tuple(names),
+        reducer=kinds["reducer"].rsplit(".", 1)[-1].replace("None", "Identity"),
+        seed=cell.config.get("seed_everything"),
+        error=error,
+        notes=("Written by the launcher: the process left no record.",),
+        grid=cell.folder.parents[1].name,
+        stage=cell.stage.name,
+        axes=cell.labels,
+    )
+
+
+def _tail(log: Path) -> tuple[str, ...]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(text.splitlines()[-_TAIL_LINES:])
+
+
+def now() -> str:
+    """Return date and time in UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def do_job(worker: str, grid: str, job: Job, share: Any = None, leads: bool = True) -> int:
+    """Do a job in this process, and return its exit status.
+
+    Args:
+        worker: Module that runs, `experiments.sweep`.
+        grid: Name of the grid.
+        job: The job.
+        share: Shared number that is told how much is done, in [0, 1].
+        leads: Whether this is the first of its processes; only that one touches older files.
+    """
+    arguments = [start_arguments(cell, leads) for cell in job.cells]
+    log_file = job.log if leads else job.log.with_suffix(f".{os.getpid()}.txt")
+    with log_file.open("ab", buffering=0) as log:
+        log.write(f"=== {now()} {shlex.join(arguments[0])}\n".encode())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if len(job.cells) > 1:
+        status: int = call(worker, "sweep", grid, job.cells, arguments, share)
+        return status
+    cell = job.cells[0]
+    run = {"args": arguments[0], "grid": grid, "stage": cell.stage.name, "axes": cell.labels}
+    # Lightning starts a process for each device by starting the same command again, so it must be a
+    # command of its own. A cluster has started all of them.
+    if cell.devices > 1 and "SLURM_PROCID" not in os.environ:
+        return _run_as_command(worker, run)
+    status = call(worker, "run", **run)
+    return status
+
+
+def _run_as_command(worker: str, run: dict[str, Any]) -> int:
+    text = json.dumps({"worker": worker, "run": run})
+    process = subprocess.Popen([sys.executable, "-m", "experiments.jobs", text])
+    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    return process.wait()
+
+
+def call(worker: str, name: str, *args: Any, **options: Any) -> Any:
+    """Call a function of a worker module."""
+    return getattr(importlib.import_module(worker), name)(*args, **options)
+
+
+if __name__ == "__main__":
+    told = json.loads(sys.argv[1])
+    sys.exit(call(told["worker"], "run", **told["run"]))
