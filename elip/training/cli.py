@@ -11,8 +11,8 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -141,6 +141,10 @@ class ParsedRun:
         return shlex.join(words)
 
 
+Around = Callable[[ParsedRun, Trainer, MeterModule], AbstractContextManager[None]]
+"""What is entered around a run, with all that it is made of."""
+
+
 class UsageError(SystemExit):
     """What was asked for cannot be; `message` says why, and what would be right."""
 
@@ -183,6 +187,7 @@ def run(
     grid: str | None = None,
     stage: str | None = None,
     axes: Mapping[str, str] | None = None,
+    around: Around | None = None,
 ) -> int:
     """Run a command line and return its exit status; mistakes are one message on stderr.
 
@@ -191,13 +196,14 @@ def run(
         grid: Name of the grid that the run is a cell of; its launcher looks after the directory.
         stage: Stage of that grid.
         axes: Label of the cell on each axis.
+        around: Is entered when all is built, around the command itself.
     """
     _quiet()
     try:
         config, plain, stated = _parse(args)
         parsed = _resolve(config, plain, stated, args, None)
         labels = {"grid": grid, "stage": stage, "axes": dict(axes or {})}
-        return _execute(parsed, config, labels)
+        return _execute(parsed, config, labels, around or (lambda *built: nullcontext()))
     except UsageError as error:
         return _say(error.message)
     except (DataError, CheckpointError, ContractError, LossError, OSError) as error:
@@ -554,7 +560,9 @@ def _class_name(given: Any) -> str | None:
 # ------------------------------------------------------------------------------------- running
 
 
-def _execute(parsed: ParsedRun, config: Namespace, labels: dict[str, Any]) -> int:
+def _execute(
+    parsed: ParsedRun, config: Namespace, labels: dict[str, Any], around: Around
+) -> int:
     """Build data, model and trainer, and run the command."""
     command, given = parsed.command, config[parsed.command]
     seed_everything(parsed.config["seed_everything"], workers=True, verbose=False)
@@ -576,7 +584,8 @@ def _execute(parsed: ParsedRun, config: Namespace, labels: dict[str, Any]) -> in
     more = {} if command == "fit" else {"verbose": False}
     if command == "predict":
         more = {"return_predictions": False}  # `Predictions` writes them
-    with _directory(parsed, trainer, labels["grid"] is not None):
+    in_grid = labels["grid"] is not None
+    with hold_directory(parsed, trainer, in_grid), around(parsed, trainer, module):
         getattr(trainer, command)(
             module, datamodule=data, ckpt_path=parsed.checkpoint, weights_only=True, **more
         )
@@ -590,7 +599,7 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
         ValueError: Its options do not fit this machine.
     """
     command, options = parsed.command, dict(built.trainer)
-    callbacks: list[Callback] = [recorder, ContractGuard()]
+    callbacks = scoring_callbacks(parsed, recorder)
     checkpoints = None
     asked = options["callbacks"] or []
     asked = list(asked) if isinstance(asked, list | tuple) else [asked]
@@ -602,10 +611,8 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
             callbacks.append(LearningRateMonitor(logging_interval="step"))
     else:
         options["enable_checkpointing"] = False
-    if command == "predict" and not any(isinstance(each, Predictions) for each in asked):
-        callbacks.append(Predictions())
-    if command == "test":
-        callbacks.append(TestPredictions())
+    if any(isinstance(each, Predictions) for each in asked):  # with options of their own
+        callbacks = [each for each in callbacks if not isinstance(each, Predictions)]
     theirs = any(isinstance(each, ProgressBar) for each in asked)
     if options["enable_progress_bar"] is not False and CONSOLE.is_terminal and not theirs:
         callbacks.append(Progress(checkpoints))
@@ -631,6 +638,12 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
     return trainer
+
+
+def scoring_callbacks(parsed: ParsedRun, recorder: Recorder) -> list[Callback]:
+    """Return the callbacks of every run that is scored."""
+    more: dict[str, list[Callback]] = {"predict": [Predictions()], "test": [TestPredictions()]}
+    return [recorder, ContractGuard(), *more.get(parsed.command, [])]
 
 
 def _loggers(parsed: ParsedRun, given: Any) -> list[Logger]:
@@ -662,7 +675,7 @@ def _accumulated(config: Mapping[str, Any], processes: int) -> int:
 
 
 @contextmanager
-def _directory(parsed: ParsedRun, trainer: Trainer, in_grid: bool) -> Iterator[None]:
+def hold_directory(parsed: ParsedRun, trainer: Trainer, in_grid: bool) -> Iterator[None]:
     """Hold the run directory for as long as the run lives.
 
     An older run that lies there is moved aside, unless this one continues it or a grid's launcher

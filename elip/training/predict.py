@@ -72,8 +72,14 @@ class Predictions(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the fusion for the first images."""
         assert isinstance(pl_module, MeterModule)
+        meter, own = pl_module.meter, pl_module.meter.reducer
+
+        def listen(fused: Fused) -> None:
+            if meter.reducer is own:  # a sweep runs others in turn
+                self._fused.append(fused)
+
         if trainer.is_global_zero and self._left:
-            self._hook = pl_module.meter.on_fused(self._fused.append)
+            self._hook = meter.on_fused(listen)
 
     def on_predict_batch_end(
         self,
