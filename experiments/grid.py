@@ -268,7 +268,10 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
         option, equals, text = each.partition("=")
         if not (option and equals):
             raise GridError(f"--set {each}: give option=value.")
-        last[option] = yaml.safe_load(text)
+        try:
+            last[option] = yaml.load(text, _UniqueKeys)  # noqa: S506  (is safe)
+        except yaml.YAMLError as error:
+            raise GridError(f"--set {each}: the value is no YAML: {error}") from error
     return Grid(path.stem, axes, exclude, stages, file.base, file.set, last)
 
 

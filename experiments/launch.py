@@ -93,7 +93,10 @@ def _checkpoint(parent: Cell, stage: Stage) -> Path:
 
 
 def _parent_id(draft: Draft, parent: Cell | None) -> str | None:
-    return None if parent is None else parent.run_id + ("/last" if draft.stage.checkpoint == "last" else "")
+    """Return what stands for a run's initial weights, which are not there yet."""
+    if parent is None:
+        return None
+    return f"{parent.run_id}/last" if draft.stage.checkpoint == "last" else parent.run_id
 
 
 def plan_cell(draft: Draft, parsed: Any, parent: Cell | None, root: Path) -> Cell:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentParser
@@ -30,7 +30,7 @@ from elip.training.callbacks import Recorder
 from elip.training.module import MeterModule
 from experiments.grid import BUDGET, Cell, Draft
 from reducers import shelf as all_reducers
-from reducers.contract import Reducer
+from reducers.contract import Placement, Reducer
 from reducers.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,9 @@ def parse_draft(draft: Draft, parent_id: str | None) -> Parsed | str:
                 args.append("--model.schedule.keep_ratio=1.0")
                 parsed = parse()
         elif draft.budget is not None:
-            args.append(f"--model.schedule.keep_ratio={match_budget(draft.budget, parsed.config)!r}")
+            args.append(
+                f"--model.schedule.keep_ratio={match_budget(draft.budget, parsed.config)!r}"
+            )
             parsed = parse()
     except (ValueError, OSError, BudgetError) as error:
         return str(error)
@@ -100,7 +102,7 @@ def _reduces(config: Mapping[str, Any]) -> bool:
         ValueError: The schedule or the sizes fit no model; found here, before anything is built.
     """
     model = config["model"]
-    placement = "never"
+    placement: Placement = "never"
     if model["reducer"] is not None:
         module, _, name = model["reducer"]["class_path"].rpartition(".")
         placement = getattr(importlib.import_module(module), name).placement
@@ -141,7 +143,8 @@ def _reducer(config: Mapping[str, Any]) -> Reducer | None:
 
 def _schedule(config: Mapping[str, Any]) -> Schedule:
     given = config["model"]["schedule"]
-    return Schedule(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Schedule(**options)
 
 
 def _build(kind: type[Any], given: Mapping[str, Any]) -> Any:
@@ -241,9 +244,7 @@ class Sweep(Callback):
         self._trainer: Trainer
 
     @contextmanager
-    def around(
-        self, first: cli.ParsedRun, trainer: Trainer, module: MeterModule
-    ) -> Iterator[None]:
+    def around(self, first: cli.ParsedRun, trainer: Trainer, module: MeterModule) -> Iterator[None]:
         """Take the place of the first run's callbacks, with those of all runs."""
         self._module, self._trainer = module, trainer
         runs = []
@@ -258,12 +259,16 @@ class Sweep(Callback):
                 continue
             setting.callbacks = cli.scoring_callbacks(parsed, Recorder(parsed, setting.labels))
             runs.append(parsed)
-        task = module.task
-        make = task.evaluator
+        make = module.task.evaluator
         # The module scores as always; its evaluators and predictions stand for those of all.
-        setattr(task, "evaluator", lambda: _Evaluators(self, [make() for _ in self._settings]))
-        setattr(module, "predict_step", lambda *given: None)
-        trainer.callbacks, trainer.loggers = [self], []
+        replaced: list[tuple[Any, str, Any]] = [
+            (module.task, "evaluator", lambda: _Evaluators(self, [make() for _ in runs])),
+            (module, "predict_step", lambda *given: None),
+            (trainer, "callbacks", [self]),
+            (trainer, "loggers", []),
+        ]
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
         with ExitStack() as stack:
             for parsed in runs:
                 if parsed.run_dir != first.run_dir:
@@ -272,7 +277,7 @@ class Sweep(Callback):
 
     def each(self) -> Iterator[_Setting]:
         """Put the module and the trainer into every setting in turn, save those that failed."""
-        module, trainer = self._module, self._trainer
+        module, trainer = self._module, cast(Any, self._trainer)
         for setting in self._settings:
             if setting.failed:
                 continue
@@ -280,7 +285,7 @@ class Sweep(Callback):
             module.schedule = setting.schedule
             trainer._default_root_dir = str(setting.cell.folder)
             if setting.results:
-                names = trainer.datamodule.split_names(setting.cell.stage.command)  # type: ignore[attr-defined]
+                names = trainer.datamodule.split_names(setting.cell.stage.command)
                 columns = zip(*setting.results, strict=True)
                 parts = [dict(zip(names, column, strict=True)) for column in columns]
                 module.scores, module.chances, module.per_example, module.predictions = parts

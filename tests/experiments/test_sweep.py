@@ -12,7 +12,7 @@ import yaml
 from elip.record import SCORES_NAME, Record, read_record, read_scores
 from experiments import sweep as worker
 from experiments.grid import Cell, read_grid
-from experiments.jobs import do_job, make_jobs, start_arguments
+from experiments.jobs import make_jobs, start_arguments
 from experiments.launch import plan_cell
 
 ROOT = Path(__file__).parents[2]

@@ -26,10 +26,6 @@ from elip.cost.__main__ import main as elip_cost
 from elip.old_record import RecordError, read_record, write_record
 from elip.weights.load import load_weights
 from elip.weights.read import read_state
-from experiments.grid import GridError
-from experiments.grid_file import read_grid
-from experiments.launch import main as experiments_launch
-from experiments.results import main as experiments_results
 from tests.reliability.old_synthetic import record
 
 # --- records
@@ -272,107 +268,6 @@ def test_a_job_that_is_queued_again_goes_on_where_it_was(
     assert run_directory(tmp_path / "run", "fit", resumes=False).name == folder
 
 
-# --- grids
-
-GRIDS: dict[str, tuple[str, str]] = {
-    "empty": ("", "must be a mapping"),
-    "a list": ("- a", "must be a mapping"),
-    "a word": ("hello", "must be a mapping"),
-    "no YAML": ("stages: {", "no YAML"),
-    "tabs": ("stages:\n\tfit: {}", "no YAML"),
-    "code": ("stages: !!python/object/apply:os.system ['true']", "no YAML"),
-    "no stages": ("axes: {seed: [0]}", "no stages"),
-    "unknown key": ("stage: {fit: {}}", "'stage' is not one of"),
-    "unknown stage key": ("stages: {fit: {axis: [seed]}}", "'axis' is not one of"),
-    "unknown command": ("stages: {train: {}}", "'train' is not one of"),
-    "command of a wrong type": ("stages: {a: {command: [fit]}}", "is not one of"),
-    "stages as a list": ("stages: [fit]", "must be a mapping"),
-    "axes as a list": ("axes: [seed]\nstages: {fit: {}}", "must be a mapping"),
-    "axis without values": ("axes: {seed: []}\nstages: {fit: {}}", "no values"),
-    "axis named alike": ("axes: {seed: [0, 0]}\nstages: {fit: {}}", "named alike"),
-    "unknown axis": ("axes: {sed: [0]}\nstages: {fit: {}}", "Did you mean 'seed'"),
-    "axis with a number for a name": ("axes: {3: [0]}\nstages: {fit: {}}", "3"),
-    "axis of a stage unknown": ("stages: {fit: {axes: [seed]}}", "'seed' is not one of"),
-    "axes of a stage a word": ("axes: {seed: [0]}\nstages: {fit: {axes: seed}}", "axes"),
-    "after itself": ("stages: {fit: {after: fit}}", "stand before it"),
-    "after nothing": ("stages: {test: {after: fit}}", "stand before it"),
-    "start unknown": ("stages: {fit: {start: here}}", "'here' is not one of"),
-    "fit from a checkpoint": ("stages: {fit: {start: ckpt_path}}", "weights"),
-    "checkpoint unknown": ("stages: {fit: {checkpoint: first}}", "'first' is not one of"),
-    "missing base": ("base: no.yaml\nstages: {fit: {}}", "no.yaml"),
-    "base a number": ("base: 5\nstages: {fit: {}}", "base"),
-    "base a mapping": ("base: {a: 1}\nstages: {fit: {}}", "base"),
-    "exclude a number": ("exclude: 5\nstages: {fit: {}}", "exclude"),
-    "exclude a word": ("exclude: [x]\nstages: {fit: {}}", "must be a mapping"),
-    "exclude unknown": ("exclude: [{sed: 0}]\nstages: {fit: {}}", "'sed' is not one of"),
-    "exclude no label": (
-        "axes: {seed: [0]}\nexclude: [{seed: [0, 1]}]\nstages: {fit: {}}",
-        "exclude.seed: '1' is not one of ['0']",
-    ),
-    "exclude none of the shelf": (
-        "axes: {reducer: [shelf]}\nexclude: [{reducer: Tome}]\nstages: {fit: {}}",
-        "Did you mean 'ToMe'",
-    ),
-    "set a list": ("set: [1]\nstages: {fit: {}}", "must be a mapping"),
-    "set a number as option": ("set: {3: 4}\nstages: {fit: {}}", "3"),
-    "resources unknown": ("stages: {fit: {resources: {hours: 1}}}", "'hours' is not one of"),
-    "resources a number": ("stages: {fit: {resources: 5}}", "must be a mapping"),
-    "resources of a wrong type": ("stages: {fit: {resources: {minutes: soon}}}", "minutes"),
-    "resources of none": ("stages: {fit: {resources: {cpus: 0}}}", "cpus is 0"),
-    "resources below none": ("stages: {fit: {resources: {memory_gb: -1}}}", "memory_gb is -1"),
-    "price of no speed": (
-        "stages: {fit: {price: {gflops: 1, examples: 1, tera_per_second: 0}}}",
-        "tera_per_second is 0",
-    ),
-    "price below none": (
-        "stages: {fit: {price: {gflops: -1, examples: 1, tera_per_second: 1}}}",
-        "gflops is -1",
-    ),
-    "name twice": ("set: {a.b: 1}\nset: {a.c: 1}\nstages: {fit: {}}", "'set' stands twice"),
-    "name twice below": ("stages:\n  fit: {}\n  fit: {command: test}", "'fit' stands twice"),
-    "value that holds itself": ("set: {a.b: &b [*b]}\nstages: {fit: {}}", "*b stands within"),
-    "day that is none": ("set: {a.b: 2026-13-01}\nstages: {fit: {}}", "no YAML"),
-    "number that is none": ("set: {a.b: !!int ''}\nstages: {fit: {}}", "no YAML"),
-    "price in part": ("stages: {fit: {price: {gflops: 1}}}", "needs"),
-    "stage outside": ("stages: {../../evil: {command: fit}}", "evil"),
-    "stage at the root": ("stages: {/tmp/evil: {command: fit}}", "evil"),
-    "stage with a number for a name": ("stages: {5: {command: fit}}", "5"),
-}
-
-
-@pytest.mark.parametrize("name", GRIDS)
-def test_a_wrong_grid_is_one_message(tmp_path: Path, name: str) -> None:
-    text, message = GRIDS[name]
-    path = tmp_path / "grid.yaml"
-    path.write_text(text)
-    with pytest.raises(GridError) as refused:
-        list(read_grid(path).drafts(["ELIP"]))
-    assert message in str(refused.value)
-    assert str(tmp_path) in str(refused.value)
-
-
-@pytest.mark.parametrize("name", ["...yaml", "..yaml", "....yaml"])
-def test_a_grid_whose_name_is_no_folder_is_one_message(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("stages: {fit: {}}")
-    with pytest.raises(GridError, match="give it a name"):
-        read_grid(tmp_path / name)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", bytes(range(256))])
-def test_a_grid_that_is_no_text_is_one_message(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "grid.yaml").write_bytes(content)
-    with pytest.raises(GridError, match=r"grid\.yaml"):
-        read_grid(tmp_path / "grid.yaml")
-
-
-@pytest.mark.parametrize("given", ["a", "=", "=3", "a.b=[", "a.b=!!python/name:os.system",
-                                   "a.b={c: 1, c: 2}", "a.b=2026-13-01"])  # fmt: skip
-def test_a_wrong_option_over_a_grid_is_one_message(tmp_path: Path, given: str) -> None:
-    (tmp_path / "grid.yaml").write_text("stages: {fit: {}}")
-    with pytest.raises(GridError, match="--set"):
-        read_grid(tmp_path / "grid.yaml", [given])
-
-
 # --- where to write
 
 
@@ -380,8 +275,6 @@ def test_a_wrong_option_over_a_grid_is_one_message(tmp_path: Path, given: str) -
 @pytest.mark.parametrize(
     ("command", "option", "wanted"),
     [
-        (experiments_results, "--out", "file"),
-        (experiments_launch, "--runs", "folder"),
         (elip_cost, "--output", "folder"),
     ],
 )
