@@ -570,7 +570,7 @@ def _execute(
         given.trainer.accelerator = "cpu"  # Apple's GPUs have no float64, which scores need
     recorder = Recorder(parsed, labels)
     try:
-        built = _parsers()[1][command].instantiate_classes(given)
+        built = _parsers()[1][command].instantiate(given)
         module, data = built.model, built.data
         if command != "fit" and parsed.checkpoint is None:
             module.refuse_untrained()
