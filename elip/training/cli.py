@@ -560,9 +560,7 @@ def _class_name(given: Any) -> str | None:
 # ------------------------------------------------------------------------------------- running
 
 
-def _execute(
-    parsed: ParsedRun, config: Namespace, labels: dict[str, Any], around: Around
-) -> int:
+def _execute(parsed: ParsedRun, config: Namespace, labels: dict[str, Any], around: Around) -> int:
     """Build data, model and trainer, and run the command."""
     command, given = parsed.command, config[parsed.command]
     seed_everything(parsed.config["seed_everything"], workers=True, verbose=False)
