@@ -24,7 +24,7 @@ from elip.cost.show import tell
 from elip.data.datamodule import Loader
 from elip.model import image_encoder
 from elip.training import cli
-from elip.training.callbacks import ContractGuard
+from elip.training.callbacks import ReducerWatch
 from elip.training.module import MeterModule
 
 _WARM_UP = 20
@@ -80,7 +80,7 @@ def main() -> None:
 
     MeterModule.training_step = step
     MeterModule.backward = clock.around("backward", MeterModule.backward)
-    ContractGuard._look = clock.around("guard", ContractGuard._look)
+    ReducerWatch._look = clock.around("guard", ReducerWatch._look)
     image_encoder.check = clock.around("guard", image_encoder.check)
     AdamW.step = optimise
     Loader.__iter__ = batches

@@ -27,7 +27,6 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from elip.cost.cached import COSTS_NAME, cached_cost
 from elip.data.batch import Batch
@@ -171,9 +170,8 @@ class Recorder(Callback):
         self._evaluations: tuple[Evaluation, ...] = ()
         self._scores: dict[str, Any] = {}
         self._tokens: dict[str, Any] = {}
-        self._counts: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
-        self._kept: KeptTokens | None = None
+        self._watch: ReducerWatch | None = None
         self._options: dict[str, Any] = {}
         self._fingerprints: dict[str, str] = {}
         self._train_start = time.perf_counter()
@@ -192,7 +190,7 @@ class Recorder(Callback):
         """
         module = _module(pl_module)
         logging.getLogger("elip").addHandler(self._log)
-        self._kept = KeptTokens(module.meter.reducer, module.meter.plan)
+        self._watch = ReducerWatch(module.meter.reducer, module.meter.plan)
         self._train_start = time.perf_counter()
         parsed, model = self.parsed, self.parsed.config["model"]
         data = _data_fingerprints(trainer.datamodule, parsed.command, module)  # type: ignore[attr-defined]
@@ -306,26 +304,9 @@ class Recorder(Callback):
         self._timer.stop()
         self._images += len(batch) * batch.images.shape[1] * trainer.world_size
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Batch, idx: int, loader: int = 0
-    ) -> None:
-        """Count examples by split."""
-        self._count(trainer, batch, "validate", loader)
-
-    def on_test_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Batch, idx: int, loader: int = 0
-    ) -> None:
-        """Count examples by split."""
-        self._count(trainer, batch, "test", loader)
-
-    def _count(self, trainer: Trainer, batch: Batch, stage: str, loader: int) -> None:
-        if not trainer.sanity_checking:
-            name = trainer.datamodule.split_names(stage)[loader]  # type: ignore[attr-defined]
-            self._counts[name] += len(batch)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the scores of the best validation, the one whose checkpoint is kept."""
-        assert self._kept is not None
+        assert self._watch is not None
         if not trainer.sanity_checking:
             main = float(trainer.callback_metrics.get("val/main", math.nan))
             better = (-math.inf if math.isnan(main) else main) > self.best
@@ -336,8 +317,7 @@ class Recorder(Callback):
                 best = " (best so far)" if self.best_step == trainer.global_step else ""
                 name = _module(pl_module).task.main_metric
                 log.info("Step %d: validation %s %.4f%s", trainer.global_step, name, main, best)
-        self._counts.clear()
-        self._kept.clear()
+        self._watch.clear()
         self._skipped = _all_skipped(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -358,7 +338,7 @@ class Recorder(Callback):
             Evaluation(
                 split=name,
                 dataset=next((d for d in datasets if name.startswith(f"{d}_")), "+".join(datasets)),
-                examples=int(_sum(trainer, torch.tensor(self._counts[name]))),
+                examples=int(_sum(trainer, torch.tensor(module.examples[name]))),
                 metrics=dict(scores),
                 chance=dict(module.chances[name]),
             )
@@ -370,9 +350,9 @@ class Recorder(Callback):
         self, module: MeterModule, join: Callable[[Tensor], Tensor]
     ) -> dict[str, Any]:
         """Return the record's token counts, measured where they depend on content."""
-        assert self._kept is not None
+        assert self._watch is not None
         plan, reducer = module.meter.plan, module.meter.reducer
-        counts, spread = self._kept.tokens_per_block(join)
+        counts, spread = self._watch.tokens_per_block(join)
         share = sum(counts[:-1]) / ((len(counts) - 1) * plan.num_patches)
         placement = reducer.placement
         fused = placement == "fusion"
@@ -456,6 +436,8 @@ class Recorder(Callback):
         write_scores(self._scores, folder)
         record = self._record(trainer, module, status, error)
         if status == "completed":
+            assert self._watch is not None
+            self._watch.stop()
             record = record.model_copy(update=self._costs(trainer, module, record.notes))
         path = write_record(record, folder)
         if status == "completed":
@@ -504,7 +486,7 @@ class Recorder(Callback):
             notes.append(f"Untrained, not in the weights: {', '.join(module.missing[:3])}, ...")
         seconds, trained = self._timer.seconds(), parsed.command == "fit"
         tokens = (
-            self._tokens or (self._kept and self._count_tokens(module, lambda sums: sums)) or {}
+            self._tokens or (self._watch and self._count_tokens(module, lambda sums: sums)) or {}
         )
         cuda = module.device.type == "cuda"
         return Record(
@@ -839,183 +821,109 @@ class Progress(Callback):
         self.checkpoints = checkpoints
         self._bar: RichProgress | None = None
         self._task: Any = None
-        self._total = 0.0
         self._updated = 0.0
 
-    def _start(self, what: str, total: float) -> None:
-        self._total = total
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the bar."""
+        count = "{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"
         self._bar = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"),
+            TextColumn("{task.description}"), BarColumn(), TextColumn(count),
             TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"),
             console=CONSOLE, transient=True,
         )  # fmt: skip
-        self._task = self._bar.add_task(what, total=total, count="", note="")
-        self._bar.start()
 
-    def _show(self, done: float, what: str, note: str = "", unit: str = "batches") -> None:
-        now = time.monotonic()
-        if self._bar is None or now - self._updated < 0.1:
+    def _show(self, what: str, done: float, total: float, note: str = "") -> None:
+        now, bar = time.monotonic(), self._bar
+        if bar is None or now - self._updated < 0.1:
             return
         self._updated = now
         if self.checkpoints is not None and self.checkpoints.asked is not None:
             note = "stopping after this step; Ctrl-C again stops at once"
-        count = f"{done:,.0f} of {self._total:,.0f} {unit}"
-        self._bar.update(self._task, description=what, completed=done, count=count, note=note)
+        unit = "steps" if what == "training" else "batches"
+        if self._task is None:
+            bar.start()
+            self._task = bar.add_task(what, total=total, unit=unit, note=note)
+        bar.update(self._task, completed=done, total=total, note=note)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the steps of a training run."""
-        self._start("training", float(trainer.estimated_stepping_batches))
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *given: Any) -> None:
         """Show the step, and the loss that was read last."""
         loss = math.nan if self.checkpoints is None else self.checkpoints.loss
         note = "" if math.isnan(loss) else f"loss {loss:.3f}"
-        self._show(trainer.global_step, "training", note, "steps")
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the batches of a validation of its own."""
-        if self._bar is None and not trainer.sanity_checking:
-            self._start("validating", float(sum(trainer.num_val_batches)))
+        self._show("training", trainer.global_step, trainer.estimated_stepping_batches, note)
 
     def on_validation_batch_end(self, trainer: Trainer, *given: Any) -> None:
         """Show the batch; within training as a note."""
+        done, total = given[3] + 1, sum(trainer.num_val_batches)
         if trainer.state.fn == "fit":
-            done = f"validating: batch {given[3] + 1} of {sum(trainer.num_val_batches)}"
-            self._show(trainer.global_step, "training", done, "steps")
+            note = f"validating: batch {done} of {total:.0f}"
+            steps = trainer.estimated_stepping_batches
+            self._show("training", trainer.global_step, steps, note)
         else:
-            self._show(given[3] + 1, "validating")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the batches of a test."""
-        self._start("testing", float(sum(trainer.num_test_batches)))
+            self._show("validating", done, total)
 
     def on_test_batch_end(self, trainer: Trainer, *given: Any) -> None:
         """Show the batch."""
-        self._show(given[3] + 1, "testing")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the batches of a prediction."""
-        self._start("predicting", float(sum(trainer.num_predict_batches)))
+        self._show("testing", given[3] + 1, sum(trainer.num_test_batches))
 
     def on_predict_batch_end(self, trainer: Trainer, *given: Any) -> None:
         """Show the batch."""
-        self._show(given[3] + 1, "predicting")
+        self._show("predicting", given[3] + 1, sum(trainer.num_predict_batches))
 
-    def _stop(self, *given: Any) -> None:
+    def _stop(self, *given: Any, **named: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     on_train_end = on_test_end = on_predict_end = on_exception = teardown = _stop
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away, unless training goes on."""
-        if trainer.state.fn != "fit":
-            self._stop()
 
+class ReducerWatch:
+    """Watches what the reducer returns: its contract, and how many tokens it really kept.
 
-class ContractGuard(Callback):
-    """Hold the reducer to the values of its contract.
-
-    The first batch of each loop and every ``every``-th one after it is examined closely. On a CPU
-    every other call gets a cheap look as well, and a close one where that looks wrong; elsewhere a
-    look makes the host wait for the device. A compiled model runs the batches that are examined as
-    it is written, without the compiler.
+    The first batch and every ``every``-th one is examined closely. On a CPU every other call gets
+    a cheap look, and a close one where that looks wrong; elsewhere a look makes the host wait for
+    the device. A compiled model is not looked at.
 
     Args:
+        reducer: The method.
+        plan: The planned counts.
         every: Batches from one close look to the next.
     """
 
-    def __init__(self, every: int = 100) -> None:
-        self.every = every
-        self._due = True
-        self._hook: RemovableHandle | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen to the reducer."""
-        self._hook = _module(pl_module).meter.reducer.register_forward_hook(self._look)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look no more: what the record times and counts is the model alone, as it was run."""
-        if self._hook is not None:
-            self._hook.remove()
-        if _module(pl_module).compiled:
-            torch.compiler.set_stance("default")
-
-    on_test_end = on_train_end
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look no more, unless training goes on."""
-        if not trainer.training and not trainer.sanity_checking:
-            self.on_train_end(trainer, pl_module)
-
-    def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
-        patches, num_keep, signals = given
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if traced or not (self._due or patches.device.type == "cpu"):
-            return
-        assert isinstance(reducer, Reducer)
-        check(reducer, reduced, patches, num_keep, padded=signals.mask is not None)
-        if self._due or looks_wrong(reduced):
-            examine(reducer, reduced, patches, signals.layer)
-
-    def _begin(self, module: LightningModule, number: int) -> None:
-        self._due = number % self.every == 0
-        if _module(module).compiled:
-            torch.compiler.set_stance("force_eager" if self._due else "default")
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at this batch when it is time."""
-        self._begin(pl_module, batch_idx)
-
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        loader: int = 0,
-    ) -> None:
-        """Look at this batch when it is time."""
-        self._begin(pl_module, batch_idx)
-
-    on_test_batch_start = on_validation_batch_start
-    on_predict_batch_start = on_validation_batch_start
-
-
-class KeptTokens:
-    """Counts the real tokens behind each reduction, where the number depends on content.
-
-    Args:
-        reducer: The method; one that keeps a fixed count needs no counting.
-        plan: The planned counts.
-    """
-
-    def __init__(self, reducer: Reducer, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, reducer: Reducer, plan: Plan, every: int = 100) -> None:
+        self._plan, self._every = plan, every
+        self._calls = 0
+        # For each reduction, where the count depends on content: images, tokens, their squares.
         self._sums: Tensor | None = None
         if not reducer.fixed_count:
-            # For each reduction: images, tokens, squares of tokens.
             self._sums = torch.zeros(len(plan.keep), 3, dtype=torch.int64)
-            reducer.register_forward_hook(self._count)
+        self._hook = reducer.register_forward_hook(self._look)
 
-    def _count(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
-        if reduced.mask is None or reducer.training:
-            return
-        assert self._sums is not None
-        real = reduced.mask.sum(dim=1)
-        self._sums = self._sums.to(real.device)
-        row = torch.stack([torch.ones_like(real), real, real.square()], dim=1).sum(dim=0)
-        self._sums[given[2].stage] += row
+    def stop(self) -> None:
+        """Look no more: what the record times and counts is the model alone."""
+        self._hook.remove()
 
     def clear(self) -> None:
-        """Start again."""
+        """Count tokens from 0 again."""
         if self._sums is not None:
             self._sums.zero_()
+
+    def _look(self, reducer: nn.Module, given: tuple[Any, ...], reduced: Reduced) -> None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return
+        assert isinstance(reducer, Reducer)
+        patches, num_keep, signals = given
+        due = self._calls // max(1, len(self._plan.keep)) % self._every == 0
+        self._calls += 1
+        if due or patches.device.type == "cpu":
+            check(reducer, reduced, patches, num_keep, padded=signals.mask is not None)
+            if due or looks_wrong(reduced):
+                examine(reducer, reduced, patches, signals.layer)
+        if self._sums is not None and reduced.mask is not None and not reducer.training:
+            real = reduced.mask.sum(dim=1)
+            self._sums = self._sums.to(real.device)
+            row = torch.stack([torch.ones_like(real), real, real.square()], dim=1).sum(dim=0)
+            self._sums[signals.stage] += row
 
     def tokens_per_block(
         self, join: Callable[[Tensor], Tensor]

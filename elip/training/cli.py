@@ -63,7 +63,6 @@ from elip.tasks import tasks
 from elip.training.callbacks import (
     CONSOLE,
     Checkpoints,
-    ContractGuard,
     DurableCheckpointIO,
     LogLines,
     Progress,
@@ -641,7 +640,7 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
 def scoring_callbacks(parsed: ParsedRun, recorder: Recorder) -> list[Callback]:
     """Return the callbacks of every run that is scored."""
     more: dict[str, list[Callback]] = {"predict": [Predictions()], "test": [TestPredictions()]}
-    return [recorder, ContractGuard(), *more.get(parsed.command, [])]
+    return [recorder, *more.get(parsed.command, [])]
 
 
 def _loggers(parsed: ParsedRun, given: Any) -> list[Logger]:

@@ -90,6 +90,8 @@ class MeterModule(LightningModule):
             self.meter.compile_parts()
         self._seed = 0
         self._evaluators: list[Evaluator] = []
+        self._seen: list[int] = []
+        self.examples: dict[str, int] = {}
         self.scores: dict[str, dict[str, float]] = {}
         self.chances: dict[str, dict[str, float]] = {}
         self.per_example: dict[str, Tensor] = {}
@@ -205,6 +207,7 @@ class MeterModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Give a batch to its split's evaluator."""
         self._evaluators[dataloader_idx].update(self.meter, batch)
+        self._seen[dataloader_idx] += len(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log each split's scores, and the mean main metric as ``val/main``."""
@@ -232,6 +235,7 @@ class MeterModule(LightningModule):
 
     def _start(self, stage: str) -> None:
         self._evaluators = [self.task.evaluator() for _ in self._splits(stage)]
+        self._seen = [0] * len(self._evaluators)
         for each in self._evaluators:
             each.keeps_predictions = stage == "test"
 
@@ -244,6 +248,7 @@ class MeterModule(LightningModule):
             name: each.per_example_scores(self.meter) for name, each in evaluators.items()
         }
         self.predictions = {name: each.predictions for name, each in evaluators.items()}
+        self.examples = dict(zip(names, self._seen, strict=True))
         self._evaluators = []
         for name, scores in self.scores.items():
             middle = "" if len(names) == 1 else f"{name}/"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from elip.identity import checkpoint_path, read_checkpoint_info
@@ -357,3 +358,47 @@ def test_tasks_of_slurm_that_were_not_started_by_srun_are_one_line(
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert go("fit") == 2
     assert "SLURM_NTASKS is above 1; start with srun" in capsys.readouterr().err
+
+
+class Older(Random):
+    """A reducer as it was."""
+
+
+class Newer(Random):
+    """The same with one more option, which has a default."""
+
+    def __init__(self, more: float = 0.5) -> None:
+        super().__init__()
+
+
+class NewerTrainer(Trainer):
+    """A later Lightning's."""
+
+    def __init__(self, *args: Any, brand_new: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+Newer.__name__ = Newer.__qualname__ = "Older"
+
+
+def test_a_new_option_with_a_default_changes_no_identity(
+    trained: Path, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = f"--model.reducer={__name__}.Older"
+    before = (asked(), asked(mine))
+    parsers = cli._parsers
+    parsers.cache_clear()
+    monkeypatch.setattr(f"{__name__}.Older", Newer)
+
+    try:
+        # The trainer and the reducer both get an option that they did not have.
+        monkeypatch.setattr(cli, "Trainer", NewerTrainer)
+        after = (asked(), asked(mine))
+        assert after[0].config["trainer"]["brand_new"] == 1.0
+        assert after[1].config["model"]["reducer"]["init_args"]["more"] == 0.5
+        for old, new in zip(before, after, strict=True):
+            assert (new.run_id, new.run_dir) == (old.run_id, old.run_dir)
+        assert go("fit", "--ckpt_path=last") == 0  # it goes on
+        assert read_record(trained).run_id == trained.name.rsplit("-", 1)[-1]
+    finally:
+        parsers.cache_clear()

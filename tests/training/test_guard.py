@@ -13,13 +13,13 @@ from torch import Tensor
 
 from elip.model.guard import ContractError, check, declared, examine
 from elip.record import read_record
+from elip.schedule import Schedule
 from elip.tasks.vqa import VQA
-from elip.training.callbacks import ContractGuard, KeptTokens
+from elip.training.callbacks import ReducerWatch
 from reducers import Reduced, Signals
 from reducers.ats import ATS
 from reducers.topk import TopK
-from tests.contract.subjects import bound, mapped, pairs, scene, tiny
-from tests.tasks.tiny import batch_for
+from tests.contract.subjects import bound, pairs, scene, tiny
 from tests.training.conftest import Go
 from tests.training.test_predict import experiment
 
@@ -217,36 +217,31 @@ def test_a_run_ends_at_the_step_that_breaks_the_contract(
     assert "GoesBad broke its contract" in record.error
 
 
-def test_away_from_the_cpu_only_some_batches_are_looked_at(monkeypatch) -> None:
-    guard, looks = ContractGuard(every=3), []
-    monkeypatch.setattr("elip.training.callbacks.examine", lambda *_: looks.append(batch))
-    module = experiment(VQA(), TopK())
-    guard.setup(None, module, "fit")
-    patches, signals = scene(module.meter.reducer)
-    signals = mapped(signals, lambda each: each.to("meta"))
-    for batch in range(8):
-        guard.on_train_batch_start(None, module, None, batch)
-        module.meter.reducer(patches.to("meta"), 20, signals)
+def test_away_from_the_cpu_only_some_batches_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    looks: list[int] = []
+    monkeypatch.setattr("elip.training.callbacks.examine", lambda *_: looks.append(len(calls)))
+    reducer = bound(TopK())
+    watch = ReducerWatch(
+        reducer, Schedule(0.5, layers=(1,), profile=(0.5,)).plan(36, 3, "before_block"), every=3
+    )
+    patches, signals = scene(reducer)
+    requested = {name: value.to("meta") for name, value in signals.requested.items()}
+    for call in range(8):
+        reducer(patches.to("meta"), 20, replace(signals, requested=requested))
+        calls.append(call)
     assert looks == [0, 3, 6]
-
-
-@pytest.mark.parametrize("end", ["on_train_end", "on_test_end"])
-def test_what_is_timed_at_the_end_is_not_looked_at(monkeypatch, end: str) -> None:
-    module, seen = experiment(VQA(), TopK()), []
-    monkeypatch.setattr("elip.training.callbacks.examine", lambda *_: seen.append(1))
-    guard, batch = ContractGuard(), batch_for(module.task.spec)
-    guard.setup(None, module, "fit")
-    module.task.infer(module.meter, batch)
-    assert len(seen) == 2  # one for each reduction layer
-    getattr(guard, end)(None, module)
-    module.task.infer(module.meter, batch)
-    assert len(seen) == 2
+    watch.stop()
+    reducer(patches, 20, signals)
+    assert looks == [0, 3, 6]
 
 
 def test_counts_that_depend_on_content_are_measured() -> None:
     reducer = ATS(points=6)
     meter = tiny(reducer).eval()
-    kept = KeptTokens(reducer, meter.plan)
+    kept = ReducerWatch(reducer, meter.plan)
     images, text, seeds = pairs()
     with torch.no_grad():
         found = meter.encode_image(images, meter.encode_text(text), seeds)
