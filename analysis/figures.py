@@ -243,6 +243,8 @@ def _curves(
 
 
 def _bars(axes: Axes, group: pd.DataFrame, x: str, colour: str) -> None:
+    if group["score_low"].isna().all():
+        return
     ends = group[[x, "score_low", "score_high"]].dropna().to_numpy(dtype=float)
     if len(ends):
         low = np.maximum(ends[:, 1], 0)
@@ -308,6 +310,13 @@ def _scores_against(
     fused = any((cells["acts"] == "fusion").any() for _, _, cells, _ in parts)
     more += " Dotted: acts in the fusion." if fused else ""
     return _finish(figure, foot + more, labels)
+
+
+def _by_width(
+    narrow: Callable[[float], Figure], wide: Callable[[float], Figure], width: float
+) -> Figure:
+    """Draw one thing in one column, and another in two."""
+    return (narrow if width <= ONE_COLUMN else wide)(width)
 
 
 def _breakdown(cells: pd.DataFrame, foot: str, width: float) -> Figure:
@@ -502,9 +511,8 @@ def _against_cost(
             made.append(Plot(path, "", about, _POINTS, draw, (ONE_COLUMN,)))
         return
 
-    def draw_both(width: float) -> Figure:
-        return _scores_against(one_column if width <= ONE_COLUMN else parts, *args, width)
-
+    both = (partial(_scores_against, each, *args) for each in (one_column, parts))
+    draw = partial(_by_width, *both)
     mean = " In one column: the share of no reduction, mean over the tasks."
     caption = _POINTS + (mean if one_column is not parts else "")
-    made.append(Plot(name, group, heading, caption, draw_both))
+    made.append(Plot(name, group, heading, caption, draw))

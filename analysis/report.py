@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
+import multiprocessing
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +93,7 @@ def write_report(
     for table in progress(made, "Writing tables") if progress else made:
         table.write(out / "tables")
     drawn = plots(known, highlight, training_curves(found))
-    pictures = [
-        _picture(plot, out / "figures")
-        for plot in (progress(drawn, "Drawing figures") if progress else drawn)
-    ]
+    pictures = _pictures(drawn, out / "figures", progress)
     maps, damaged = _token_maps(folders, out / "figures")
     page = _template().render(
         title=title,
@@ -282,6 +282,26 @@ def _joined(names: Sequence[str]) -> str:
 
 
 # Pictures.
+
+
+def _pictures(
+    drawn: Sequence[Plot], folder: Path, progress: Progress | None
+) -> list[dict[str, Any]]:
+    """Write all figures; many of them in several processes."""
+    jobs = min(4, os.cpu_count() or 1, len(drawn) // 4)
+    if jobs < 2:
+        return [
+            _picture(plot, folder)
+            for plot in (progress(drawn, "Drawing figures") if progress else drawn)
+        ]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting = [pool.submit(_picture, plot, folder) for plot in drawn]
+        return [
+            each.result()
+            for each in (progress(waiting, "Drawing figures") if progress else waiting)
+        ]
 
 
 def _picture(plot: Plot, folder: Path) -> dict[str, Any]:
