@@ -511,8 +511,8 @@ def _against_cost(
             made.append(Plot(path, "", about, _POINTS, draw, (ONE_COLUMN,)))
         return
 
-    both = (partial(_scores_against, each, *args) for each in (one_column, parts))
-    draw = partial(_by_width, *both)
+    narrow, wide = (partial(_scores_against, each, *args) for each in (one_column, parts))
+    draw = partial(_by_width, narrow, wide)
     mean = " In one column: the share of no reduction, mean over the tasks."
     caption = _POINTS + (mean if one_column is not parts else "")
     made.append(Plot(name, group, heading, caption, draw))

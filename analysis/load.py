@@ -422,14 +422,15 @@ def _mode(record: Record) -> str:
 
 def _same_method(maker: RunHeader, record: Record) -> bool:
     """Whether weights were trained with the method and keep ratio that a run scores."""
-    if maker.reducer != record.reducer:
-        return False
-    keep, said = record.keep_ratio_asked, maker.method.rsplit(" ", 1)[-1]
-    return keep is None or not said.replace(".", "", 1).isdigit() or float(said) == keep
+    schedule = record.config.get("model", {}).get("schedule")
+    schedule = schedule or {"keep_ratio": record.keep_ratio_asked}
+    return maker.method == identity.method_name(record.reducer, schedule)
 
 
 def _weights(record: Record, steps: int | None) -> str:
-    if "experiments/shapes/models" in record.weights and record.command != "fit":
+    given = "" if record.config.get("ckpt_path") else record.config.get("model", {}).get("weights")
+    shipped = "experiments/shapes/models" in f"{record.weights} {given}"
+    if shipped and record.command != "fit":
         return "shipped model"
     if record.command == "fit" or record.lineage:
         return "" if steps is None else f"{steps:,} steps"
