@@ -434,7 +434,7 @@ def _weights(record: Record, steps: int | None) -> str:
         return "shipped model"
     if record.command == "fit" or record.lineage:
         return "" if steps is None else f"{steps:,} steps"
-    return Path(record.weights).name
+    return "" if record.weights == "random" else Path(record.weights).name
 
 
 def _with_settings(

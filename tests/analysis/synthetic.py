@@ -47,7 +47,11 @@ def record(
         head=0.1,
     )  # fmt: skip
     whole = Gflops(vision=27.0, probe=0.0, reducer=0.0, text=4.3, fusion=20.0, head=0.1)
-    stated: dict[str, Any] = {"model": {"task": task}, "data": {"datasets": "shapes"}, **(options or {})}
+    stated: dict[str, Any] = {
+        "model": {"task": task},
+        "data": {"datasets": "shapes"},
+        **(options or {}),
+    }
     known = protocol_options(command, stated, {}, lineage[0] if lineage else None)
     name = f"{task}-{reducer}-{keep}-{seed}-{command}"
     metric = TASKS.get(task, "accuracy")
