@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from elip.data.convert import Report, main
 from elip.data.convert import convert as converted
 from elip.data.datasets import DataError, find_dataset
 from elip.data.datasets.captions import CAPTION
+from elip.data.transforms import TRANSFORMS
 
 TRAIN = "f30k_caption_karpathy_train.arrow"
 MISSING, MISFIT = "image file that is missing", "entry that is not as expected"
@@ -252,6 +254,23 @@ def test_threads_keep_the_order_and_pairs_are_split_over_files(
     assert report.skipped == {"image that is listed again": 1}
     found = [row["caption"] for n in (0, 1) for row in rows(tmp_path / f"sbu_{n}.arrow")]
     assert found == [["x", f"{number}"] for number in range(50)]
+
+
+def test_what_converts_is_also_read(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 5400).reshape(60, 90).astype(np.uint16)
+    grey = Image.fromarray((ramp >> 8).astype(np.uint8)).convert("RGB")
+    pairs(tmp_path, [[name, "a grey ramp"] for name in ("plain", "pgm", "float", "avif", "cmyk")])
+    put(tmp_path / "pgm", b"P5\n90 60\n65535\n" + ramp.astype(">u2").tobytes())
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float", "TIFF")
+    grey.save(tmp_path / "avif", "AVIF")
+    grey.save(tmp_path / "plain", "PNG")
+    grey.convert("CMYK").save(tmp_path / "cmyk", "JPEG")
+    report = convert("sbu", tmp_path, tmp_path)
+    assert report.rows["sbu_0.arrow"] + report.skipped.get("image that does not decode", 0) == 5
+    for row in rows(tmp_path / "sbu_0.arrow"):
+        assert row["image"] == (tmp_path / row["image_id"]).read_bytes()
+        pixels = TRANSFORMS["clip"](row["image"], 30)
+        assert abs(float(pixels.mean()) - 127) < 9, row["image_id"]
 
 
 def test_sentences_of_snli_ve_and_nlvr2(tmp_path: Path) -> None:
