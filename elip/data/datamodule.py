@@ -201,6 +201,11 @@ class DataModule(LightningDataModule):
         for name in self.split_names(stage or "validate"):
             self.eval_examples(stage or "validate", name)
 
+    def asked(self, kind: str) -> frozenset[int]:
+        """Return the keys of all examples that an evaluation server asks for, if they are known."""
+        known = (dataset.asked(self.root, kind) for dataset in self.datasets)
+        return frozenset().union(*known)
+
     def split_names(self, stage: str) -> list[str]:
         """Return the names of the splits that a stage evaluates, in the order of the loaders.
 

@@ -481,7 +481,11 @@ class Recorder(Callback):
         parsed, config, reducer = self.parsed, self.parsed.config, module.meter.reducer
         # Of a run that ends before its processes could tell each other, its own count is known.
         skipped = self._skipped | _own_skipped(trainer)
-        notes = [*self.notes, *(f"{name}: {count} skipped" for name, count in skipped.items())]
+        notes = [
+            *self.notes,
+            *module.notes,
+            *(f"{name}: {count} skipped" for name, count in skipped.items()),
+        ]
         if parsed.command != "fit" and parsed.checkpoint is None and module.missing:
             notes.append(f"Untrained, not in the weights: {', '.join(module.missing[:3])}, ...")
         seconds, trained = self._timer.seconds(), parsed.command == "fit"

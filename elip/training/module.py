@@ -96,6 +96,7 @@ class MeterModule(LightningModule):
         self.chances: dict[str, dict[str, float]] = {}
         self.per_example: dict[str, Tensor] = {}
         self.predictions: dict[str, list[dict[str, Any]]] = {}
+        self.notes: list[str] = []  # for the record
 
     def _load(self, weights: str | None, image: str | None, text: str | None) -> None:
         if image is not None:

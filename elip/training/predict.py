@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class TestPredictions(Callback):
         assert isinstance(pl_module, MeterModule)
         splits = pl_module.predictions.items()
         rows = [{"split": split, **row} for split, rows in splits for row in rows]
-        write_predictions(trainer, pl_module.task, "test", rows)
+        write_predictions(trainer, pl_module, "test", rows)
 
 
 class Predictions(Callback):
@@ -116,12 +116,14 @@ class Predictions(Callback):
         """Write the rows of all processes, and what became of the tokens."""
         assert isinstance(pl_module, MeterModule)
         self._stop_listening()
-        write_predictions(trainer, pl_module.task, "predict", self._rows)
+        write_predictions(trainer, pl_module, "predict", self._rows)
         if trainer.is_global_zero and self._pictures:
             _write_tokens(_folder(trainer), pl_module, self._pictures)
 
 
-def write_predictions(trainer: Trainer, task: Task, stage: str, rows: list[dict[str, Any]]) -> None:
+def write_predictions(
+    trainer: Trainer, module: MeterModule, stage: str, rows: list[dict[str, Any]]
+) -> None:
     """Write the rows of all processes to `PREDICTIONS_NAME`, and the file for the server if any.
 
     They stand in the order of splits and examples, each example once. Where no process has a row,
@@ -129,7 +131,7 @@ def write_predictions(trainer: Trainer, task: Task, stage: str, rows: list[dict[
 
     Args:
         trainer: The trainer.
-        task: The task.
+        module: The module; what the record should say of the server's file goes to its notes.
         stage: ``test`` or ``predict``.
         rows: Those of this process: ``split``, and what the task's `predict` returns.
     """
@@ -146,23 +148,42 @@ def write_predictions(trainer: Trainer, task: Task, stage: str, rows: list[dict[
     with whole_file(target) as temporary:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         temporary.write_text(lines, encoding="utf-8")
-    _write_submissions(trainer, task, rows, splits)
+    for note in _write_submissions(trainer, module.task, rows, splits):
+        module.notes.append(note)
+        log.warning(note)
     log.info("%d predictions: %s", len(rows), target)
 
 
 def _write_submissions(
     trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: Sequence[str]
-) -> None:
-    """Write one file a split, for tasks that have an evaluation server."""
+) -> Iterator[str]:
+    """Write one file a split, for tasks that have an evaluation server; yield what is amiss.
+
+    The server wants all test questions in each file. Those of another split have their answers
+    there; those that no split could answer, because their image is lost, get the commonest answer.
+    """
     if type(task).submission is Task.submission:
         return
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if data.eval_config.limit is not None:
+        yield "No submission: data.eval_limit leaves questions out."
+        return
+    keys = {str(number) for number in data.asked(task.spec.kind)}
     for split in splits:
-        mine = [row for row in rows if row["split"] == split]
+        given, asked = [row for row in rows if row["split"] == split], []
+        if keys.issuperset(row["key"] for row in given):
+            given, asked = [row for row in rows if row["key"] in keys], [int(key) for key in keys]
         try:
-            content = task.submission(mine, trainer.datamodule.info.answers)  # type: ignore[attr-defined]
+            content = task.submission(given, data.info.answers, asked)
         except ValueError as error:
-            log.warning("No submission for %s: %s", split, error)
+            yield f"No submission for {split}: {error}"
             continue
+        lost = len(asked) - len({row["key"] for row in given})
+        if asked and lost:
+            yield (
+                f"Submission for {split}: {lost} of {len(asked)} questions have no text or no "
+                "readable image; they get the commonest answer."
+            )
         safe = split.replace("/", "-")
         name = "submission.json" if len(splits) == 1 else f"submission-{safe}.json"
         with whole_file(Path(trainer.default_root_dir) / name) as temporary:

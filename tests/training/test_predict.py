@@ -60,7 +60,10 @@ def trainer(root: Path, rank: int = 0, world: int = 1) -> Any:
         world_size=world,
         is_global_zero=rank == 0,
         datamodule=SimpleNamespace(
-            split_names=lambda stage: ["test"], info=SimpleNamespace(answers=answers)
+            split_names=lambda stage: ["test"],
+            info=SimpleNamespace(answers=answers),
+            eval_config=SimpleNamespace(limit=None),
+            asked=lambda kind: frozenset(),
         ),
     )
 
@@ -165,6 +168,26 @@ def test_a_submission_that_cannot_be_made_does_not_cost_the_rows(
     predict(module, [batch_for(module.task.spec)], Predictions(images=0), at)
     assert len(read(tmp_path)) == 6
     assert "No submission for test" in caplog.text
+
+
+def test_a_submission_holds_every_question_or_there_is_none(tmp_path: Path) -> None:
+    module, at = experiment(VQA(), None), trainer(tmp_path)
+    batch = batch_for(module.task.spec)
+    at.datamodule.split_names = lambda stage: ["test", "test-std"]
+    at.datamodule.asked = lambda kind: frozenset(range(1000, 1010))
+    predict(module, [batch], Predictions(images=0), at)
+    for split in ("test", "test-std"):
+        sent = json.loads((tmp_path / f"submission-{split}.json").read_text())
+        assert [entry["question_id"] for entry in sent] == list(range(1000, 1010))
+    assert [note[:42] for note in module.notes] == [
+        "Submission for test: 4 of 10 questions hav", "Submission for test-std: 4 of 10 questions",
+    ]  # fmt: skip
+    at.default_root_dir = str(tmp_path / "limited")
+    (tmp_path / "limited").mkdir()
+    at.datamodule.eval_config.limit = 3
+    predict(module, [batch], Predictions(images=0), at)
+    assert not list((tmp_path / "limited").glob("submission*"))
+    assert "eval_limit" in module.notes[-1]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ def karpathy_rows(
 ) -> Iterator[Row]:
     """Read Karpathy's COCO and Flickr30k annotations.
 
+    Of an image with several entries, all captions count, and the split of the last, as in the
+    reference; so no image is in two splits.
+
     Source: Karpathy and Fei-Fei, 2015, arXiv:1412.2306.
 
     Args:
@@ -43,15 +46,20 @@ def karpathy_rows(
     """
     shape = {"split": str, "filename": str, "sentences": list}
     shape |= {} if folder else {"filepath": str}
+    images: dict[str, tuple[str, Path, list[str]]] = {}
     for entry in download.items(annotations, shape, "images"):
         name, split = entry["filename"], entry["split"]
-        path = download.root / (folder or entry["filepath"]) / name
         said = download.fitting(entry["sentences"], {"raw": str}, name)
+        captions = [sentence["raw"] for sentence in said]
         if split not in files:
             download.skip("image of an unknown split", f"{name}, split {split}")
-        elif download.is_new(name):
-            captions = (sentence["raw"] for sentence in said)
-            yield from caption_rows(download, files[split], path, captions, name, split)
+            continue
+        if name in images:
+            download.skip("second entry of an image (its captions are kept)", name)
+            captions = images[name][2] + captions
+        images[name] = split, download.root / (folder or entry["filepath"]) / name, captions
+    for name, (split, path, captions) in images.items():
+        yield from caption_rows(download, files[split], path, captions, name, split)
 
 
 def pair_rows(download: Download, annotations: Path, file: str, split: str) -> Iterator[Row]:
