@@ -13,7 +13,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from elip.arguments import output_file
 from elip.files import whole_file
 from elip.identity import INFO_KEY, find_checkpoint, read_checkpoint_info
 from elip.record import RECORD_NAME, read_record
@@ -76,9 +75,7 @@ def main() -> None:
         prog="python -m elip.weights", description="The weights of a run as a safetensors file."
     )
     parser.add_argument("run", type=Path, help=f"a run directory: {RECORD_NAME} and checkpoints")
-    parser.add_argument(
-        "--out", type=output_file, required=True, help="the file, ending in .safetensors"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="the file, ending in .safetensors")
     parser.add_argument("--half", action="store_true", help="store float16, at half the size")
     given = parser.parse_args()
     if given.out.suffix != ".safetensors":

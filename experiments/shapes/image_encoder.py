@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from elip.arguments import output_file
 from elip.data.shapes import write_shapes
 from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene
 from elip.model.config import MeterConfig
@@ -47,7 +46,7 @@ def main() -> None:
     """Read the command line, train, score, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("data"), help="the data root")
-    parser.add_argument("--out", type=output_file, required=True, help="the .safetensors file")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
