@@ -277,7 +277,7 @@ class DataModule(LightningDataModule):
         self.spec = spec
         found = self.fingerprints(stage)
         for phase in ("train", "val") if stage == "fit" else (_PHASES[stage],):
-            parts = {name: found.pop(f"data/{name}") for name in self._splits(phase)}  # type: ignore[arg-type]
+            parts = {name: found.pop(f"data/{name}") for name in self._splits(phase)}
             if parts:
                 found[f"{phase}_data"] = _digest(json.dumps(parts))
         return found
