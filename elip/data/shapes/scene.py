@@ -81,18 +81,10 @@ def random_scene(seed: Sequence[int], pixels: int = 64, most: int = 3, card: boo
 
     Args:
         seed: Non-negative integers, for instance (seed, split, index).
-        pixels: Edge of the image, at least 48.
+        pixels: Edge of the image; below 48 shapes cannot be told apart.
         most: Most things in a picture, 2 to 4; the more, the harder to learn.
         card: Whether a card hides one cell.
-
-    Raises:
-        ValueError: If the image is too small for the shapes to be told apart, or ``most`` is out
-            of range.
     """
-    if pixels < 48:
-        raise ValueError(f"Images of {pixels} pixels are too small for shapes; use 48 or more.")
-    if not 2 <= most <= 4:
-        raise ValueError(f"The most things in a picture are {most}; allowed are 2 to 4.")
     rng = np.random.default_rng([*seed, 0])
     number = int(rng.integers(2, most + 1))
     cells = rng.choice(CELLS * CELLS, size=number + card, replace=False)

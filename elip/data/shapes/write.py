@@ -97,7 +97,7 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
     Raises:
         DataError: If the file that states what is there is damaged.
     """
-    stated, is_whole = _stated(folder)
+    stated, is_whole = _stated(folder)  # before locking: the folder may be read-only
     if stated and is_whole and options in (None, stated):
         return stated
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,45 +107,39 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
             return stated
         remove_remains(folder)
         options = options or stated or Options()
-        write_json(folder / _MARKER, _card(options) | {"unfinished": True})
+        card = {"version": _VERSION, **asdict(options)}
+        write_json(folder / _MARKER, card | {"unfinished": True})
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("Drawing the built-in shapes data"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
         )
-        with Progress(*columns, disable=not progress) as bar:
-            total = options.train + options.val + options.test
-            task = bar.add_task("Drawing the built-in shapes data", total=total)
+        with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
+            task = bar.add_task("", total=options.train + options.val + options.test)
             for split in SPLITS:
                 _write_split(folder, split, options, lambda: bar.advance(task))
         with whole_file(folder / "tokenizer" / "tokenizer.json") as temporary:
             language.tokenizer().save(str(temporary))
         write_json(folder / ANSWER_FILE, list(language.ANSWERS))
-        write_json(folder / _MARKER, _card(options))
+        write_json(folder / _MARKER, card)
         return options
-
-
-def _card(options: Options) -> dict[str, int]:
-    return {"version": _VERSION, **asdict(options)}
 
 
 def _stated(folder: Path) -> tuple[Options | None, bool]:
     """Return what a folder holds or was to hold, and whether all of that is there."""
     path = folder / _MARKER
+    if not path.exists():
+        return None, False
     try:
         card = json.loads(path.read_text("utf-8"))
         options = Options(**{field.name: card[field.name] for field in fields(Options)})
-    except FileNotFoundError:
-        return None, False
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} does not say of what size the data beside it is "
-            f"({type(error).__name__}: {error}). Delete it, and the data is drawn anew."
+            f"{path} is damaged ({error}). Delete it; the data is drawn anew."
         ) from error
-    return options, card == _card(options) and all(
-        _file(folder, kind, split).is_file() for kind in KINDS for split in SPLITS
-    )
+    files = [_file(folder, kind, split) for kind in KINDS for split in SPLITS]
+    whole = card == {"version": _VERSION, **asdict(options)}
+    return options, whole and all(file.is_file() for file in files)
 
 
 def _file(folder: Path, kind: str, split: str) -> Path:
