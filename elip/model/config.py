@@ -14,26 +14,10 @@ MOST_TEXT = 512
 
 @dataclass(frozen=True)
 class Sizes:
-    """Everything that fixes the shape of a METER model.
+    """Everything that fixes the shape of a METER model; `MeterConfig` says what each size means.
 
-    Attributes:
-        image_encoder: ``vit`` for a ViT of the sizes below in CLIP's layout (pre-norm, quick-GELU,
-            bias-free patch convolution), or the name of any timm `VisionTransformer`.
-        image_size: Pixels a side; a multiple of the patch size.
-        patch_size: Pixels a side of a patch (``vit`` only; otherwise the named model's).
-        image_width: Width of the image tokens (``vit`` only).
-        image_blocks: Blocks that run. None with a named model runs all but the last, as METER does.
-        image_heads: Attention heads (``vit`` only).
-        pixels: Mean and standard deviation that pixels are normalised by.
-        text_encoder: ``roberta`` or ``bert`` for an encoder of the sizes below; or
-            ``roberta-base``, ``roberta-large``, ``bert-base-uncased`` for theirs; or a folder with
-            a transformers configuration.
-        vocab_size: Number of word pieces; None takes the tokenizer's.
-        max_text_len: L, tokens a text is cut or padded to, special tokens included.
-        text_width, text_layers, text_heads: Sizes of ``roberta`` and ``bert``.
-        fusion_width, fusion_layers, fusion_heads: Sizes of the co-attention fusion, a side.
-        mlp_ratio: Width inside a feed-forward half of the fusion, over ``fusion_width``.
-        dropout: Dropout of text encoder and fusion, in [0, 1).
+    ``image_blocks`` None with a named model runs all but the last, as METER does; ``vocab_size``
+    None takes the tokenizer's.
     """
 
     image_encoder: str
@@ -108,25 +92,27 @@ class MeterConfig:
 
     Args:
         preset: ``tiny`` trains on a laptop's CPU; ``clip16_roberta`` is the published model.
-        image_encoder: ``vit`` or the name of a timm `VisionTransformer`.
-        image_size: Pixels a side.
-        patch_size: Pixels a side of a patch (``vit`` only).
+        image_encoder: ``vit`` for a ViT of the sizes below in CLIP's layout (pre-norm, quick-GELU,
+            bias-free patch convolution), or the name of any timm `VisionTransformer`.
+        image_size: Pixels a side; a multiple of the patch size.
+        patch_size: Pixels a side of a patch (``vit`` only; otherwise the named model's).
         image_width: Width of the image tokens (``vit`` only).
         image_blocks: Blocks of the image encoder that run.
         image_heads: Attention heads of the image encoder (``vit`` only).
-        pixels: Normalisation of pixels, ``clip`` or ``imagenet``.
-        text_encoder: ``roberta``, ``bert``, ``roberta-base``, ``roberta-large``,
-            ``bert-base-uncased`` or a folder.
+        pixels: Mean and standard deviation that pixels are normalised by.
+        text_encoder: ``roberta`` or ``bert`` for an encoder of the sizes below; or
+            ``roberta-base``, ``roberta-large``, ``bert-base-uncased`` for theirs; or a folder with
+            a transformers configuration.
         vocab_size: Number of word pieces.
-        max_text_len: Tokens a text is cut or padded to.
+        max_text_len: Most tokens of a text, special tokens included; longer ones are cut.
         text_width: Width of the text encoder (``roberta`` and ``bert`` only).
         text_layers: Layers of the text encoder (``roberta`` and ``bert`` only).
         text_heads: Attention heads of the text encoder (``roberta`` and ``bert`` only).
-        fusion_width: Width of the fusion.
+        fusion_width: Width of the co-attention fusion.
         fusion_layers: Co-attention layers a side.
         fusion_heads: Attention heads of the fusion.
         mlp_ratio: Width inside a feed-forward half of the fusion, over ``fusion_width``.
-        dropout: Dropout of text encoder and fusion.
+        dropout: Dropout of text encoder and fusion, in [0, 1).
     """
 
     preset: Preset = "tiny"

@@ -37,6 +37,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from elip.data.datamodule import DataModule
 from elip.data.datasets import known_datasets
 from elip.data.datasets.base import DataError
+from elip.environment import precision_advice
 from elip.files import whole_file
 from elip.identity import (
     BEST,
@@ -630,6 +631,9 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
             f"trainer.precision is {trainer.precision}; targets and scores need float32 beside it: "
             f"{', '.join(_PRECISIONS)}."
         )
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu and (advice := precision_advice(trainer.precision)):
+        log.info("%s", advice)
     if trainer.world_size == 1:
         rank_zero_only.rank = 0  # a RANK or SLURM_PROCID that was left in the shell means nothing
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
