@@ -60,7 +60,7 @@ from elip.record import (
 from elip.schedule import Plan
 from elip.summary import print_summary
 from elip.training.module import LossError, MeterModule
-from elip.weights.read import BROKEN
+from elip.weights import BROKEN
 from reducers.contract import Reduced, Reducer
 
 if TYPE_CHECKING:

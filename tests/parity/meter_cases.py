@@ -17,8 +17,7 @@ from elip.data.batch import TextBatch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule
-from elip.weights import LoadReport, load_weights
-from elip.weights.names import from_meter
+from elip.weights import LoadReport, from_meter, load_weights
 from reducers.elip import ELIP
 
 

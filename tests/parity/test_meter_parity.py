@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elip.model.meter import Meter
 from elip.tasks.heads import MaskedLanguageHead
-from elip.weights.names import from_meter
+from elip.weights import from_meter
 from reducers.contract import Reduced, Signals
 from reducers.elip import ELIP
 from tests.parity.meter_cases import (

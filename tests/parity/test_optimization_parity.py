@@ -20,7 +20,7 @@ from elip.training.optimizer import (
     learning_rate_factor,
     placements,
 )
-from elip.weights.names import from_meter
+from elip.weights import from_meter
 from tests.parity.meter_cases import Whole
 
 

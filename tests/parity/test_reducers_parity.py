@@ -17,8 +17,7 @@ from elip.model.interface import EncodedImage
 from elip.model.signals import BlockSignals
 from elip.model.timm_shim import build_vit
 from elip.schedule import Schedule
-from elip.weights.load import resize_positions
-from elip.weights.names import from_clip
+from elip.weights import from_clip, resize_positions
 from reducers import EncodedText, Host
 from reducers.atc import ATC
 from reducers.ats import ATS
