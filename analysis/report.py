@@ -145,7 +145,7 @@ def _labels(known: Study, names: Sequence[str]) -> list[str]:
 
 def _heading(settings: Sequence[Setting]) -> str:
     first = settings[0]
-    return first.name if len(settings) == 1 else f"{len(settings)} tasks, {first.group}"
+    return _upper(first.name) if len(settings) == 1 else f"{len(settings)} tasks, {first.group}"
 
 
 def _summary(known: Study) -> str:

@@ -424,16 +424,21 @@ def share_tables(study: Study, group: str) -> list[Table]:
     return tables
 
 
-def account_table(study: Study) -> Table:
-    """Return what became of every run; those that were not used come first."""
-    runs = study.runs.copy()
-    order = runs["what became of it"].isin(("used", "tested by a run of its own"))
-    runs = runs.loc[order.sort_values(kind="stable").index]
+def account_tables(study: Study) -> list[Table]:
+    """Return what became of every run; and by themselves those that are not used."""
+    runs = study.runs
+    used = runs["what became of it"].isin(("used", "tested by a run of its own"))
+    runs = runs.loc[used.sort_values(kind="stable").index]
     shown = runs.astype(object).where(runs.notna(), MISSING).astype(str)
     shown["seed"] = runs["seed"].map(lambda seed: MISSING if pd.isna(seed) else str(int(seed)))
     counts = runs["what became of it"].value_counts()
     said = ", ".join(f"{count} {fate}" for fate, count in counts.items())
-    return Table("runs", "What became of every run", f"{len(runs)} runs: {said}.", shown, runs)
+    every = Table("runs", "What became of every run", f"{len(runs)} runs: {said}.", shown, runs)
+    other = ~used.loc[runs.index]
+    if not other.any():
+        return [every]
+    title, caption = "Runs that are not used, and why", "Scores of these runs are in no mean."
+    return [Table("runs-not-used", title, caption, shown[other], runs[other]), every]
 
 
 def missing_table(study: Study) -> Table | None:
@@ -472,5 +477,5 @@ def tables(
     made += [*score_tables(study, cells), *cost_tables(study, cells)]
     for ranking in rankings:
         made += comparison_tables(study, ranking)
-    made += [missing_table(study), account_table(study)]
+    made += [missing_table(study), *account_tables(study)]
     return [table for table in made if table is not None]
