@@ -15,9 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers.models.roberta.modeling_roberta  # noqa: F401  (or every fork would load it)
+
+from elip.training.cli import parse, run
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "experiments" / "elip_0.7.yaml")
+
+parse(["fit", "--config", CONFIG])  # reads the options of all classes, for all forks
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,6 @@ def _be(
     prepare: Callable[[], object] | None,
     environment: Mapping[str, str],
 ) -> int:
-    from elip.training.cli import run
-
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
