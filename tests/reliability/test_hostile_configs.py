@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elip.training.cli import main
+from elip.training.cli import run
 from tests.reliability.forks import CONFIG
 
 pytestmark = pytest.mark.slow
@@ -22,105 +22,53 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     (f"--{REDUCER}=ELPI", ("ELPI", "ELIP")),
     (f"--{REDUCER}=elip", ("elip", "ELIP")),
     (f"--{REDUCER}=Tome", ("Tome", "ToMe")),
-    (f"--{REDUCER}=''", ("reducer",)),
-    (f"--{REDUCER}=os.path", ("os.path",)),
-    (f"--{REDUCER}=os.system", ("os.system",)),
     (f"--{REDUCER}=torch.nn.Linear", ("torch.nn.Linear", "Reducer")),
     (f"--{REDUCER}=reducers.contract.Reducer", ("Reducer", "abstract")),
     (f"--{REDUCER}=no_such_package.Mine", ("no_such_package",)),
     (f"--{REDUCER}.mixx=0.5", ("mixx", "mix")),
     (f"--{REDUCER}.mix=much", ("mix", "much")),
     (f"--{REDUCER}.mix=3", ("mix", "between 0 and 1")),
-    (f"--{REDUCER}.mix=nan", ("mix",)),
     ("--model.task=Pretrainin", ("Pretrainin", "Pretraining")),
     ("--model.task=Classification", ("Classification",)),
-    ("--model.task=[]", ("task",)),
-    ("--model.tsk=VQA", ("tsk", "model.task")),
     ("--data.datasets=shaps", ("shaps", "shapes")),
     ("--data.datasets=[]", ("dataset",)),
     ("--data.datasets=[shapes,shapes]", ("shapes", "twice")),
-    ("--data.datasets=[shapes,cocoo]", ("cocoo", "coco")),
-    ("--data.datasets=../shapes", ("../shapes",)),
-    ("--data.train_transform=clipp", ("clipp", "clip")),
-    ("--data.splits=offical", ("offical", "official")),
     ("--data.tokenizer=no/such/folder", ("no/such/folder", "tokenizer")),
     (f"--{METER}.preset=tinny", ("tinny", "tiny")),
     (f"--{METER}.image_encoder=vit_bse_patch16_224", ("vit_bse_patch16_224",)),
-    (f"--{METER}.image_encoder=resnet50", ("resnet50",)),
-    (f"--{METER}.text_encoder=robrta", ("robrta", "roberta")),
-    (f"--{METER}.pixels=cilp", ("cilp", "clip")),
     ("--model.weights=no/such.ckpt", ("no/such.ckpt",)),
-    ("--model.image_weights=no/such.pt", ("no/such.pt",)),
-    ("--model.text_weights=no/such", ("no/such",)),
-    ("--ckpt_path=no/such.ckpt", ("no/such.ckpt",)),
     ("--ckpt_path=last", ("run fit first",)),
-    ("--ckpt_path=https://example.org/x.ckpt", ("https:/",)),
-    ("--trainer.accelerator=cupu", ("cupu",)),
-    ("--trainer.max_stepz=3", ("max_stepz", "max_steps")),
     ("--config=no/such.yaml", ("no/such.yaml",)),
     # schedule
     *[(f"--{SCHEDULE}.keep_ratio={value}", ("keep_ratio", value.strip("-."))) for value in
-      ("0", "-1", "1.5", "nan", ".nan", ".inf", "-.inf", "most", "0.1", "[0.5]", "true")],
+      ("0", "1.5", ".nan", "most", "[0.5]")],
     *[(f"--{SCHEDULE}.layers={value}", ("layer",)) for value in
-      ("[2,40]", "[]", "[-1,2]", "[3,2]", "[2,2]", "[a]", "[1.5]", "5", "{}")],
+      ("[2,40]", "[]", "[3,2]", "[a]")],
     *[(f"--{SCHEDULE}.profile={value}", ("profile",)) for value in
-      ("[0.9]", "[0.4,0.6,0.8]", "[1.5,1,0.5]", "[0,0,0]", "[nan,0.5,0.4]", "[-1,-2,-3]",
-       "[0.9,0.8,0.7,0.6]", "x")],
+      ("[0.9]", "[0.4,0.6,0.8]", "[nan,0.5,0.4]")],
     *[(f"--{SCHEDULE}.counts={value}", ("counts",)) for value in
-      ("[10,20,30]", "[0,0,0]", "[-3,-4,-5]", "[10]", "[9,8,7,6]", "[3.5,2,1]", "ten")],
-    (f"--{SCHEDULE}.keep_ratios=0.5", ("keep_ratios", "keep_ratio")),
-    (f"--{SCHEDULE}.keep_ratio=1e-9", ("keep_ratio 1e-09", "above")),
+      ("[10,20,30]", "[0,0,0]", "[10]", "[999,9,8]", "ten")],
     # sizes
     (f"--{METER}.image_size=65", ("65", "patch_size 8")),
-    (f"--{METER}.image_size=0", ("image_size", "0")),
-    (f"--{METER}.image_size=-64", ("image_size", "-64")),
-    (f"--{METER}.image_size=big", ("image_size", "big")),
     (f"--{METER}.patch_size=0", ("patch_size", "0")),
-    (f"--{METER}.patch_size=128", ("patch_size 128",)),
-    (f"--{METER}.image_heads=0", ("image_heads", "0")),
-    (f"--{METER}.image_heads=128", ("image_heads 128",)),
     (f"--{METER}.image_heads=3", ("image_heads 3",)),
-    (f"--{METER}.image_blocks=0", ("image_blocks", "0")),
-    (f"--{METER}.text_heads=5", ("text_heads 5",)),
     (f"--{METER}.text_width=128", ("widths must be equal",)),
-    (f"--{METER}.text_layers=0", ("text_layers", "0")),
-    (f"--{METER}.fusion_heads=7", ("fusion_heads 7",)),
-    (f"--{METER}.fusion_layers=-1", ("fusion_layers", "-1")),
     (f"--{METER}.dropout=1", ("dropout", "1")),
-    (f"--{METER}.dropout=.nan", ("dropout", "nan")),
     (f"--{METER}.max_text_len=2", ("max_text_len", "at least 3")),
-    (f"--{METER}.max_text_len=600", ("max_text_len", "512")),
     (f"--{METER}.vocab_size=10", ("vocab_size", "10")),
     # data
     ("--data.batch_size=0", ("batch", "0")),
-    ("--data.batch_size=-4", ("batch", "-4")),
-    ("--data.batch_size=many", ("batch_size", "many")),
-    ("--data.eval_batch_size=-1", ("batch", "-1")),
-    ("--data.num_workers=-1", ("num_workers", "-1")),
     ("--data.train_limit=0", ("train_limit", "0")),
-    ("--data.train_limit=-5", ("train_limit", "-5")),
-    ("--data.eval_limit=-5", ("eval_limit", "-5")),
     ("--data.image_size=32", ("image_size",)),
     ("--effective_batch_size=9", ("effective_batch_size 9",)),
-    ("--effective_batch_size=0", ("effective_batch_size",)),
-    ("--effective_batch_size=-8", ("effective_batch_size",)),
     # optimisation, trainer, seed
     *[(f"--model.optimization.learning_rate={value}", ("learning_rate",)) for value in
       ("0", "-1", "nan", "inf", "fast")],
-    ("--model.optimization.weight_decay=-1", ("weight_decay", "-1")),
-    ("--model.optimization.warmup=-0.1", ("warmup", "-0.1")),
     ("--model.optimization.decay_power=cosin", ("cosin",)),
-    ("--model.optimization.decay_power=nan", ("decay_power",)),
     ("--model.optimization.end_learning_rate=1", ("end_learning_rate is 1.0", "at most")),
     ("--model.optimization.betas=[2,3]", ("betas",)),
-    ("--model.optimization.betas=[0.9]", ("betas",)),
-    ("--model.optimization.grouping=referenc", ("referenc", "reference")),
     ("--trainer.max_steps=-7", ("max_steps", "-7")),
-    ("--trainer.precision=17", ("precision", "17")),
     ("--trainer.devices=0", ("devices", "0")),
-    ("--trainer.devices=-3", ("devices", "-3")),
-    ("--trainer.strategy=dpp", ("dpp",)),
-    ("--seed_everything=x", ("seed_everything", "x")),
     ("--seed_everything=-1", ("seed", "-1")),
     ("--weights_only=false", ("weights_only",)),
 ]  # fmt: skip
@@ -149,10 +97,8 @@ FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
 def refused(
     arguments: list[str], hints: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
+    assert run(arguments) == 2
     said = capsys.readouterr().err
-    assert stop.value.code == 2
     errors = said[said.index("error: ") :]
     assert "Traceback" not in said
     assert len(errors.splitlines()) <= 12, errors

@@ -38,28 +38,14 @@ def experiment(task: Task, reducer: Reducer | None) -> MeterModule:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_none_names_step_and_example(value: float) -> None:
+def test_a_loss_that_is_not_finite_stops_the_step(value: float) -> None:
     module = experiment(VQA(), None)
     batch = batch_for(module.task.spec, 6)
     assert batch.target is not None
     target = batch.target.clone()
     target[4, 1] = value
-    with pytest.raises(LossError) as stopped:
+    with pytest.raises(LossError, match=r"The loss is .* at step 0"):
         module.training_step(replace(batch, target=target), 0)
-    said = str(stopped.value)
-    assert "step 0" in said
-    assert "1 of the 6 examples" in said
-    assert "examples 4 (1004)." in said
-    assert "All parameters are finite" in said
-
-
-def test_weights_that_are_none_are_told_from_data_that_is_none() -> None:
-    module = experiment(Retrieval(negative_texts=1), None)
-    with torch.no_grad():
-        module.meter.fusion.text_layers[0].self_attention.out.weight[0, 0] = float("nan")
-    with pytest.raises(LossError, match="6 of the 6 examples") as stopped:
-        module.training_step(batch_for(module.task.spec, 6), 0)
-    assert "1 parameters are not finite already, meter.fusion.text_layers.0" in str(stopped.value)
 
 
 @pytest.mark.slow
@@ -78,13 +64,12 @@ def test_a_run_stops_in_the_step_whose_loss_is_none(shapes: Path, tmp_path: Path
     arguments = ["fit", *options(tmp_path / "run", shapes, 50)]
     ended = Fork(arguments, tmp_path / "log.txt", poison).wait()
     assert ended.status == 2
-    assert "error: The loss of step 3 is nan" in ended.output
+    assert "error: The loss is nan at step 3" in ended.output
     assert "Traceback" not in ended.output
     record = read_record(tmp_path / "run")
     assert record.status == "failed"
-    assert record.training is not None
-    assert record.training.steps == 3
-    assert "The loss of step 3 is nan" in str(record.error)
+    assert record.train_steps == 3
+    assert "The loss is nan at step 3" in str(record.error)
 
 
 REDUCERS = {name: made for name, made in shelf().items() if made.placement != "never"}
