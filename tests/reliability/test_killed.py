@@ -19,7 +19,7 @@ from elip.training import callbacks
 from elip.training.module import MeterModule
 from tests.reliability.forks import Fork, losses, options
 
-STEPS = 30
+STEPS = 15
 MOMENTS = 20
 
 
@@ -29,7 +29,7 @@ def die() -> None:
 
 def often() -> None:
     """Save the state that a killed run goes on from several times a second."""
-    callbacks.SAVE_SECONDS = 0.1
+    callbacks.SAVE_SECONDS = 0.3
     callbacks._LEAST_PAUSE = 0
     callbacks.cached_cost = lambda *_, **__: RunCost()  # takes longer than the training here
 
