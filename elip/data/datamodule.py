@@ -170,9 +170,10 @@ class DataModule(LightningDataModule):
             size, words = len(listed) or view.num_answers, self._answer_words(dataset, view)
             for number, word in sorted(words.items()):
                 if listed and [word] != listed[number : number + 1]:
+                    other = listed[number] if number < len(listed) else None
                     raise DataError(
-                        f"{path} and the Arrow files in {self.root} do not belong together: answer "
-                        f"{number} is {dict(enumerate(listed)).get(number)!r} and {word!r}."
+                        f"{path} does not belong to the Arrow files beside it: answer {number} is "
+                        f"{other!r} in the list and {word!r} in the files. Convert them together."
                     )
             unlisted = [words.get(number, "unknown") for number in range(size)] if words else []
             found.add((size, tuple(listed or unlisted)))
@@ -271,16 +272,6 @@ class DataModule(LightningDataModule):
     def skipped(self) -> dict[str, int]:
         """How often a bad image was met, by split; splits without are left out."""
         return {name: each.num_skipped for name, each in self._examples.items() if each.num_skipped}
-
-    def digests(self, stage: str, spec: SampleSpec) -> dict[str, str]:
-        """Return `fingerprints` under their former names."""
-        self.spec = spec
-        found = self.fingerprints(stage)
-        for phase in ("train", "val") if stage == "fit" else (_PHASES[stage],):
-            parts = {name: found.pop(f"data/{name}") for name in self._splits(phase)}
-            if parts:
-                found[f"{phase}_data"] = _digest(json.dumps(parts))
-        return found
 
     def train_dataloader(self) -> Loader:
         """Return the loader of the training examples of all datasets."""

@@ -58,8 +58,8 @@ def test_vocabulary_and_answers(root: Path) -> None:
 
 def test_a_list_of_answers_that_is_not_that_of_the_files_is_refused(root: Path) -> None:
     for listed, said in (
-        (["yes", "maybe", "no"], "answer 1 is 'maybe' and 'no'"),
-        (["yes", "no"], "answer 2 is None and 'maybe'"),
+        (["yes", "maybe", "no"], "answer 1 is 'maybe' in the list and 'no'"),
+        (["yes", "no"], "answer 2 is None in the list and 'maybe'"),
         ({}, "no list of answers"),
         ([], "no list of answers"),
     ):

@@ -44,7 +44,8 @@ def rows(folder: Path, kind: str, split: str = "train") -> Iterator[dict[str, An
 
 
 def things(row: dict[str, Any], column: str = "scene") -> Things:
-    return json.loads(row[column])["things"]
+    found: Things = json.loads(row[column])["things"]
+    return found
 
 
 # An own reading of the sentences, which shares no code with the one that makes them.
