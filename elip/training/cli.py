@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import re
 import shlex
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
 from traceback import extract_tb
@@ -336,23 +337,26 @@ def _seed(value: int) -> int:
 
 def _parse(args: Sequence[str]) -> tuple[Namespace, dict[str, Any], dict[str, Any]]:
     """Return the configuration, as plain values, and what of it differs from the defaults."""
-    whole = _parsers()[0]
+    whole, commands = _parsers()
     for option, value in zip(args, [*args[1:], ""], strict=True):
         name, equals, text = option.partition("=")
         if name in ("-c", "--config") and (problem := _file_problem(text if equals else value)):
             raise UsageError(problem)
-    config = whole.parse_args(list(args))
+    command = args[0] if args else ""
+    if command not in commands:
+        config = whole.parse_args(list(args))  # help, or what is wrong
+    else:  # the same in half the time
+        config = Namespace(command=command, **{command: commands[command].parse_args(args[1:])})
     return config, *_plain(config)
 
 
 def _plain(config: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     parser = _parsers()[1][config.command]
     given = config[config.command]
-    text = parser.dump(given, skip_unset=False, skip_link_targets=False, skip_validation=True)
-    stated = parser.dump(given, skip_unset=False, skip_default=True, skip_validation=True)
-    plain: dict[str, Any] = yaml.safe_load(text)
+    as_json = partial(parser.dump, given, "json", skip_unset=False, skip_validation=True)
+    plain: dict[str, Any] = json.loads(as_json(skip_link_targets=False))
     _check_options(plain, config.command)
-    return plain, yaml.safe_load(stated) or {}
+    return plain, json.loads(as_json(skip_default=True)) or {}
 
 
 def _file_problem(file: str) -> str | None:
