@@ -78,7 +78,8 @@ def card(method: type[Reducer]) -> str:
         for option in inspect.signature(method).parameters.values()
         if option.kind is option.POSITIONAL_OR_KEYWORD or option.kind is option.KEYWORD_ONLY
     ]
-    signature = f"{method.__name__}({','.join(options)})"
+    listed = ",".join(options) + ",\n" if options else ""
+    signature = f"{method.__name__}({listed})"
     properties = {
         "family": method.family,
         "placement": method.placement,
