@@ -92,10 +92,10 @@ def watch(
     infers: bool = True,
 ) -> Counter[str]:
     """Run a training (and an inference) pass on the fake device; return what the host would do."""
-    layers = (0,) if reducer.placement == "fusion" else (1, 2) if infers else (1,)
+    layers = (0,) if reducer.placement == "fusion" else (1, 2) if infers else (0,)
     sizes = SIZES if infers else replace(SIZES, image_blocks=2)
     with torch.device("meta"):
-        meter = Meter(sizes, reducer, Schedule(0.8, layers=layers))
+        meter = Meter(sizes, reducer, Schedule(None, layers=layers))
         task.build(meter, 5)
     both = nn.ModuleList([meter, task]).train()
     with fake_cuda(monkeypatch):
