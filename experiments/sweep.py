@@ -196,6 +196,7 @@ class _Setting:
         schedule: When it acts and what it keeps.
         callbacks: Those of a run of its own.
         results: Of each split: scores, chance, scores of examples, predictions.
+        notes: What its record should say.
         failed: Whether it has failed; the others go on.
     """
 
@@ -206,6 +207,7 @@ class _Setting:
     schedule: Schedule = field(init=False)
     callbacks: list[Callback] = field(default_factory=list)
     results: list[tuple[Any, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     failed: bool = False
 
     def parsed(self, first: cli.ParsedRun) -> cli.ParsedRun:
@@ -257,6 +259,7 @@ class Sweep(Callback):
                 self._settings.remove(setting)
                 self.learned.append(setting)
                 continue
+            setting.notes = list(module.notes)
             setting.callbacks = cli.scoring_callbacks(parsed, Recorder(parsed, setting.labels))
             runs.append(parsed)
         make = module.task.evaluator
@@ -282,7 +285,7 @@ class Sweep(Callback):
             if setting.failed:
                 continue
             module.meter.set_reduction(setting.reducer, setting.schedule)
-            module.schedule = setting.schedule
+            module.schedule, module.notes = setting.schedule, setting.notes
             trainer._default_root_dir = str(setting.cell.folder)
             if setting.results:
                 names = trainer.datamodule.split_names(setting.cell.stage.command)
