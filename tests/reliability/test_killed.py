@@ -67,7 +67,7 @@ def while_validating(chance: random.Random) -> Callable[[], None]:
 
 
 def while_saving(chance: random.Random) -> Callable[[], None]:
-    left, save = chance.randrange(1, 9), torch.save
+    left, save = chance.randrange(1, 4), torch.save
 
     def dying(content: Any, file: Any, *rest: Any) -> None:
         nonlocal left
@@ -86,7 +86,7 @@ def while_saving(chance: random.Random) -> Callable[[], None]:
 
 def while_renaming(chance: random.Random) -> Callable[[], None]:
     """Before or after the step in which a checkpoint takes its name."""
-    left, after, rename = chance.randrange(1, 9), chance.random() < 0.5, Path.replace
+    left, after, rename = chance.randrange(1, 5), chance.random() < 0.5, Path.replace
 
     def dying(self: Path, target: Any) -> Any:
         nonlocal left
