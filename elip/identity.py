@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 """Folder of the checkpoints in a run directory."""
 
-BEST, LAST = "best", "last"
+BEST: Final = "best"
+LAST: Final = "last"
 """The two that a run keeps: of the best validation, and of the last step."""
 
 INFO_KEY = "elip_run"

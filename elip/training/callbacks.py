@@ -86,7 +86,7 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
-        if rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             style = "yellow" if record.levelno >= logging.WARNING else ""
             CONSOLE.print(Text(record.getMessage(), style=style), soft_wrap=True)
 
@@ -240,7 +240,7 @@ class Recorder(Callback):
 
     def _model_facts(self, module: MeterModule) -> dict[str, Any]:
         """Return what the shapes of tensors do not tell of the model and its data."""
-        sizes, facts = module.meter.sizes, {}
+        sizes, facts = module.meter.sizes, dict[str, Any]()
         # The weights that timm has of one architecture stand behind a dot.
         facts["image_encoder"] = sizes.image_encoder.partition(".")[0]
         facts |= {"fusion_heads": sizes.fusion_heads, "pixels": sizes.pixels}

@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -25,7 +27,8 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
@@ -85,6 +88,7 @@ COMMANDS = {
 }
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _LOCK_SECONDS = 5.0
+_ALIKE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -200,22 +204,24 @@ def run(
         around: Is entered when all is built, around the command itself.
     """
     _quiet()
+    folder: Path | None = None
     try:
         config, plain, stated = _parse(args)
         parsed = _resolve(config, plain, stated, args, None)
         labels = {"grid": grid, "stage": stage, "axes": dict(axes or {})}
+        folder = parsed.run_dir
         return _execute(parsed, config, labels, around or (lambda *built: nullcontext()))
     except UsageError as error:
         return _say(error.message)
     except (DataError, CheckpointError, ContractError, LossError, OSError) as error:
-        return _say(str(error))
-    except (KeyboardInterrupt, SIGTERMException):
+        return _say(str(error), folder)
+    except (KeyboardInterrupt, SIGTERMException, SystemExit):  # the last is how Lightning ends it
         return 130
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         said = lost_process(error) or _refused_by_trainer(error)
         if said is None:
             raise
-        return _say(said)
+        return _say(said, folder)
 
 
 def main() -> None:
@@ -580,8 +586,6 @@ def _execute(parsed: ParsedRun, config: Namespace, labels: dict[str, Any], aroun
         if command == "fit":
             trainer.accumulate_grad_batches = _accumulated(parsed.config, trainer.world_size)
     except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        if rank_zero_only.rank:  # all processes fail alike; the first one tells
-            return 2
         raise UsageError(_first_cause(str(error))) from error
     more = {} if command == "fit" else {"verbose": False}
     if command == "predict":
@@ -627,9 +631,10 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
         trainer = Trainer(**options)
     except (MisconfigurationException, TypeError, RuntimeError) as error:
         asked_for = f"accelerator {options['accelerator']}, devices {options['devices']}"
-        if "--ntasks" in str(error):
-            error = ValueError("SLURM_NTASKS is above 1; start with srun and --ntasks-per-node.")
-        raise ValueError(f"The trainer cannot be built ({asked_for}): {error}") from error
+        said = str(error)
+        if "--ntasks" in said:
+            said = "SLURM_NTASKS is above 1; start with srun and --ntasks-per-node."
+        raise ValueError(f"The trainer cannot be built ({asked_for}): {said}") from error
     if trainer.precision not in _PRECISIONS:
         raise ValueError(
             f"trainer.precision is {trainer.precision}; targets and scores need float32 beside it: "
@@ -639,7 +644,7 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
     if on_cpu and (advice := precision_advice(trainer.precision)):
         log.info("%s", advice)
     if trainer.world_size == 1:
-        rank_zero_only.rank = 0  # a RANK or SLURM_PROCID that was left in the shell means nothing
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a RANK or SLURM_PROCID that was left in the shell means nothing
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
     return trainer
@@ -792,9 +797,27 @@ def _quiet() -> None:
         logger.addHandler(LogLines())
 
 
-def _say(message: str) -> int:
+def _say(message: str, folder: Path | None = None) -> int:
+    """Print an error; of several processes that fail alike, only the first does."""
+    if not _is_first():
+        if folder is None:
+            return 2
+        time.sleep(_ALIKE_SECONDS)
+        with suppress(RecordError):
+            if message in (read_record(folder).error or ""):
+                return 2
     sys.stderr.write(f"error: {message}\n")
     return 2
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of a node, or the only one.
+
+    A rank that was left in the shell means nothing without a launcher.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or SLURMEnvironment.detect()
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return not launched or local == "0"
 
 
 def _refused_by_trainer(error: Exception) -> str | None:
