@@ -95,7 +95,7 @@ class Predictions(Callback):
         self._rows += [{"split": split, **row} for row in outputs]
         if self._hook is None:
             return
-        rows = []
+        rows: list[int] = []
         for row, image_id in enumerate(batch.image_id.tolist()):
             if len(rows) < self._left and self._shown[image_id] < self.texts:
                 self._shown[image_id] += 1
