@@ -29,9 +29,9 @@ from elip.training import cli
 from elip.training.callbacks import Recorder
 from elip.training.module import MeterModule
 from experiments.grid import BUDGET, Cell, Draft
+from reducers import Identity
 from reducers import shelf as all_reducers
 from reducers.contract import Placement, Reducer
-from reducers.identity import Identity
 
 log = logging.getLogger(__name__)
 

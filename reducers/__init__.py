@@ -11,8 +11,11 @@ import inspect
 import pkgutil
 
 from reducers.contract import EncodedText, Host, Probe, Reduced, Reducer, Signal, Signals
+from reducers.identity import Identity
 
-__all__ = ["Host", "Probe", "Reduced", "Reducer", "Signal", "Signals", "EncodedText", "shelf"]
+__all__ = [
+    "EncodedText", "Host", "Identity", "Probe", "Reduced", "Reducer", "Signal", "Signals", "shelf",
+]  # fmt: skip
 
 
 def shelf() -> dict[str, type[Reducer]]:

@@ -22,8 +22,8 @@ from elip.record import Gflops
 from elip.schedule import Schedule
 from elip.tasks.base import Task
 from elip.tasks.pretrain import Pretraining
+from reducers import Identity
 from reducers.contract import Reducer
-from reducers.identity import Identity
 
 NO_REDUCTION = "No reduction"
 # Word pieces of a text encoder that has no vocabulary of its own; the data would bring it.

@@ -19,8 +19,8 @@ from elip.model.guard import check
 from elip.model.interface import EncodedImage
 from elip.model.signals import BlockSignals, Probe
 from elip.schedule import Schedule
+from reducers import Identity
 from reducers.contract import EncodedText, Host, Reducer, Signals
-from reducers.identity import Identity
 
 _OF_THE_TEXT = {"text", "text_attention", "joint_embeddings"}
 

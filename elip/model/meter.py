@@ -41,8 +41,8 @@ from elip.model.signals import BlockSignals
 from elip.model.text_encoder import TextEncoder, text_config
 from elip.model.timm_shim import build_vit
 from elip.schedule import Plan, Schedule
+from reducers import Identity
 from reducers.contract import EncodedText, Host, Reducer
-from reducers.identity import Identity
 
 # Pixel statistics in [0, 1]: CLIP (Radford et al., 2021, arXiv:2103.00020) and ImageNet.
 _PIXELS = {
