@@ -14,7 +14,6 @@ from PIL import Image
 
 from elip.data.datasets.base import DataError, DatasetSpec, Row, View
 from elip.data.datasets.nlvr2 import statements
-from elip.data.tokenize import word_tokenizer
 
 if TYPE_CHECKING:
     from elip.data.download import Download
@@ -90,6 +89,8 @@ class Nlvr(DatasetSpec):
             yield from _rows(download.root / "train", split, entry)
         for entry in statements(download, "dev/dev.json", by_folder=True):
             yield from _rows(download.root / "dev", "dev", entry)
+        from elip.data.tokenize import word_tokenizer  # late: it imports transformers
+
         tokenizer = word_tokenizer(sorted(words))
         download.side_files["tokenizer/tokenizer.json"] = tokenizer.to_str(pretty=True)
 

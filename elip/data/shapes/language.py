@@ -15,7 +15,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
-from elip.data.tokenize import word_tokenizer
 
 ANSWERS = (*COLORS, *SHAPES, *SIZES, "0", "1", "2", "3", "4", "yes", "no")
 """All answers to the questions, by number."""
@@ -156,6 +155,8 @@ def hypotheses(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int]]:
 
 def tokenizer() -> Tokenizer:
     """Return the tokenizer of all that can be said."""
+    from elip.data.tokenize import word_tokenizer  # late: it imports transformers
+
     return word_tokenizer([*_WORDS.split(), *COLORS, *SHAPES, *SIZES])
 
 
