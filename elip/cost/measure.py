@@ -283,4 +283,5 @@ def count_operators(meter: Meter, task: Task, batch: Batch) -> int:
     """Return how many operators, views apart, one forward pass hands to the device."""
     with inference(meter, task), _Launches() as launches:
         task.infer(meter, batch)
-    return launches.count
+    count: int = launches.count
+    return count
