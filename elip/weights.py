@@ -1,8 +1,7 @@
-"""Weights from elsewhere, without running code that a file may carry; and the export of our own.
+"""Load weights from other programs without running code from a file, and export our own.
 
-``load_weights`` takes a whole model: a run directory, a checkpoint or export of ours, a METER
-checkpoint. ``load_image_weights`` and ``load_text_weights`` take one encoder. Every tensor is
-accounted for in a `LoadReport`.
+``load_weights`` loads a whole model, ``load_image_weights`` and ``load_text_weights`` one encoder.
+Each returns a `LoadReport` that lists every tensor. To export the weights of a run:
 
     python -m elip.weights runs/shapes/vqa --out vqa.safetensors
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import os
 import pickle
 import re
 import sys
@@ -40,7 +38,6 @@ from elip.model.meter import Meter
 from elip.record import read_record
 
 State = dict[str, Tensor]
-
 _NONE: tuple[str, ...] = ()
 
 BROKEN = (
@@ -48,19 +45,19 @@ BROKEN = (
     LookupError, zipfile.BadZipFile, OSError, RecursionError, OverflowError, MemoryError,
     zlib.error, SafetensorError, NotImplementedError,
 )  # fmt: skip
-"""What reading a damaged or malicious file can raise."""
+"""Errors that reading a damaged or malicious file can raise."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor.
+    """What happened to every tensor.
 
     Attributes:
         source: Where the weights came from.
         used: Tensors that were copied.
-        resized: Those of them that were interpolated first.
-        missing: Tensors of the model that the source does not have; they keep their start values.
-        unused: Tensors of the source that the model has no place for.
+        resized: Copied tensors that were interpolated first.
+        missing: Tensors of the model that the source lacks; they keep their initial values.
+        unused: Tensors of the source that the model does not have.
     """
 
     source: str
@@ -70,7 +67,7 @@ class LoadReport:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Say it in a few lines."""
+        """Summarise the report in a few lines."""
         lines = [f"Weights from {self.source}: {len(self.used)} tensors used."]
         for what in ("resized", "missing", "unused"):
             if names := getattr(self, what):
@@ -84,35 +81,32 @@ class LoadReport:
 
 
 def load_weights(module: nn.Module, source: str) -> LoadReport:
-    """Load a whole model into a module that has ``meter`` and ``task`` submodules.
+    """Load a whole model into a module with ``meter`` and ``task`` submodules.
 
     Args:
         module: The module.
-        source: A run directory, a checkpoint or export of ours, or a METER checkpoint; ``~`` is
-            the home folder.
+        source: A run directory, one of our checkpoints or exports, or a METER checkpoint.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: There is no whole checkpoint, the format is unknown, or a tensor does not fit.
+        FileNotFoundError: The file does not exist.
+        ValueError: The checkpoint is incomplete, its format is unknown, or a tensor does not fit.
     """
     path = find_checkpoint(source)
     state, unknown = read_state(path), _NONE
-    if is_meter(state):
+    if _is_meter(state):
         if isinstance(meter := getattr(module, "meter", None), Meter):
             _check_activation(meter, str(path), "a METER checkpoint")
         state, unknown = from_meter(state)
     elif not any(name.startswith("meter.") for name in state):
-        kind = "OpenAI CLIP (use --model.image_weights)" if is_clip(state) else "another model"
+        hint = " Load OpenAI CLIP with --model.image_weights." if _is_clip(state) else ""
         raise ValueError(
-            f"{path} is no METER checkpoint: its first tensors are {sorted(state)[:3]}, which look "
-            f"like {kind}."
+            f"{path} is not a METER checkpoint: its first tensors are {sorted(state)[:3]}.{hint}"
         )
-    matching = state.get("task.itm.weight"), state.get("task.itm.bias")
     if "task.rank.weight" in module.state_dict() and "task.rank.weight" not in state:
         # The rank head starts from the matching head's row for "match" (Dou et al., 2022).
-        for kind, tensor in zip(("weight", "bias"), matching, strict=True):
-            if tensor is not None and tensor.ndim:
-                state[f"task.rank.{kind}"] = tensor[1:]
+        for kind in ("weight", "bias"):
+            if (matching := state.get(f"task.itm.{kind}")) is not None:
+                state[f"task.rank.{kind}"] = matching[1:]
     return _copy(module, state, str(path), unknown)
 
 
@@ -120,28 +114,25 @@ def load_image_weights(meter: Meter, source: str) -> LoadReport:
     """Load the image encoder from an OpenAI CLIP archive, a METER or timm file, or a timm name.
 
     Raises:
-        FileNotFoundError: There is no such file and no such model.
-        ValueError: The format is unknown, a tensor does not fit, or the encoder has another
-            activation than the weights.
+        FileNotFoundError: No file and no timm model has this name.
+        ValueError: The format is unknown, a tensor does not fit, or the activations differ.
     """
-    path, unknown = Path(os.path.expanduser(source)), _NONE
+    path, unknown = Path(source).expanduser(), _NONE
     if path.exists():
         state = read_state(path)
-        if is_meter(state):
+        if _is_meter(state):
             _check_activation(meter, source, "a METER checkpoint")
             state, unknown = from_meter(state)
             state = _below(state, "meter.image.vit.")
-        elif is_clip(state):
-            if "input_resolution" in state:  # OpenAI's own; OpenCLIP's models have GELU
+        elif _is_clip(state):
+            if "input_resolution" in state:  # OpenAI's own; OpenCLIP's models use GELU
                 _check_activation(meter, source, "an OpenAI CLIP archive")
             state, unknown = from_clip(state)
     elif timm.is_model(source):
         try:
             state = timm.create_model(source, pretrained=True, num_classes=0).state_dict()
         except BROKEN as error:
-            raise ValueError(
-                f"image_weights {source!r} is a timm model that cannot be fetched: {error}"
-            ) from error
+            raise ValueError(f"Cannot download timm's {source!r}: {error}") from error
     else:
         raise FileNotFoundError(f"image_weights {source!r} is neither a file nor a timm model.")
     return _copy(meter.published_parts()["image"], state, source, unknown)
@@ -153,54 +144,50 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
     Raises:
         ValueError: The folder or name cannot be read, or a tensor does not fit.
     """
-    place, unknown = os.path.expanduser(source), _NONE
-    if Path(place).is_file():
-        state = read_state(Path(place))
-        state = from_meter(state)[0] if is_meter(state) else state
+    path, unknown = Path(source).expanduser(), _NONE
+    if path.is_file():
+        state = read_state(path)
+        state = from_meter(state)[0] if _is_meter(state) else state
         state = _below(state, "meter.text.transformer.")
     else:
         try:
             loaded, found = AutoModel.from_pretrained(
-                place, add_pooling_layer=False, trust_remote_code=False, output_loading_info=True
-            )
+                str(path) if path.is_dir() else source,
+                add_pooling_layer=False, trust_remote_code=False, output_loading_info=True,
+            )  # fmt: skip
         except (*BROKEN, StrictDataclassError) as error:
             raise ValueError(
-                f"text_weights {source!r} is no folder of a transformers model, nor one that can "
-                f"be fetched: {error}"
+                f"text_weights {source!r} is neither a transformers folder nor a model that can be "
+                f"downloaded: {error}"
             ) from error
-        # What its files lack, transformers has filled with random numbers.
-        unknown, lacking = tuple(sorted(found["unexpected_keys"])), set(found["missing_keys"])
-        state = {k: v for k, v in loaded.state_dict().items() if k not in lacking}
+        # transformers fills missing tensors with random numbers; ours keep their initial values.
+        unknown = tuple(sorted(found["unexpected_keys"]))
+        state = {k: v for k, v in loaded.state_dict().items() if k not in found["missing_keys"]}
     return _copy(meter.published_parts()["text"], state, source, unknown)
 
 
-def _below(state: State, prefix: str) -> State:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+def _below(state: State, prefix: str, new: str = "") -> State:
+    return {new + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _check_activation(meter: Meter, source: str, kind: str) -> None:
-    """Refuse weights that were trained with QuickGELU for an encoder with another activation."""
+    """Refuse weights trained with QuickGELU if the encoder has another activation."""
     activation = meter.published_parts()["image"].blocks[0].mlp.act  # type: ignore[index, union-attr]
-    if isinstance(activation, QuickGELU):
-        return
-    name = meter.sizes.image_encoder
-    right = name.replace("_clip_", "_clip_quickgelu_")
-    if right == name or not timm.is_model(right):
-        right = "vit"
-    raise ValueError(
-        f"{source} is {kind}, trained with QuickGELU, and {name} has {type(activation).__name__}. "
-        f"Set model.meter.image_encoder to {right}."
-    )
+    if not isinstance(activation, QuickGELU):
+        raise ValueError(
+            f"{source} is {kind}, trained with QuickGELU, but {meter.sizes.image_encoder} has "
+            f"{type(activation).__name__}. Set model.meter.image_encoder to vit or to a timm model "
+            "whose name contains _clip_quickgelu_."
+        )
 
 
 def _copy(module: nn.Module, state: State, source: str, unknown: tuple[str, ...]) -> LoadReport:
     target = module.state_dict()
-    # In float32, as they are used: a larger number of 64 bits is infinite there.
-    broken = [name for name, value in state.items() if not value.float().isfinite().all()]
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(
-            f"{source} has values that are not finite in {len(broken)} tensors, {broken[0]} first: "
-            "the run that made it had failed, or the file is damaged. Take another checkpoint."
+            f"{source} has infinite or NaN values in {len(broken)} tensors, first {broken[0]}. "
+            "Use another checkpoint."
         )
     used, resized, wrong, unused = [], [], [], [*unknown]
     for name, value in state.items():
@@ -211,20 +198,19 @@ def _copy(module: nn.Module, state: State, source: str, unknown: tuple[str, ...]
         if value.shape != place.shape and name.endswith("pos_embed"):
             value = resize_positions(value.float(), place.shape[1] - 1)
             resized.append(name)
-        if value.shape != place.shape:
-            wrong.append(f"{name} is {tuple(value.shape)}, wanted {tuple(place.shape)}")
-        elif value.is_floating_point() != place.is_floating_point():
-            wrong.append(f"{name} holds {value.dtype}, wanted {place.dtype}")
+        if value.shape != place.shape or value.is_floating_point() != place.is_floating_point():
+            has, wants = (f"{tuple(each.shape)} {each.dtype}" for each in (value, place))
+            wrong.append(f"{name} is {has}, expected {wants}")
         else:
             place.copy_(value)
             used.append(name)
     if wrong:
         raise ValueError(
             f"{source} does not fit this model in {len(wrong)} tensors: {'; '.join(wrong[:5])}. "
-            "Set model.meter to the sizes of the checkpoint."
+            "Give model.meter the sizes of the checkpoint."
         )
     if not used:
-        raise ValueError(f"Nothing in {source} fits this model; it begins {sorted(state)[:3]}.")
+        raise ValueError(f"No tensor of {source} fits this model: {sorted(state)[:3]}, ...")
     missing = [name for name in target if name not in used]
     return LoadReport(source, tuple(used), tuple(resized), tuple(missing), tuple(unused))
 
@@ -232,7 +218,7 @@ def _copy(module: nn.Module, state: State, source: str, unknown: tuple[str, ...]
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
     """Resample position embeddings to another square grid, as METER does.
 
-    Bicubic, without antialiasing and without aligned corners; the class position stays.
+    Bicubic, without antialiasing and without aligned corners; the class position is unchanged.
 
     Args:
         positions: [1,1+P,D] float.
@@ -241,15 +227,11 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
     Returns:
         [1,1+num_patches,D] float.
     """
-    if positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[1] < 2:
-        raise ValueError(
-            f"Position embeddings are {tuple(positions.shape)}, wanted (1, 1 + patches, width)."
-        )
     old, new = math.isqrt(positions.shape[1] - 1), math.isqrt(num_patches)
     if old**2 != positions.shape[1] - 1 or new**2 != num_patches:
         raise ValueError(
-            f"Position embeddings of {positions.shape[1] - 1} patches cannot be resized to "
-            f"{num_patches}: both must be squares."
+            f"Cannot resize position embeddings {tuple(positions.shape)} to {num_patches} patches: "
+            "both numbers of patches must be squares."
         )
     grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
@@ -258,8 +240,20 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
 
 # --- names: ours start with ``meter.`` (the model) or ``task.`` (the heads)
 
-# METER's names (Dou et al., 2022; 671 keys in the released pre-training state) and ours.
-_METER: tuple[tuple[str, str], ...] = (
+# Parts of a fusion layer: METER's names and ours.
+_FUSION = {
+    r"attention\.self": "self_attention",
+    r"attention\.output\.dense": "self_attention.out",
+    r"attention\.output\.LayerNorm": "self_attention.norm",
+    r"crossattention\.self": "cross_attention",
+    r"crossattention\.output\.dense": "cross_attention.out",
+    r"crossattention\.output\.LayerNorm": "cross_attention.norm",
+    r"intermediate\.dense": "feed_forward.up",
+    r"output\.dense": "feed_forward.down",
+    r"output\.LayerNorm": "feed_forward.norm",
+}
+# METER's names (Dou et al., 2022) and ours.
+_METER = (
     (r"text_transformer\.(?!pooler\.|embeddings\.position_ids$)(.+)", r"meter.text.transformer.\1"),
     (r"cross_modal_(text|image)_transform\.(.+)", r"meter.\1_projection.\2"),
     (r"cross_modal_(text|image)_pooler\.(.+)", r"meter.\1_pooler.\2"),
@@ -271,25 +265,14 @@ _METER: tuple[tuple[str, str], ...] = (
     (r"itm_score\.fc\.(.+)", r"task.itm.\1"),
     (r"rank_output\.(.+)", r"task.rank.\1"),
     (r"(?:vqa|nlvr2|snli)_classifier\.(.+)", r"task.classifier.\1"),
-)
-_FUSION = re.compile(r"cross_modal_(text|image)_layers\.(\d+)\.(.+)\.(weight|bias)")
-_FUSION_PARTS = {
-    "attention.self.query": "self_attention.query",
-    "attention.self.key": "self_attention.key",
-    "attention.self.value": "self_attention.value",
-    "attention.output.dense": "self_attention.out",
-    "attention.output.LayerNorm": "self_attention.norm",
-    "crossattention.self.query": "cross_attention.query",
-    "crossattention.self.key": "cross_attention.key",
-    "crossattention.self.value": "cross_attention.value",
-    "crossattention.output.dense": "cross_attention.out",
-    "crossattention.output.LayerNorm": "cross_attention.norm",
-    "intermediate.dense": "feed_forward.up",
-    "output.dense": "feed_forward.down",
-    "output.LayerNorm": "feed_forward.norm",
-}
+    *(
+        (rf"cross_modal_(text|image)_layers\.(\d+)\.{theirs}\.(.+)",
+         rf"meter.fusion.\1_layers.\2.{ours}.\3")
+        for theirs, ours in _FUSION.items()
+    ),
+)  # fmt: skip
 # OpenAI's names for a CLIP image tower, and timm's.
-_CLIP: tuple[tuple[str, str], ...] = (
+_CLIP = (
     (r"visual\.class_embedding", r"cls_token"),
     (r"visual\.positional_embedding", r"pos_embed"),
     (r"visual\.conv1\.weight", r"patch_embed.proj.weight"),
@@ -303,66 +286,43 @@ _CLIP: tuple[tuple[str, str], ...] = (
 )
 
 
-def is_meter(state: State) -> bool:
-    """Whether these are METER's names."""
+def _is_meter(state: State) -> bool:
     return "cross_modal_text_transform.weight" in state
 
 
-def is_clip(state: State) -> bool:
-    """Whether these are CLIP's names."""
+def _is_clip(state: State) -> bool:
     return "visual.class_embedding" in state
 
 
 def from_meter(state: State) -> tuple[State, tuple[str, ...]]:
     """Rename a METER state.
 
-    METER stores keys and values of the fusion apart, this model together. A table of two token
-    types gets a third row, a copy of the second, as METER does for NLVR2.
+    METER stores the fusion's keys and values separately, this model in one matrix. As METER does
+    for NLVR2, a table of two token types gets a third row, a copy of the second.
 
     Returns:
-        The state under our names, and the METER names that have no place here (parts that METER
-        carries along and never uses, or that are not its own).
-
-    Raises:
-        ValueError: Keys and values do not fit each other.
+        The state under our names, and METER's names that this model does not use.
     """
-    visual = {n.removeprefix("vit_model."): n for n in state if n.startswith("vit_model.visual.")}
-    image, left = from_clip({short: state[name] for short, name in visual.items()})
+    prefix = "vit_model."
+    image, unused = from_clip(_below(state, f"{prefix}visual.", "visual."))
     renamed = {f"meter.image.vit.{name}": value for name, value in image.items()}
-    unknown = [visual[name] for name in left]
+    unknown = [prefix + name for name in unused]
     for name, value in state.items():
-        ours = _renamed(name, _METER)
-        if fusion := _FUSION.fullmatch(name):
-            stream, layer, part, kind = fusion.groups()
-            part = _FUSION_PARTS.get(part)
-            ours = part and f"meter.fusion.{stream}_layers.{layer}.{part}.{kind}"
-        if ours is not None:
+        if ours := _renamed(name, _METER):
             renamed[ours] = value
-        elif name not in visual.values():
+        elif not name.startswith(f"{prefix}visual."):
             unknown.append(name)
     for name in [name for name in renamed if re.match(r"meter\.fusion\..*\.key\.", name)]:
-        partner = name.replace(".key.", ".value.")
-        if partner not in renamed:
-            raise ValueError(f"The checkpoint is not whole: it has {name}, but no {partner}.")
-        key, value = renamed.pop(name), renamed.pop(partner)
-        if key.shape != value.shape or not key.ndim:
-            raise ValueError(
-                f"The checkpoint is damaged: {name} is {tuple(key.shape)}, and {partner} "
-                f"{tuple(value.shape)}."
-            )
+        key, value = renamed.pop(name), renamed.pop(name.replace(".key.", ".value."))
         renamed[name.replace(".key.", ".key_value.")] = torch.cat([key, value])
     types = renamed.get("meter.token_types.weight")
-    if types is not None and types.shape[:1] == (2,):
+    if types is not None and len(types) == 2:
         renamed["meter.token_types.weight"] = torch.cat([types, types[1:]])
     return renamed, tuple(unknown)
 
 
 def from_clip(state: State) -> tuple[State, tuple[str, ...]]:
-    """Rename OpenAI's image tower to timm's names (no prefix).
-
-    Returns:
-        The image tower, and the names that have no place in it.
-    """
+    """Rename OpenAI's image tower to timm's names; also return the names of all other tensors."""
     ours = {name: _renamed(name, _CLIP) for name in state}
     renamed = {new: state[name] for name, new in ours.items() if new is not None}
     if "cls_token" in renamed:
@@ -392,14 +352,13 @@ _DTYPES = {
 def read_state(path: Path) -> State:
     """Return the tensors of a weight file by name.
 
-    Accepted: ``.safetensors``; a PyTorch state dict; a checkpoint of Lightning (``state_dict``) or
-    DeepSpeed (``module``), also an old one that holds other objects, which are left unread; an
-    OpenAI CLIP archive. A prefix ``module.`` of all names is removed.
+    Reads ``.safetensors``, PyTorch state dicts, checkpoints of Lightning (``state_dict``) and
+    DeepSpeed (``module``), and OpenAI CLIP archives. Objects other than tensors are ignored. A
+    prefix ``module.`` of all names is removed.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, its format is unknown, or it holds other tensors than dense
-            ones of the usual numbers; the message says what was found.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is damaged or its format is unknown.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No weight file {path}.")
@@ -407,8 +366,8 @@ def read_state(path: Path) -> State:
         loaded = _load(path)
     except BROKEN as error:
         raise ValueError(
-            f"{path} is damaged or no weight file: {error} Accepted are .safetensors, PyTorch "
-            "state dicts, checkpoints of Lightning and DeepSpeed, and OpenAI CLIP archives."
+            f"{path} is damaged or not a weight file: {error} Supported are .safetensors, PyTorch "
+            "state dicts, Lightning and DeepSpeed checkpoints, and OpenAI CLIP archives."
         ) from error
     for wrapper in ("state_dict", "module"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -418,16 +377,7 @@ def read_state(path: Path) -> State:
     state = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no tensors; its keys are {sorted(map(str, loaded))[:8]}.")
-    if all(name.startswith("module.") for name in state):
-        state = _below(state, "module.")
-    for name, tensor in state.items():
-        if tensor.dtype not in _DTYPES.values() or tensor.layout != torch.strided or tensor.is_meta:
-            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise ValueError(
-                f"{path}: {name} is a tensor that is not read here ({kind}). Save the weights as "
-                "dense tensors of float32 or float16."
-            )
-    return state
+    return _below(state, "module.") if all(k.startswith("module.") for k in state) else state
 
 
 def _load(path: Path) -> Any:
@@ -440,13 +390,13 @@ def _load(path: Path) -> Any:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
-                pass  # it holds other objects beside its tensors
+                pass  # it holds other objects too
         loaded = _Tensors(archive).load()
     return dict(_named_tensors(loaded)) if isinstance(loaded, _Inert) else loaded
 
 
 class _Inert:
-    """Stands for every object in a file that is no tensor; keeps its parts and does nothing."""
+    """Replaces every object in a file that is not a tensor. It keeps its parts and does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         self.parts: dict[str, object] = {}
@@ -461,17 +411,17 @@ class _Inert:
         return self
 
     def append(self, value: object) -> None:
-        """Swallow a list item."""
+        """Ignore a list item."""
 
     def extend(self, values: object) -> None:
-        """Swallow list items."""
+        """Ignore list items."""
 
 
 class _Tensors(pickle.Unpickler):
-    """Builds the tensors and plain containers of a zip archive of PyTorch, and nothing else.
+    """Builds only the tensors and plain containers of a PyTorch zip archive.
 
-    That reads what ``torch.load(weights_only=True)`` refuses: TorchScript archives, which
-    ``torch.jit.load`` would run, and checkpoints with objects of other packages.
+    It reads what ``torch.load(weights_only=True)`` refuses: TorchScript archives, and checkpoints
+    with objects of other packages.
     """
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
@@ -514,19 +464,17 @@ def _named_tensors(tree: _Inert, prefix: str = "") -> Iterator[tuple[str, Tensor
 
 
 def export(run: Path, out: Path, half: bool = False) -> None:
-    """Write the model of a run (its best checkpoint, or else its last) without the optimiser.
+    """Write the model of a run's best checkpoint, or else its last, without the optimiser.
 
-    The file says in its metadata which run made it, so that its lineage goes with it.
+    The metadata of the file names the run and its lineage.
 
     Args:
         run: The run directory.
         out: The file.
-        half: Whether floating-point tensors are stored as float16, at half the size; they are read
-            as float32.
+        half: Store floating-point tensors as float16, which halves the size.
 
     Raises:
-        ValueError: The run has no record or no whole checkpoint, or a tensor holds what is not
-            finite or does not fit float16.
+        ValueError: The run has no record or no complete checkpoint, or a value is not finite.
     """
     record, path = read_record(run), find_checkpoint(run)
     state = {}
@@ -535,31 +483,30 @@ def export(run: Path, out: Path, half: bool = False) -> None:
         # A copy: safetensors takes neither views nor one tensor under two names.
         copied = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
         if not copied.isfinite().all():
-            advice = "float16 cannot hold: leave --half out" if half else "are not finite"
-            raise ValueError(f"{path}: {name} has values that {advice}.")
+            reason = "too large for float16: omit --half" if half else "that are infinite or NaN"
+            raise ValueError(f"{path}: {name} has values {reason}.")
         state[name] = copied
     info = read_checkpoint_info(path)
     about = {"task": record.task, "reducer": record.reducer, "run_id": record.run_id}
-    about |= {"code": record.commit or record.version or "unknown"}
-    about |= {} if info is None else {INFO_KEY: info.model_dump_json()}
+    about["code"] = record.commit or record.version or "unknown"
+    if info is not None:
+        about[INFO_KEY] = info.model_dump_json()
     with whole_file(out) as temporary:
-        # Not by `save_file`, which lets nobody but its writer read the file.
+        # `save_file` would make the file readable for its owner only.
         temporary.write_bytes(safetensors.torch.save(state, metadata=about))
 
 
 def main() -> None:
     """Read the command line and export."""
     parser = argparse.ArgumentParser(
-        prog="python -m elip.weights", description="The weights of a run as a safetensors file."
+        prog="python -m elip.weights", description="Export the weights of a run."
     )
-    parser.add_argument("run", type=Path, help="a run directory: run.json and checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="the file, ending in .safetensors")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--out", type=Path, required=True, help="file ending in .safetensors")
     parser.add_argument("--half", action="store_true", help="store float16, at half the size")
     given = parser.parse_args()
-    if given.out.suffix != ".safetensors" or given.out.is_dir():
-        parser.error(f"--out is {given.out}; give a file that ends in .safetensors.")
-    if not given.run.is_dir():
-        parser.error(f"{given.run} is no run directory.")
+    if given.out.suffix != ".safetensors":
+        parser.error(f"--out is {given.out}; it must end in .safetensors.")
     try:
         export(given.run, given.out, given.half)
     except (OSError, ValueError) as error:

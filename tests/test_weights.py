@@ -1,11 +1,10 @@
-"""Weights: every tensor accounted for, no code run from a file, errors that say what was found."""
+"""Weights: every tensor is accounted for, no file runs code, errors name the file."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import random
 import warnings
 import zipfile
 from pathlib import Path
@@ -34,7 +33,7 @@ from elip.weights import (
     resize_positions,
 )
 
-# What METER carries along and never uses, or what is no weight.
+# Tensors that METER stores and never uses.
 DEAD = {
     "vit_model.positional_embedding", "vit_model.ln_final.weight", "vit_model.ln_final.bias",
     "text_transformer.pooler.dense.weight", "text_transformer.pooler.dense.bias",
@@ -172,25 +171,15 @@ def test_clip_archives(tiny: Meter, tmp_path: Path, form: str) -> None:
     assert torch.equal(tiny.image.vit.blocks[3].attn.qkv.weight, want)
 
 
-@pytest.mark.parametrize(
-    ("name", "right"),
-    [
-        ("vit_tiny_patch16_224", "vit"),
-        ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_quickgelu_224.openai"),
-    ],
-)
-def test_weights_of_quickgelu_are_refused_for_another_activation(
-    tmp_path: Path, name: str, right: str
-) -> None:
-    sizes = MeterConfig(image_encoder=name, image_blocks=1, image_size=32).resolve()
-    meter = Meter(sizes, vocab_size=50)
-    width = meter.image.vit.embed_dim
-    torch.save(clip_state(width, 1, 4, 16), tmp_path / "ViT-B-16.pt")
-    with pytest.raises(ValueError, match=rf"QuickGELU.*has GELU.*image_encoder to {right}\.$"):
+def test_weights_of_quickgelu_are_refused_for_another_activation(tmp_path: Path) -> None:
+    sizes = MeterConfig(image_encoder="vit_tiny_patch16_224", image_blocks=1, image_size=32)
+    meter = Meter(sizes.resolve(), vocab_size=50)
+    torch.save(clip_state(192, 1, 4, 16), tmp_path / "ViT-B-16.pt")
+    with pytest.raises(ValueError, match=r"QuickGELU.*has GELU.*image_encoder to vit"):
         load_image_weights(meter, str(tmp_path / "ViT-B-16.pt"))
 
 
-def test_a_text_encoder_comes_from_a_folder_and_what_it_lacks_is_not_made_up(
+def test_a_text_encoder_comes_from_a_folder_and_missing_tensors_are_reported(
     tiny: Meter, tmp_path: Path
 ) -> None:
     other = AutoModel.from_config(tiny.text.transformer.config)
@@ -206,18 +195,14 @@ def test_a_text_encoder_comes_from_a_folder_and_what_it_lacks_is_not_made_up(
     assert "stray" in report.unused
 
 
-@pytest.mark.parametrize("weights", [None, "cut"])
-def test_a_damaged_folder_of_a_text_encoder_is_named(
-    tiny: Meter, tmp_path: Path, weights: str | None
-) -> None:
+def test_a_damaged_folder_of_a_text_encoder_is_named(tiny: Meter, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "roberta", "vocab_size": 50}')
-    if weights:
-        (tmp_path / "model.safetensors").write_text(weights)
+    (tmp_path / "model.safetensors").write_text("cut")
     with pytest.raises(ValueError, match=f"text_weights '{tmp_path}'"):
         load_text_weights(tiny, str(tmp_path))
 
 
-def test_weights_of_encoders_may_lie_in_the_home_folder(
+def test_weights_of_encoders_may_be_in_the_home_folder(
     tiny: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -227,8 +212,8 @@ def test_weights_of_encoders_may_lie_in_the_home_folder(
     assert not load_text_weights(tiny, "~/whole.pt").missing
 
 
-def test_a_timm_model_that_cannot_be_fetched_is_named(tiny: Meter) -> None:
-    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224\.none' is a timm model that"):
+def test_an_image_encoder_that_cannot_be_found_is_named(tiny: Meter) -> None:
+    with pytest.raises(ValueError, match=r"Cannot download timm's 'vit_tiny_patch16_224\.none'"):
         load_image_weights(tiny, "vit_tiny_patch16_224.none")
     with pytest.raises(FileNotFoundError, match="neither a file nor a timm model"):
         load_image_weights(tiny, "nowhere.pt")
@@ -243,7 +228,7 @@ class Dangerous:
     def __init__(self, target: Path) -> None:
         self.target = target
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self.target}",)
 
 
@@ -273,9 +258,8 @@ def test_no_code_runs_from_weights(tmp_path: Path, place: str) -> None:
     assert mark.exists()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "script"])
-def test_a_file_that_is_cut_or_ruined_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_half_written_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("damaged.safetensors" if kind == "safetensors" else "damaged.pt")
     state = {"meter.weight": torch.ones(3, 4)}
     if kind == "safetensors":
@@ -290,78 +274,55 @@ def test_a_file_that_is_cut_or_ruined_is_named(tmp_path: Path, kind: str) -> Non
         path.write_bytes(whole[: len(whole) * part // 6])
         with pytest.raises(ValueError, match=r"damaged\."):
             read_state(path)
-    for seed in range(20):
-        ruined, rng = bytearray(whole), random.Random(seed)
-        for _ in range(4):
-            ruined[rng.randrange(len(ruined))] = rng.randrange(256)
-        path.write_bytes(ruined)
-        try:
-            read_state(path)
-        except ValueError as error:
-            assert "damaged." in str(error)  # noqa: PT017  (some bytes may be anything)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [[1, 2], None, {"a": 1}, {}, {"state_dict": {"meter.weight": "x"}}, torch.ones(3)],
-    ids=str,
-)
+def test_a_run_with_a_half_written_checkpoint_is_refused(tiny: Meter, tmp_path: Path) -> None:
+    path = run_of(tmp_path / "run", ours(tiny)) / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.ckpt was cut short"):
+        load_weights(Whole(tiny), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {"meter.weight": "x"}}], ids=str)
 def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt holds"):
         read_state(tmp_path / "other.pt")
 
 
-TYPES = "meter.token_types.weight"
-PLACES = "meter.image.vit.pos_embed"
-METER = {"cross_modal_text_transform.weight": torch.ones(2, 2)}
-LAYER = "cross_modal_text_layers.0.attention.self"
-# What replaces tensors of whole weights of ours (or, begun with METER's, all), and what is said.
-UNFIT: dict[str, tuple[dict[str, Tensor], str]] = {
-    "sparse": ({TYPES: torch.ones(3, 64).to_sparse()}, f"{TYPES} is .*not read .*sparse_coo"),
-    "complex": ({TYPES: torch.ones(3, 64, dtype=torch.complex64)}, f"{TYPES} is .*complex64"),
-    "whole numbers": ({TYPES: torch.ones(3, 64, dtype=torch.int8)}, f"{TYPES} holds torch.int8"),
-    "infinite in 32 bits": (
-        {TYPES: torch.full((3, 64), 1e300, dtype=torch.float64)}, f"not finite .*{TYPES}",
-    ),
-    "another shape": ({TYPES: torch.ones(3, 65)}, r"is \(3, 65\), wanted \(3, 64\)"),
-    "a key unlike its value": (
-        {**METER, f"{LAYER}.key.weight": torch.ones(2, 3), f"{LAYER}.value.weight": torch.ones(2)},
-        r"key\.weight is \(2, 3\), and .*value\.weight \(2,\)",
-    ),
-    "no value": ({**METER, f"{LAYER}.key.weight": torch.ones(2, 3)}, "not whole: it has"),
-    "no match": (
-        {"task.itm.weight": torch.tensor(1.0), "task.itm.bias": torch.ones(3)}, "task.rank.bias is",
-    ),
-    "no places": ({PLACES: torch.ones(5, 64)}, r"Position embeddings are \(5, 64\), wanted \(1,"),
-    "places of no square": ({PLACES: torch.ones(1, 9, 64)}, "both must be squares"),
-}  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-@pytest.mark.parametrize("name", UNFIT)
-def test_tensors_that_cannot_be_used_are_named(tiny: Meter, tmp_path: Path, name: str) -> None:
-    changed, message = UNFIT[name]
-    task = tasks()["Retrieval"]()
-    task.build(tiny, 0)
-    torch.save(
-        changed if METER.keys() <= changed.keys() else ours(tiny) | changed, tmp_path / "a.pt"
-    )
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("token_types.weight", torch.ones(3, 65), r"is \(3, 65\) .*, expected \(3, 64\)"),
+        ("token_types.weight", torch.ones(3, 64, dtype=torch.int8), "int8, expected .*float32"),
+        ("token_types.weight", torch.full((3, 64), torch.nan), "infinite or NaN"),
+        ("image.vit.pos_embed", torch.ones(1, 9, 64), "must be squares"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    tiny: Meter, tmp_path: Path, name: str, tensor: Tensor, message: str
+) -> None:
+    torch.save(ours(tiny) | {f"meter.{name}": tensor}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=message):
-        load_weights(Whole(tiny, task), str(tmp_path / "a.pt"))
+        load_weights(Whole(tiny), str(tmp_path / "a.pt"))
 
 
 def test_weights_of_another_kind_are_named(tiny: Meter, tmp_path: Path) -> None:
     torch.save(clip_state(64, 5, 64, 8), tmp_path / "clip.pt")
-    with pytest.raises(ValueError, match="image_weights"):
+    with pytest.raises(ValueError, match=r"is not a METER checkpoint.*image_weights"):
         load_weights(Whole(tiny), str(tmp_path / "clip.pt"))
-    torch.save({"a": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no METER checkpoint"):
-        load_weights(Whole(tiny), str(tmp_path / "other.pt"))
-    with pytest.raises(ValueError, match="no checkpoint in"):
-        load_weights(Whole(tiny), str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
         load_weights(Whole(tiny), str(tmp_path / "gone.pt"))
+
+
+def test_the_rank_head_starts_from_the_matching_head(tiny: Meter, tmp_path: Path) -> None:
+    task = tasks()["Retrieval"]()
+    task.build(tiny, 0)
+    matching = torch.randn(2, task.state_dict()["rank.weight"].shape[1])
+    head = {"task.itm.weight": matching, "task.itm.bias": torch.ones(2)}
+    torch.save(ours(tiny) | head, tmp_path / "a.pt")
+    load_weights(Whole(tiny, task), str(tmp_path / "a.pt"))
+    assert torch.equal(task.state_dict()["rank.weight"], matching[1:])
 
 
 def test_positions_are_resized_as_images_are() -> None:
@@ -414,25 +375,24 @@ def test_tensors_with_two_names_are_exported(tmp_path: Path) -> None:
     found = read_state(tmp_path / "out.safetensors")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-    (tmp_path / "other").touch()  # as readable for others as any file
+    (tmp_path / "other").touch()  # others can read it like any file
     assert (tmp_path / "out.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize(
-    ("value", "out", "options", "message"),
+    ("value", "out", "message"),
     [
-        (1e6, "a.safetensors", ["--half"], "meter.a has values that float16 cannot hold"),
-        (float("nan"), "a.safetensors", [], "meter.a has values that are not finite"),
-        (1.0, "a.pt", [], "a file that ends in .safetensors"),
-        (1.0, "", [], "a file that ends in .safetensors"),
+        (1e6, "a.safetensors", "too large for float16"),
+        (float("nan"), "a.safetensors", "meter.a has values"),
+        (1.0, "a.pt", "must end in .safetensors"),
     ],
 )
 def test_what_cannot_be_exported_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    value: float, out: str, options: list[str], message: str,
+    value: float, out: str, message: str,
 ) -> None:  # fmt: skip
     run = run_of(tmp_path / "run", {"meter.a": torch.tensor([value])})
-    monkeypatch.setattr("sys.argv", ["weights", str(run), "--out", str(tmp_path / out), *options])
+    monkeypatch.setattr("sys.argv", ["weights", str(run), "--out", str(tmp_path / out), "--half"])
     with pytest.raises(SystemExit, match="2"):
         main()
     assert message in capsys.readouterr().err
