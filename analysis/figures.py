@@ -1,4 +1,4 @@
-"""The figures of a study, in one column (3.3 in) and two columns (6.9 in) of a paper."""
+"""The figures of a study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -24,10 +24,10 @@ ONE_COLUMN, TWO_COLUMN = 3.3, 6.9
 """Widths of a figure in a paper, in inches."""
 
 INK, MUTED = "#1f2328", "#8b929a"
-"""Text and axes, and what is there for orientation; the page swaps the ink for its own."""
+"""Colours of text and of guide lines. The page replaces the ink by its own text colour."""
 
 _SMALL, _LINE = 5.8, 0.088
-"""Size of the smallest type in points, and the height of a line of it in inches."""
+"""The smallest type in points, and the height of one line of it in inches."""
 
 FAMILY_COLOURS: dict[str, str] = {
     "baseline": "#a0a0a0",
@@ -39,18 +39,27 @@ FAMILY_COLOURS: dict[str, str] = {
     "text": "#c59b00",
     "other": "#8843f8",
 }
-"""One colour a family, chosen to stay apart in the three common kinds of colour blindness and to
-hold on white and on black. Markers tell the methods of one family apart, in print as well."""
+"""One colour per family, distinct under the three common kinds of colour blindness and on white
+and black. Markers distinguish the methods of one family."""
 
 _PART_COLOURS = ("#0f7ac4", "#d4500b", "#e3a008", "#8b929a", "#0a9471", "#b4579a")
 _MARKERS = "oXs^DPv*<hp>d8H"
 
+_MANY = 26
+"""A panel has room for the names of this many methods."""
+
 GFLOPS = "GFLOPs (one multiply-add = 1)"
+
+_POINTS = (
+    "Each line is a method, from its lowest keep ratio to its highest. Points are means over the "
+    "seeds, bars their 95% interval (Student, cut at 0 and 1; none with one seed). The broad grey "
+    "line joins the points that no cheaper point beats. The circle is no reduction."
+)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one method is drawn: the colour of its family, a marker of its own within it."""
+    """How one method is drawn."""
 
     colour: str
     marker: str
@@ -62,19 +71,25 @@ class Plot:
 
     Attributes:
         name: Of its files.
-        group: The group of settings that it shows.
+        section: Section of the page.
         title: Heading.
-        caption: What is drawn, in words.
-        draw: Draws it at a width in inches.
-        widths: In which it is made, in inches.
+        caption: What is drawn.
+        draw: Draws the figure at a width in inches, `TWO_COLUMN` by default.
     """
 
     name: str
-    group: str
+    section: Literal["accuracy", "cost", "appendix"]
     title: str
     caption: str
-    draw: Callable[[float], Figure]
-    widths: tuple[float, ...] = (ONE_COLUMN, TWO_COLUMN)
+    draw: Callable[..., Figure]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    metric: str
+    cells: pd.DataFrame
+    chance: float | None = None
 
 
 @contextmanager
@@ -98,7 +113,7 @@ def style() -> Iterator[None]:
 
 
 def styles(scores: pd.DataFrame) -> dict[str, Style]:
-    """Give every method its family's colour, and a marker of its own within the family."""
+    """Give every method its family's colour and its own marker."""
     families = dict(zip(scores["label"], scores["family"], strict=True))
     taken: dict[str, int] = {}
     result = {}
@@ -110,131 +125,160 @@ def styles(scores: pd.DataFrame) -> dict[str, Style]:
     return result
 
 
-def spread(positions: Iterable[float], gap: float, low: float, high: float) -> list[float]:
-    """Move positions apart so that neighbours are ``gap`` away, keeping their order.
-
-    They stay within [low, high] where there is room for all of them; where there is not, the gap
-    shrinks to what fits. Overlapping runs move as one block about their mean.
+def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
+    """Return the figures of a study.
 
     Args:
-        positions: Where the labels want to be, in any order.
-        gap: Wanted distance of neighbours.
-        low: Lower end.
-        high: Upper end.
+        study: The scores to draw.
+        highlight: Name these methods, the baselines and the Pareto front only; the rest is grey.
     """
-    wanted = list(positions)
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[float, int]] = []
-    for index in order:
-        centre, size = min(max(wanted[index], low), high), 1
-        while blocks and centre - gap * size / 2 < blocks[-1][0] + gap * blocks[-1][1] / 2:
-            before, count = blocks.pop()
-            centre = (before * count + centre * size) / (count + size)
-            size += count
-        half = gap * (size - 1) / 2
-        blocks.append((min(max(centre, low + half), high - half), size))
-    placed = [
-        centre + gap * (place - (size - 1) / 2) for centre, size in blocks for place in range(size)
-    ]
-    result = [0.0] * len(wanted)
-    for index, place in zip(order, placed, strict=True):
-        result[index] = place
-    return result
+    made: list[Plot] = []
+    looks = styles(study.scores)
+    cells = aggregate(study.scores)
+    for group, settings in study.groups.items():
+        rows = study.scores[study.scores["group"] == group]
+        mine = cells[cells["group"] == group]
+        name, many = slug(group), len(settings) > 1
+        keeps = mine.loc[mine["acts"].isin(("encoder", "fusion")), "keep"]
+        foot = _foot(settings, sorted(keeps.unique()))
+        draw = partial(_scores_against, looks=looks, highlight=highlight, foot=foot)
+
+        if many:
+            shares = over_tasks(rows)
+            mean = f"mean over {len(settings)} tasks"
+            whole = [_Panel(mean, "share of no reduction", shares)]
+            about = f"Share of the score without reduction, {mean}. {_POINTS}"
+        else:
+            shares = mine
+            whole = [_Panel(settings[0].task, settings[0].metric, mine, settings[0].chance)]
+            about = _POINTS
+        title = f"Accuracy against GFLOPs: {group}"
+        if _drawable(shares, "gflops_total"):
+            against = partial(draw, whole, "gflops_total", GFLOPS)
+            made.append(Plot(f"gflops-{name}", "accuracy", title, about, against))
+        if many and _drawable(mine, "gflops_total"):
+            tasks = [
+                _Panel(each.task, each.metric, mine[mine["setting"] == each.name], each.chance)
+                for each in settings
+            ]
+            against = partial(draw, tasks, "gflops_total", GFLOPS)
+            title = f"{title}, by task"
+            made.append(Plot(f"gflops-by-task-{name}", "accuracy", title, _POINTS, against))
+        for x, said, axis in (
+            ("latency_share", "time", "inference time, share of no reduction"),
+            ("keep_ratio", "keep ratio", "measured keep ratio in the image encoder"),
+        ):
+            if _drawable(shares, x):
+                title = f"Accuracy against {said}: {group}"
+                against = partial(draw, whole, x, axis)
+                made.append(Plot(f"{slug(said)}-{name}", "appendix", title, about, against))
+
+        first = mine[mine["setting"] == settings[0].name]
+        ratio = reference_ratio(first)
+        at = first[(first["keep"] == ratio) | first["label"].isin((NO_REDUCTION, SMALLER))]
+        if at["gflops_total"].notna().any():
+            foot = f"{settings[0].task}. {_foot(settings[:1], [ratio])}"
+            title = f"Where the cost goes: {group}"
+            about = (
+                "Vision excludes the next two parts. Probe: extra passes that only score tokens. "
+                "Reducer: the method's own work."
+            )
+            made.append(
+                Plot(f"cost-{name}", "cost", title, about, partial(_breakdown, at, foot=foot))
+            )
+    return made
+
+
+def _foot(settings: Sequence[Setting], keeps: Sequence[float]) -> str:
+    ratios = ", ".join(f"{keep:g}" for keep in keeps)
+    said = f"Keep ratio{'s' * (len(keeps) > 1)} {ratios}. " if keeps else ""
+    data = ", ".join(dict.fromkeys(f"{each.dataset} {each.split}" for each in settings))
+    seeds = max(each.seeds for each in settings)
+    return f"{said}Data: {data}. {seeds} seed{'s' * (seeds > 1)}."
+
+
+def _drawable(cells: pd.DataFrame, x: str) -> bool:
+    return bool(_known(cells, x)["label"].nunique() > 1)
+
+
+def _known(cells: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Return the cells that have a cost. Only the encoder has the keep ratio of the encoder."""
+    cells = cells.dropna(subset=[x])
+    return cells[cells["acts"].isin(("encoder", "never"))] if x == "keep_ratio" else cells
+
+
+def chosen(cells: pd.DataFrame, x: str, highlight: Sequence[str]) -> set[str]:
+    """Return the methods to name where not all are: baselines, Pareto front and ``highlight``."""
+    front = cells[pareto(cells[x], cells["score"])]
+    return {*BASELINES, *front["label"], *highlight} & set(cells["label"])
+
+
+def _scores_against(
+    panels: Sequence[_Panel],
+    x: str,
+    axis: str,
+    width: float = TWO_COLUMN,
+    *,
+    looks: dict[str, Style],
+    highlight: Sequence[str],
+    foot: str,
+) -> Figure:
+    """Draw scores against the cost ``x``, a panel per task."""
+    cells = [_known(panel.cells, x) for panel in panels]
+    most = max(each["label"].nunique() for each in cells)
+    few = bool(highlight) or width < TWO_COLUMN or most > _MANY
+    named = [chosen(each, x, highlight) if few else set(each["label"]) for each in cells]
+    lines = max(map(len, named))
+
+    across = 1 if width <= ONE_COLUMN or len(panels) == 1 else 2
+    down = -(-len(panels) // across)
+    height = max(2.3, 0.75 + _LINE * 1.12 * lines)
+    figure = Figure(figsize=(width, height * down), layout="constrained")
+    places = list(np.ravel(figure.subplots(down, across, squeeze=False)))
+    for empty in places[len(panels) :]:
+        empty.set_axis_off()
+    labels = []
+    for axes, panel, mine, names in zip(places, panels, cells, named, strict=False):
+        axes.set_title(panel.title)
+        axes.set_xlabel(axis)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_ylabel(panel.metric)
+        labels.append((axes, _curves(axes, mine, x, names, looks)))
+        _chance(axes, panel.chance)
+    if most > lines:
+        foot += f" Grey: {most - lines} more methods."
+    if any((each["acts"] == "fusion").any() for each in cells):
+        foot += " Dotted: acts in the fusion."
+    return _finish(figure, foot, labels)
 
 
 Label = tuple[float, float, str, str]
 """x, y, text and colour of a name beside the data."""
 
 
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Return panels: one a line in one column, two a line in two."""
-    across = 1 if width <= ONE_COLUMN or count == 1 else 2
-    down = -(-count // across)
-    figure = Figure(figsize=(width, height * down), layout="constrained")
-    panels = list(np.ravel(figure.subplots(down, across, squeeze=False)))
-    for empty in panels[count:]:
-        empty.set_axis_off()
-    return figure, panels[:count]
-
-
-def _finish(
-    figure: Figure, foot: str, labels: Sequence[tuple[Axes, Sequence[Label], bool]] = ()
-) -> Figure:
-    """Write the foot, settle the layout, then write the names beside the data.
-
-    Args:
-        figure: The figure.
-        foot: What keep ratio, data and seeds it shows.
-        labels: Of each panel its names, and whether they stand left of the data.
-    """
-    width = figure.get_figwidth()
-    text = "\n".join(textwrap.wrap(foot, int(width * 20.5)))
-    figure.supxlabel(text, fontsize=_SMALL, color=MUTED, x=0.01, ha="left", linespacing=1.25)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes, points, left in labels:
-        if points:
-            _write_labels(axes, points, left, figure.dpi)
-    return figure
-
-
-def _write_labels(axes: Axes, points: Sequence[Label], left: bool, dpi: float) -> None:
-    """Write names into a column beside the data, without overlaps, a thin line to each point."""
-    box = axes.get_window_extent()
-    wide, high = box.width / dpi, box.height / dpi
-    room = 0.12 + 0.046 * max(len(text) for _, _, text, _ in points)
-    start, end = axes.get_xlim()
-    extra = (end - start) * room / max(0.3, wide - room)
-    axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= end])
-    axes.set_xlim((start - extra, end) if left else (start, end + extra))
-    edge = start - 0.06 * extra if left else end + 0.06 * extra
-    bottom, top = axes.get_ylim()
-    gap = _LINE * (top - bottom) / high
-    places = spread((y for _, y, _, _ in points), gap, bottom + gap / 2, top - gap / 2)
-    leaders = []
-    for (x, y, text, _), place in zip(points, places, strict=True):
-        leaders.append([(edge, place), (x, y)])
-        axes.text(
-            edge, place, text, color=INK, fontsize=_SMALL, va="center_baseline",
-            ha="right" if left else "left",
-        )  # fmt: skip
-    colours = [colour for _, _, _, colour in points]
-    lines = LineCollection(leaders, colors=colours, linewidths=0.35, alpha=0.55, zorder=1)
-    axes.add_collection(lines, autolim=False)
-
-
-def chosen(cells: pd.DataFrame, x: str, highlight: Sequence[str]) -> set[str]:
-    """Return the methods that a figure of one column names.
-
-    They are the baselines, the methods on the Pareto front, and those that the user asks for.
-    """
-    front = cells[pareto(cells[x], cells["score"])]
-    return {*BASELINES, *front["label"], *highlight} & set(cells["label"])
-
-
 def _curves(
     axes: Axes, cells: pd.DataFrame, x: str, named: set[str], looks: dict[str, Style]
 ) -> list[Label]:
-    """Draw every method's points with intervals, joined in the order of their keep ratios."""
+    """Draw every method's points and intervals, joined in the order of their keep ratios."""
     points: list[Label] = []
     for label, group in cells.groupby("label"):
         group = group.sort_values("keep")
         look, front = looks[str(label)], label in named
+        acts = str(group["acts"].iloc[0])
         if label == NO_REDUCTION:
-            _no_reduction(axes, group.iloc[0], x)
+            _no_reduction(axes, group, x)
             continue
         axes.plot(
             group[x], group["score"], marker=look.marker, mec="none", ms=3.4 if front else 2.2,
             color=look.colour if front else MUTED, lw=0.8 if front else 0.5,
             alpha=0.95 if front else 0.45, zorder=4 if front else 2,
-            ls=":" if group["acts"].iloc[0] == "fusion" else "-",
+            ls=":" if acts == "fusion" else "-",
         )  # fmt: skip
         if front:
             _bars(axes, group, x, look.colour)
-            first = group.sort_values(x).iloc[0]
-            name = method_name(str(label), str(first["acts"]))
-            points.append((float(first[x]), float(first["score"]), name, look.colour))
+            left = group.sort_values(x).iloc[0]
+            name = method_name(str(label), acts)
+            points.append((float(left[x]), float(left["score"]), name, look.colour))
     best = cells[pareto(cells[x], cells["score"])].sort_values(x)
     if x != "keep_ratio" and len(best) > 1:
         axes.step(best[x], best["score"], where="post", color=INK, lw=2.2, alpha=0.2, zorder=1)
@@ -243,19 +287,18 @@ def _curves(
 
 
 def _bars(axes: Axes, group: pd.DataFrame, x: str, colour: str) -> None:
-    if group["score_low"].isna().all():
-        return
-    ends = group[[x, "score_low", "score_high"]].dropna().to_numpy(dtype=float)
-    if len(ends):
-        low = np.maximum(ends[:, 1], 0)
-        high = ends[:, 2] if group["metric"].iloc[0] == "share" else np.minimum(ends[:, 2], 1)
-        axes.vlines(ends[:, 0], low, high, color=colour, lw=0.6, alpha=0.55, zorder=3)
+    known = group.dropna(subset=["score_low", "score_high"])
+    highest = np.inf if group["metric"].iloc[0] == "share" else 1
+    low, high = known["score_low"].clip(lower=0), known["score_high"].clip(upper=highest)
+    if len(known):
+        axes.vlines(known[x], low, high, color=colour, lw=0.6, alpha=0.55, zorder=3)
 
 
-def _no_reduction(axes: Axes, cell: pd.Series, x: str) -> None:
+def _no_reduction(axes: Axes, group: pd.DataFrame, x: str) -> None:
+    cell = group.iloc[0]
     axes.axhline(cell["score"], color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
     axes.plot(cell[x], cell["score"], "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
-    _bars(axes, cell.to_frame().T, x, INK)
+    _bars(axes, group, x, INK)
     axes.annotate(
         "no\nreduction", (1, cell["score"]), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
         textcoords="offset points", va="center", fontsize=_SMALL, linespacing=0.95,
@@ -274,52 +317,7 @@ def _chance(axes: Axes, chance: float | None) -> None:
     )  # fmt: skip
 
 
-def _scores_against(
-    parts: Sequence[tuple[str, str, pd.DataFrame, float | None]], x: str, words: str, foot: str,
-    looks: dict[str, Style], highlight: Sequence[str], width: float,
-) -> Figure:  # fmt: skip
-    """Draw scores against a cost: a panel a setting.
-
-    Args:
-        parts: Of each panel title, name of the score, cells and the score of guessing.
-        x: Column of the cost.
-        words: Its name.
-        foot: What the figure shows.
-        looks: Of the methods.
-        highlight: Methods to name beside the baselines and the front.
-        width: In inches.
-    """
-    narrow = width <= ONE_COLUMN
-    most = max(cells["label"].nunique() for _, _, cells, _ in parts)
-    few = narrow or most > 26
-    named = [
-        chosen(cells, x, highlight) if few else set(cells["label"]) for _, _, cells, _ in parts
-    ]
-    lines = max(map(len, named))
-    figure, panels = _panels(len(parts), width, max(2.3, 0.75 + _LINE * 1.12 * lines))
-    labels = []
-    for axes, (title, metric, cells, chance), names in zip(panels, parts, named, strict=True):
-        axes.set_title(title)
-        axes.set_xlabel(words)
-        axes.locator_params(axis="x", nbins=4 if narrow else 5)
-        axes.set_ylabel(metric)
-        labels.append((axes, _curves(axes, cells, x, names, looks), True))
-        _chance(axes, chance)
-    grey = most - lines if few else 0
-    more = f" Grey: {grey} more methods." if grey > 0 else ""
-    fused = any((cells["acts"] == "fusion").any() for _, _, cells, _ in parts)
-    more += " Dotted: acts in the fusion." if fused else ""
-    return _finish(figure, foot + more, labels)
-
-
-def _by_width(
-    narrow: Callable[[float], Figure], wide: Callable[[float], Figure], width: float
-) -> Figure:
-    """Draw one thing in one column, and another in two."""
-    return (narrow if width <= ONE_COLUMN else wide)(width)
-
-
-def _breakdown(cells: pd.DataFrame, foot: str, width: float) -> Figure:
+def _breakdown(cells: pd.DataFrame, width: float = TWO_COLUMN, *, foot: str) -> Figure:
     """Draw the multiply-adds of each method by part of the model."""
     cells = cells.dropna(subset=["gflops_total"]).sort_values("gflops_total")
     figure = Figure(figsize=(width, 1.0 + 0.135 * len(cells)), layout="constrained")
@@ -346,173 +344,67 @@ def _breakdown(cells: pd.DataFrame, foot: str, width: float) -> Figure:
     return _finish(figure, foot)
 
 
-def _tokens(rows: pd.DataFrame, foot: str, looks: dict[str, Style], width: float) -> Figure:
-    """Draw the patch tokens that enter each block; methods with the same counts share a line."""
-    series: dict[tuple[float, ...], list[str]] = {}
-    for label, group in rows.groupby("label"):
-        counts = group["tokens_per_block"].iloc[0]
-        series.setdefault(tuple(round(float(each), 1) for each in counts), []).append(str(label))
-    figure = Figure(figsize=(width, 2.3), layout="constrained")
-    axes = figure.subplots()
-    points = []
-    for counts, labels in sorted(series.items()):
-        colours = {looks[label].colour for label in labels}
-        colour = colours.pop() if len(colours) == 1 else INK
-        axes.step(range(len(counts)), counts, where="mid", color=colour, lw=1.1)
-        said = ", ".join(labels) if len(labels) < 3 else f"{len(labels)} methods"
-        points.append((len(counts) - 1.0, counts[-1], said, colour))
-    blocks = max(map(len, series)) - 1
-    axes.set_xticks(range(blocks + 1), [*map(str, range(blocks)), "out"])
-    axes.set_xlabel("block of the image encoder that they enter")
-    axes.set_ylabel("patch tokens")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(-0.5, blocks + 0.5)
-    axes.grid(axis="x", visible=False)
-    return _finish(figure, foot, [(axes, points, False)])
+def _finish(
+    figure: Figure, foot: str, labels: Sequence[tuple[Axes, Sequence[Label]]] = ()
+) -> Figure:
+    """Write the foot, fix the layout, then write the names beside the data of each panel."""
+    text = "\n".join(textwrap.wrap(foot, int(figure.get_figwidth() * 20.5)))
+    figure.supxlabel(text, fontsize=_SMALL, color=MUTED, x=0.01, ha="left", linespacing=1.25)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+    for axes, points in labels:
+        if points:
+            _write_labels(axes, points, figure.dpi)
+    return figure
 
 
-def _training(curves: pd.DataFrame, foot: str, looks: dict[str, Style], width: float) -> Figure:
-    """Draw the validation score over the training steps, mean over the seeds."""
-    figure = Figure(figsize=(width, 2.4), layout="constrained")
-    axes = figure.subplots()
-    points = []
-    for label, group in curves.groupby("label"):
-        line = group.groupby("step")["score"].mean()
-        colour = looks[str(label)].colour if label in looks else MUTED
-        axes.plot(line.index, line, color=colour, lw=0.8, alpha=0.85)
-        points.append((float(line.index[-1]), float(line.iloc[-1]), str(label), colour))
-    axes.set_xlabel("optimiser steps")
-    axes.set_ylabel("validation score")
-    axes.margins(x=0.02)
-    return _finish(figure, foot, [(axes, points, False)])
-
-
-_POINTS = (
-    "Each line is a method from its lowest keep ratio to its highest; points are means over the "
-    "seeds, bars their 95% interval (Student, cut at 0 and 1; none with one seed). The broad grey "
-    "line joins the points that none beats at their cost. The circle is no reduction."
-)
-_AXES = (
-    ("gflops_total", GFLOPS, "accuracy against GFLOPs"),
-    ("gflops_training_step", "GFLOPs of a training step", "accuracy against training cost"),
-    ("latency_share", "inference time, share of no reduction", "accuracy against time"),
-    ("keep_ratio", "measured keep ratio in the image encoder", "accuracy against keep ratio"),
-)
-
-
-def foot_line(settings: Sequence[Setting], keeps: Sequence[float]) -> str:
-    """Return what a figure shows: keep ratios, data, seeds."""
-    ratios = ", ".join(f"{keep:g}" for keep in keeps)
-    said = f"Keep ratio{'s' * (len(keeps) > 1)} {ratios}. " if keeps else ""
-    data = ", ".join(dict.fromkeys(f"{each.dataset} {each.split}" for each in settings))
-    seeds = max(each.seeds for each in settings)
-    return f"{said}Data: {data}. {seeds} seed{'s' * (seeds > 1)}."
-
-
-def plots(
-    study: Study, highlight: Sequence[str] = (), curves: pd.DataFrame | None = None
-) -> list[Plot]:
-    """Return the figures of a study.
-
-    Args:
-        study: What is drawn.
-        highlight: Methods that figures of one column name beside the baselines and the front.
-        curves: Validation scores of training runs, from `analysis.load.training_curves`.
-    """
-    made: list[Plot] = []
-    looks = styles(study.scores)
-    cells = aggregate(study.scores)
-    for group, settings in study.groups.items():
-        rows = study.scores[study.scores["group"] == group]
-        mine = cells[cells["group"] == group]
-        acting = mine[mine["acts"].isin(("encoder", "fusion"))]
-        foot = foot_line(settings, sorted(acting["keep"].unique()))
-        add = partial(_against_cost, made, group, settings, rows, mine, foot, looks, highlight)
-        for x, words, title in _AXES:
-            add(x, words, title)
-        first = mine[mine["setting"] == settings[0].name]
-        ratio = reference_ratio(first)
-        at = first[(first["keep"] == ratio) | first["label"].isin((NO_REDUCTION, SMALLER))]
-        said = f"{settings[0].task}. {foot_line(settings[:1], [ratio])}"
-        if at["gflops_total"].notna().any():
-            made.append(
-                Plot(
-                    f"cost-{slug(group)}", group, f"Where the cost goes: {group}",
-                    "Vision without the two next parts; probe: passes that only score tokens; "
-                    "reducer: the method's own work.",
-                    partial(_breakdown, at, said),
-                )
-            )  # fmt: skip
-        at_ratio = rows[(rows["keep"] == ratio) | (rows["label"] == NO_REDUCTION)]
-        at_ratio = at_ratio[(at_ratio["setting"] == settings[0].name)]
-        at_ratio = at_ratio[(at_ratio["acts"] != "fusion") & (at_ratio["tokens_per_block"] != ())]
-        if len(at_ratio):
-            made.append(
-                Plot(
-                    f"tokens-{slug(group)}", group, f"Token counts by block: {group}",
-                    "Patch tokens that enter each block of the image encoder, CLS left out, and "
-                    "that leave it. Methods that act in the fusion are not drawn.",
-                    partial(_tokens, at_ratio, said, looks),
-                )
-            )  # fmt: skip
-    groups: list[Any] = [] if curves is None else list(curves.groupby("protocol", sort=False))
-    for number, (_, lines) in enumerate(groups, 1):
-        reduced = lines[lines["label"] != NO_REDUCTION]
-        keep = reduced["keep"].mode().median()
-        shown = lines.loc[(lines["keep"] == keep) | (lines["label"] == NO_REDUCTION)]
-        first, seeds = shown.iloc[0], shown["seed"].nunique()
-        said = f"Keep ratio {keep:g}. Data: {first['dataset']}. {seeds} seed{'s' * (seeds > 1)}."
-        made.append(
-            Plot(
-                f"training-{number}", "", f"Training curves: {first['task']}",
-                "Validation score during training, mean over the seeds.",
-                partial(_training, shown, said, looks),
-            )
+def _write_labels(axes: Axes, points: Sequence[Label], dpi: float) -> None:
+    """Write names in a column left of the data, with a thin line to each point."""
+    box = axes.get_window_extent()
+    wide, high = box.width / dpi, box.height / dpi
+    room = 0.12 + 0.046 * max(len(text) for _, _, text, _ in points)
+    start, end = axes.get_xlim()
+    extra = (end - start) * room / max(0.3, wide - room)
+    axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= end])
+    axes.set_xlim(start - extra, end)
+    edge = start - 0.06 * extra
+    bottom, top = axes.get_ylim()
+    gap = _LINE * (top - bottom) / high
+    places = spread((y for _, y, _, _ in points), gap, bottom + gap / 2, top - gap / 2)
+    for (_, _, text, _), place in zip(points, places, strict=True):
+        axes.text(
+            edge, place, text, color=INK, fontsize=_SMALL, va="center_baseline", ha="right"
         )  # fmt: skip
-    return made
+    lines = [[(edge, place), point[:2]] for point, place in zip(points, places, strict=True)]
+    colours = [colour for _, _, _, colour in points]
+    leaders = LineCollection(lines, colors=colours, linewidths=0.35, alpha=0.55, zorder=1)
+    axes.add_collection(leaders, autolim=False)
 
 
-def _against_cost(
-    made: list[Plot], group: str, settings: Sequence[Setting], rows: pd.DataFrame,
-    cells: pd.DataFrame, foot: str, looks: dict[str, Style], highlight: Sequence[str],
-    x: str, words: str, title: str,
-) -> None:  # fmt: skip
-    """Add the figures of scores against one cost: all tasks, and each task by itself."""
-    known = cells.dropna(subset=[x])
-    if x == "keep_ratio":  # neither the fusion's keep ratio nor another image is this quantity
-        known = known[known["acts"].isin(("encoder", "never"))]
-    if known["label"].nunique() < 2:
-        return
-    parts = []
-    for setting in settings:
-        mine = known[known["setting"] == setting.name]
-        if len(mine):
-            parts.append((setting.task, setting.metric, mine, setting.chance))
-    args = (x, words, foot, looks, highlight)
-    base = slug(title.removeprefix("accuracy against "))
-    heading = f"{title.capitalize().replace('gflops', 'GFLOPs')}: {group}"
-    name, one_column = f"{base}-{slug(group)}", parts
-    if len(parts) > 1:
-        shares = over_tasks(rows[rows["label"].isin(set(known["label"]))]).dropna(subset=[x])
-        mean = f"mean over {len(parts)} tasks"
-        if shares["label"].nunique() > 1:
-            one_column = [(mean, "share of no reduction", shares, None)]
-    if one_column is not parts and x == "gflops_total":
-        draw = partial(_scores_against, one_column, *args)
-        share = f"Share of the score without reduction, {mean}. {_POINTS}"
-        made.append(Plot(f"share-{slug(group)}", group, heading, share, draw))
-        draw = partial(_scores_against, parts, *args)
-        heading = f"{heading}, by task"
-        made.append(Plot(name, group, heading, _POINTS, draw, (TWO_COLUMN,)))
-        for part, setting in zip(parts, settings, strict=True):
-            draw = partial(_scores_against, [part], *args)
-            about = f"{setting.name}: {title}"
-            path = f"{base}-{slug(setting.name)}"
-            made.append(Plot(path, "", about, _POINTS, draw, (ONE_COLUMN,)))
-        return
+def spread(positions: Iterable[float], gap: float, low: float, high: float) -> list[float]:
+    """Move positions apart until neighbours are ``gap`` away, keeping their order.
 
-    narrow, wide = (partial(_scores_against, each, *args) for each in (one_column, parts))
-    draw = partial(_by_width, narrow, wide)
-    mean = " In one column: the share of no reduction, mean over the tasks."
-    caption = _POINTS + (mean if one_column is not parts else "")
-    made.append(Plot(name, group, heading, caption, draw))
+    They stay within [low, high]; the gap shrinks if there is not enough room. Positions that would
+    overlap move as one block around their mean.
+    """
+    wanted = list(positions)
+    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[float, int]] = []
+    for index in order:
+        centre, size = min(max(wanted[index], low), high), 1
+        while blocks and centre - gap * size / 2 < blocks[-1][0] + gap * blocks[-1][1] / 2:
+            before, count = blocks.pop()
+            centre = (before * count + centre * size) / (count + size)
+            size += count
+        half = gap * (size - 1) / 2
+        blocks.append((min(max(centre, low + half), high - half), size))
+    placed = [
+        centre + gap * (place - (size - 1) / 2) for centre, size in blocks for place in range(size)
+    ]
+    result = [0.0] * len(wanted)
+    for index, place in zip(order, placed, strict=True):
+        result[index] = place
+    return result

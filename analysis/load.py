@@ -1,7 +1,7 @@
-"""Runs in, one table of scores out.
+"""Read runs and group them into settings that can be compared.
 
-`load` reads folders of runs and tables. `study` says what became of every run, and puts those with
-a score into settings: groups of runs that differ in nothing but method, keep ratio and seed.
+`load` reads folders of runs and tables. `study` accounts for every run and groups those with a
+score into settings: runs that differ only in method, keep ratio and seed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,17 @@ from elip.record import (
     Record,
     RecordError,
     RunHeader,
+    display_name,
     parse_record,
     read_record,
     read_scores,
 )
 
 Array = NDArray[np.float64]
-Progress = Callable[[Sequence[Any], str], Iterable[Any]]
-"""Passes items on and shows how far it is, under some words."""
 
 NO_REDUCTION, RANDOM, SMALLER = "No reduction", "Random", "Smaller image"
 BASELINES = (NO_REDUCTION, RANDOM)
-"""What every comparison shows: the upper end, and what a choice without any thought is worth."""
+"""Every comparison shows these two: the full model, and dropping tokens at random."""
 
 SHELF, TRAINED, TUNED, GIVEN = (
     "off the shelf",
@@ -45,7 +44,7 @@ SHELF, TRAINED, TUNED, GIVEN = (
     "fine-tuned with each method",
     "weights of unknown training",
 )
-"""How the weights of a setting's runs were made, in words."""
+"""How the weights of a setting were trained."""
 
 TASKS = {
     "VQA": "VQA",
@@ -61,10 +60,10 @@ METRICS = {
     "itm_accuracy": "matching accuracy",
     "mlm_accuracy": "masked-word accuracy",
 }
-"""Names in words. All of these scores lie between 0 and 1."""
+"""Display names of the scores, all between 0 and 1."""
 
 PARTS = ("vision", "probe", "reducer", "text", "fusion", "head")
-"""Parts of the multiply-adds of a forward pass."""
+"""Parts of a forward pass that are counted separately."""
 
 COSTS = (
     "gflops_total",
@@ -75,10 +74,13 @@ COSTS = (
     "tokens_out",
     *(f"gflops_{part}" for part in PARTS),
 )
-"""Columns of a score that say what it costs."""
+"""Cost columns of `Study.scores`."""
 
 CELL = ["setting", "label", "keep"]
-"""The columns that name a cell: one method at one keep ratio in one setting, over its seeds."""
+"""A cell is one method at one keep ratio in one setting, over its seeds."""
+
+USED, TESTED = "used", "tested by another run"
+"""The status of runs whose scores, or whose checkpoint's scores, are in the means."""
 
 _SCORE_COLUMNS = [f"scores_{name}" for name in ("split", "image", "example", "score")]
 _IMAGE_SIZE = ("model.meter.image_size", "data.image_size")
@@ -89,7 +91,7 @@ class Scores:
     """The main score of every example of one run on one split.
 
     Attributes:
-        examples: [N] example numbers, rising.
+        examples: [N] example numbers, ascending.
         images: [N] image of each example.
         values: [N] scores.
     """
@@ -101,7 +103,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run: where it lies, its record, its per-example scores by split."""
+    """The folder, the record and the per-example scores (by split) of one run."""
 
     folder: str
     record: Record
@@ -110,37 +112,37 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """All that was found; ``unreadable`` has path and message of each damaged file."""
+    """Runs that could be read, and the path and error of each file that could not."""
 
     runs: tuple[Run, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
 
 
-def load(places: Iterable[Path | str], progress: Progress | None = None) -> Runs:
-    """Read all runs below some folders, and in some tables.
+def load(places: Iterable[Path | str]) -> Runs:
+    """Read all runs in some folders and tables.
 
     Args:
         places: Folders, searched for ``run.json`` at any depth, and ``table.parquet`` files.
-        progress: Shows how far it is.
 
     Raises:
-        FileNotFoundError: A place does not exist, or holds no run.
-        RecordError: A table is damaged or is no table of runs.
+        FileNotFoundError: A place does not exist or contains no run.
+        RecordError: A table is damaged or is not a table of runs.
     """
     found: list[Path] = []
     for place in map(Path, places):
         if not place.exists():
-            raise FileNotFoundError(f"There is no folder or table {place}.")
+            raise FileNotFoundError(f"{place} does not exist.")
         found += [place] if place.is_file() else _records(place)
     if not found:
         raise FileNotFoundError(f"No {RECORD_NAME} in {', '.join(map(str, places))}.")
     runs: dict[str, Run] = {}
     unreadable: dict[str, str] = {}
     known: dict[bytes, Scores] = {}
-    for path in progress(found, "Reading runs") if progress else found:
+    for path in found:
         if path.name != RECORD_NAME:
             _read_table(path, runs, unreadable, known)
             continue
+        folder = path.parent
         try:
             record = read_record(path)
         except RecordError as error:
@@ -148,12 +150,12 @@ def load(places: Iterable[Path | str], progress: Progress | None = None) -> Runs
             continue
         scores: dict[str, Scores] = {}
         try:
-            table = read_scores(path.parent)
+            table = read_scores(folder)
             if table is not None:
                 scores = _by_split([table[name] for name in table.column_names], known)
         except RecordError as error:
-            unreadable[str(path.parent)] = str(error)
-        runs[str(path.parent.resolve())] = Run(str(path.parent), record, scores)
+            unreadable[str(folder)] = str(error)
+        runs[str(folder.resolve())] = Run(str(folder), record, scores)
     return Runs(tuple(runs.values()), tuple(unreadable.items()))
 
 
@@ -169,13 +171,14 @@ def _records(place: Path) -> list[Path]:
 def _read_table(
     path: Path, runs: dict[str, Run], unreadable: dict[str, str], known: dict[bytes, Scores]
 ) -> None:
+    columns = ["folder", "record", *_SCORE_COLUMNS]
     try:
-        table = pq.read_table(path, columns=["folder", "record", *_SCORE_COLUMNS])
+        table = pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise RecordError(f"{path} is no table of runs: {str(error).splitlines()[0]}") from error
-    if table.num_columns < 6:
+        raise RecordError(f"{path} is not a table of runs: {str(error).splitlines()[0]}") from error
+    if table.column_names != columns:
         raise RecordError(
-            f"{path} is no table of runs. Make one: python -m experiments.results RUNS --out T."
+            f"{path} is not a table of runs. Make one: python -m experiments.results RUNS --out T."
         )
     folders, records = table["folder"].to_pylist(), table["record"].to_pylist()
     lists = [table[name].combine_chunks() for name in _SCORE_COLUMNS]
@@ -186,15 +189,15 @@ def _read_table(
         except RecordError as error:
             unreadable[place] = str(error)
             continue
-        columns = [column[row].values for column in lists]
-        scores = {} if columns[0] is None else _by_split(columns, known)
+        parts = [column[row].values for column in lists]
+        scores = {} if parts[0] is None else _by_split(parts, known)
         runs[place] = Run(str(folder), record, scores)
 
 
 def _by_split(columns: Sequence[Any], known: dict[bytes, Scores]) -> dict[str, Scores]:
     """Return scores by split from the columns split, image, example, score.
 
-    Runs on the same examples share their arrays of numbers, which ``known`` holds.
+    Runs with the same examples share their index arrays through ``known``.
     """
     splits, images, examples, values = (np.asarray(column) for column in columns)
     found = {}
@@ -212,20 +215,20 @@ def _by_split(columns: Sequence[Any], known: dict[bytes, Scores]) -> dict[str, S
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that may be compared: alike in all but method, keep ratio and seed.
+    """Comparable runs: they differ only in method, keep ratio and seed.
 
     Attributes:
-        name: In words, such as "VQA, shipped model, off the shelf".
-        group: The same without the task: settings of one group are summed up over their tasks.
-        task: In words.
+        name: Such as "VQA, shipped model, off the shelf".
+        group: The name without the task. Settings of one group are averaged over their tasks.
+        task: Display name of the task.
         dataset: Name of the dataset.
         split: Name of the split.
-        metric: Name of the score in words.
-        mode: How the weights were made: `SHELF`, `TRAINED`, `TUNED`, ...
-        seeds: How many seeds its methods have at most.
-        examples: How many examples were scored.
-        images: On how many images; None where the single scores were not kept.
-        chance: Score of guessing; None where it is not known.
+        metric: Display name of the score.
+        mode: How the weights were trained: `SHELF`, `TRAINED`, `TUNED`, ...
+        seeds: The largest number of seeds of any cell.
+        examples: Number of scored examples.
+        images: Number of their images; None if per-example scores are missing.
+        chance: Score of guessing; None if unknown.
     """
 
     name: str
@@ -243,14 +246,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """What a set of runs says.
+    """The scores of a set of runs, and what happened to each run.
 
     Attributes:
-        scores: One row a seed of a cell: `CELL`, ``seed``, ``group``, ``family`` (of the method),
-            ``acts`` (where: "encoder", "fusion", "never"), ``score``, ``share`` (of the same
-            seed's score without reduction), `COSTS`, and ``outcomes`` (`Scores` or None).
-        runs: One row a run: ``run``, ``method``, ``keep ratio``, ``seed``, ``what became of it``
-            and ``why``.
+        scores: One row per seed of a cell: `CELL`, ``seed``, ``group``, ``family`` (of the method),
+            ``acts`` (where: "encoder", "fusion", "never" or "image"), ``score``, ``share`` (of the
+            same seed's score without reduction), `COSTS`, and ``outcomes`` (`Scores` or None).
+        runs: One row per run: ``run``, ``method``, ``keep ratio``, ``seed``, ``command``,
+            ``status`` and ``why``.
         settings: The settings by name.
     """
 
@@ -260,7 +263,7 @@ class Study:
 
     @property
     def groups(self) -> dict[str, list[Setting]]:
-        """The settings of each group."""
+        """Settings by group."""
         found: dict[str, list[Setting]] = {}
         for setting in self.settings.values():
             found.setdefault(setting.group, []).append(setting)
@@ -268,26 +271,25 @@ class Study:
 
 
 def study(found: Runs) -> Study:
-    """Say what became of every run, and put those with a score into settings."""
+    """Account for every run, and group those with a score into settings."""
     fates: list[tuple[str, str]] = [("", "")] * len(found.runs)
     labels = method_labels([run.record for run in found.runs])
     fits = {run.record.run_id: run.record for run in found.runs if run.record.command == "fit"}
     rows: list[dict[str, Any]] = []
     for number in _latest(found.runs, fates):
         rows += _scored(number, found.runs, labels[number], fits, fates)
-    scores = _with_settings(pd.DataFrame(rows), found.runs, fates) if rows else _no_scores()
-    settings = _settings(scores)
-    scores = _with_shares(_per_seed(scores)) if len(scores) else scores
+    if rows:
+        scores = _with_settings(pd.DataFrame(rows), fates)
+        settings = _settings(scores)
+        scores = _with_shares(_per_seed(scores))
+    else:
+        names = ["run", "seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
+        scores, settings = pd.DataFrame(columns=[*CELL, *names, *COSTS]), {}
     return Study(scores, _account(found, labels, fates), settings)
 
 
-def _no_scores() -> pd.DataFrame:
-    names = ["run", "seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
-    return pd.DataFrame(columns=[*CELL, *names, *COSTS])
-
-
 def method_labels(records: Sequence[Record]) -> list[str]:
-    """Name the method of each record: its class, and the options in which runs of it differ."""
+    """Return the reducer of each record, with the options that differ between its runs."""
     options: dict[str, dict[str, set[str]]] = {}
     for record in records:
         seen = options.setdefault(record.reducer, {})
@@ -295,16 +297,16 @@ def method_labels(records: Sequence[Record]) -> list[str]:
             seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
     labels = []
     for record in records:
-        differing = [name for name, seen in options[record.reducer].items() if len(seen) > 1]
         own = record.reducer_options
-        said = ", ".join(f"{name}={own[name]}" for name in sorted(differing) if name in own)
-        name = NO_REDUCTION if record.reducer == "Identity" else record.reducer
+        differing = sorted(name for name in own if len(options[record.reducer][name]) > 1)
+        said = ", ".join(f"{name}={own[name]}" for name in differing)
+        name = display_name(record.reducer)
         labels.append(f"{name} ({said})" if said else name)
     return labels
 
 
 def _latest(runs: Sequence[Run], fates: list[tuple[str, str]]) -> list[int]:
-    """Return the runs that may have a score; of repeated ones the latest."""
+    """Return the numbers of the runs that count; of repeated runs, the latest."""
     tested = {
         run.record.lineage[0].run_id
         for run in runs
@@ -316,19 +318,19 @@ def _latest(runs: Sequence[Run], fates: list[tuple[str, str]]) -> list[int]:
     for number, run in enumerate(runs):
         record = run.record
         if record.status != "completed":
-            fates[number] = (record.status, record.error or "Its record does not say why.")
+            fates[number] = (record.status, record.error or "The record gives no reason.")
         elif record.command == "predict":
-            fates[number] = ("predictions only", "It wrote predictions and token maps.")
+            fates[number] = ("predictions only", "It wrote predictions, not scores.")
         elif record.main_metric is None or not record.evaluations:
-            fates[number] = ("no score", "Its record holds no score.")
+            fates[number] = ("no score", "The record has no score.")
         elif record.command == "fit" and record.run_id in tested:
-            fates[number] = ("tested by a run of its own", "Its own score chose its checkpoint.")
+            fates[number] = (TESTED, "Its validation score only chose the checkpoint.")
         else:
             before = latest.get(record.run_id)
             if before is not None:
                 older = min(before, number, key=lambda each: runs[each].record.started)
                 newer = before + number - older
-                fates[older] = ("repeated", f"The same run ended later in {runs[newer].folder}.")
+                fates[older] = ("repeated", f"{runs[newer].folder} is a later run of the same.")
                 number = newer
             latest[record.run_id] = number
     return sorted(latest.values())
@@ -341,12 +343,12 @@ def _scored(
     fits: dict[str, Record],
     fates: list[tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each split that a run has a finite score on."""
+    """Yield a row for each split on which a run has a finite score."""
     run = runs[number]
     record = run.record
     metric = str(record.main_metric)
     evaluations = record.evaluations
-    if record.command == "fit":  # beside a test, validation only chose the checkpoint
+    if record.command == "fit":  # prefer test scores: validation chose the checkpoint
         evaluations = tuple(e for e in evaluations if e.split != "val") or evaluations
     maker = next((header for header in record.lineage if header.command == "fit"), None)
     made = record if record.command == "fit" else fits.get(maker.run_id) if maker else None
@@ -380,7 +382,6 @@ def _scored(
             "training_seed": record.seed if record.command == "fit" else maker and maker.seed,
             "score": score,
             "metric": METRICS.get(metric, metric),
-            "bounded": metric in METRICS,
             "chance": evaluation.chance.get(metric),
             "examples": evaluation.examples,
             "outcomes": run.scores.get(evaluation.split),
@@ -397,7 +398,7 @@ def _scored(
 
 
 def _mode(record: Record) -> str:
-    """Say how the weights of a run were made, seen from its own method; "" for no reduction."""
+    """Return how a run's weights were trained; "" if no reduction was involved at all."""
     trainings = [header for header in record.lineage if header.command == "fit"]
     if record.command == "fit":
         own, before = True, trainings
@@ -421,7 +422,6 @@ def _mode(record: Record) -> str:
 
 
 def _same_method(maker: RunHeader, record: Record) -> bool:
-    """Whether weights were trained with the method and keep ratio that a run scores."""
     schedule = record.config.get("model", {}).get("schedule")
     schedule = schedule or {"keep_ratio": record.keep_ratio_asked}
     return maker.method == identity.method_name(record.reducer, schedule)
@@ -437,10 +437,8 @@ def _weights(record: Record, steps: int | None) -> str:
     return "" if record.weights == "random" else Path(record.weights).name
 
 
-def _with_settings(
-    scores: pd.DataFrame, runs: Sequence[Run], fates: list[tuple[str, str]]
-) -> pd.DataFrame:
-    """Add ``setting`` and ``group`` to the scores, and tell the runs what became of them."""
+def _with_settings(scores: pd.DataFrame, fates: list[tuple[str, str]]) -> pd.DataFrame:
+    """Add ``setting`` and ``group`` to the scores, and record the fate of their runs."""
     scores = _with_smaller_images(scores)
     place = ["protocol", "task", "dataset", "split"]
     parts: list[pd.DataFrame] = []
@@ -455,48 +453,50 @@ def _with_settings(
     parts = _named(parts)
     for mine in parts:
         if mine["label"].nunique() < 2:
-            others = [part for part in parts if part is not mine]
-            why = _apart(mine, others)
+            why = _why_alone(mine, [part for part in parts if part is not mine])
             for number in mine["run"]:
-                fates[number] = ("scored, nothing to compare it with", why)
+                fates[number] = ("nothing to compare with", why)
     joined = pd.concat(parts, ignore_index=True)
     measured = ~joined["asked"] & joined["acts"].isin(["encoder", "fusion"])
     mean = joined.groupby(["setting", "label", "schedule"])["keep"].transform("mean")
     joined["keep"] = joined["keep"].mask(measured, mean).round(3)
     for number, name in zip(joined["run"], joined["setting"], strict=True):
         if fates[number][0] == "":
-            fates[number] = ("used", name)
+            fates[number] = (USED, name)
     return joined
 
 
 def _with_smaller_images(scores: pd.DataFrame) -> pd.DataFrame:
-    """Let no reduction on smaller images stand as a method beside those on the whole ones."""
-    plain = [
-        identity.digest([identity.without(options, (*_IMAGE_SIZE, "parent.protocol")), task, split])
-        for options, task, split in zip(
-            scores["options"], scores["task"], scores["split"], strict=True
-        )
-    ]
+    """Turn runs without reduction on smaller images into a method of the full-size setting."""
+    ignored = (*_IMAGE_SIZE, "parent.protocol")
+    columns = scores[["options", "task", "split"]].itertuples(index=False)
+    plain = [identity.digest([identity.without(o, ignored), *place]) for o, *place in columns]
     scores = scores.assign(plain=plain)
     largest = scores.groupby("plain")["patches"].transform("max")
     small = (scores["label"] == NO_REDUCTION) & (scores["patches"] < largest)
     for index in scores.index[small]:
         same = scores[(scores["plain"] == scores.at[index, "plain"]) & ~small]
         same = same[same["patches"] == largest[index]]
-        if same["protocol"].nunique() == 1:
-            first = same.iloc[0]
-            scores.loc[index, ["protocol", "weights", "label"]] = [
-                first["protocol"], first["weights"], SMALLER,
-            ]  # fmt: skip
-            scores.loc[index, "keep"] = scores.at[index, "patches"] / largest[index]
-            scores.loc[index, ["acts", "family"]] = ["image", "baseline"]
-            scores.loc[index, "latency_share"] = np.nan  # it was timed against itself
-            scores.loc[index, "mode"] = next((each for each in same["mode"] if each), "")
+        if same["protocol"].nunique() != 1:
+            continue
+        first = same.iloc[0]
+        changes = {
+            "protocol": first["protocol"],
+            "weights": first["weights"],
+            "mode": next((mode for mode in same["mode"] if mode), ""),
+            "label": SMALLER,
+            "acts": "image",
+            "family": "baseline",
+            "keep": scores.at[index, "patches"] / largest[index],
+            "latency_share": np.nan,  # it was timed against itself
+        }
+        for name, value in changes.items():
+            scores.loc[index, name] = value
     return scores
 
 
 def _named(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """Name each setting in words; where two would have one name, say in what they differ."""
+    """Name each setting; settings of one name get the dataset, split or option that differs."""
     firsts = [part.iloc[0] for part in parts]
     names: list[list[str]] = []
     for first in firsts:
@@ -504,12 +504,13 @@ def _named(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         order = ("task", "mode", "weights") if trained else ("task", "weights", "mode")
         names.append([first[name] for name in order if first[name]])
     for describe in (_dataset, _split, _option):
-        for same in _alike(names):
+        for same in _same_names(names):
             others = [same[0] if number != same[0] else same[1] for number in same]
             words = [describe(firsts[i], firsts[j]) for i, j in zip(same, others, strict=True)]
-            for number, word in zip(same, words, strict=True) if len(set(words)) > 1 else ():
-                names[number].append(word)
-    for same in _alike(names):
+            if len(set(words)) > 1:
+                for number, word in zip(same, words, strict=True):
+                    names[number].append(word)
+    for same in _same_names(names):
         for rank, number in enumerate(same, 1):
             names[number].append(f"variant {rank}")
     return [
@@ -518,8 +519,7 @@ def _named(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     ]
 
 
-def _alike(names: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Return the places of each name that occurs more than once."""
+def _same_names(names: Sequence[Sequence[str]]) -> list[list[int]]:
     places: dict[tuple[str, ...], list[int]] = {}
     for number, name in enumerate(names):
         places.setdefault(tuple(name), []).append(number)
@@ -535,28 +535,28 @@ def _split(one: pd.Series, other: pd.Series) -> str:
 
 
 def _option(one: pd.Series, other: pd.Series) -> str:
-    differs = identity.differences(one["options"], other["options"])
-    plain = [name for name in differs if not name.startswith(("parent.", "fingerprint."))]
-    if not plain:
-        return ""
-    value = differs[plain[0]][0]
-    words = plain[0].rsplit(".", 1)[-1].replace("_", " ")
-    return f"{words} {'default' if value is None else value}"
+    for name, (value, _) in identity.differences(one["options"], other["options"]).items():
+        if not name.startswith(("parent.", "fingerprint.")):
+            words = name.rsplit(".", 1)[-1].replace("_", " ")
+            return f"{words} {'default' if value is None else value}"
+    return ""
 
 
-def _differing(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
-    return identity.differences(one.iloc[0]["options"], other.iloc[0]["options"])
-
-
-def _apart(mine: pd.DataFrame, others: Sequence[pd.DataFrame]) -> str:
-    """Say why runs stand alone: in which options they differ from the nearest setting."""
-    alike = [each for each in others if each.iloc[0]["task"] == mine.iloc[0]["task"]]
-    if not alike:
+def _why_alone(mine: pd.DataFrame, others: Sequence[pd.DataFrame]) -> str:
+    """Return the options in which runs differ from the most similar setting."""
+    first, closest = mine.iloc[0], None
+    for each in others:
+        other = each.iloc[0]
+        if other["task"] == first["task"]:
+            differs = identity.differences(first["options"], other["options"])
+            rank = (len(differs), -len(each))
+            if closest is None or rank < closest[0]:
+                closest = rank, differs, other["setting"]
+    if closest is None:
         return "No other method was run on this task."
-    near = min(alike, key=lambda each: (len(_differing(mine, each)), -len(each)))
-    differs = _differing(mine, near)
+    _, differs, setting = closest
     shown = [
-        "how its weights were trained"
+        "the training of its weights"
         if name.startswith("parent.")
         else f"the content of {name.removeprefix('fingerprint.')}"
         if name.startswith("fingerprint.")
@@ -564,9 +564,9 @@ def _apart(mine: pd.DataFrame, others: Sequence[pd.DataFrame]) -> str:
         for name, (own, there) in differs.items()
     ]
     if not shown:
-        return f"Its weights or split are others than those of “{near.iloc[0]['setting']}”."
+        return f"Its weights or split differ from those of “{setting}”."
     more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return f"Differs from “{near.iloc[0]['setting']}” in {', '.join(shown[:3])}{more}."
+    return f"Differs from “{setting}” in {', '.join(shown[:3])}{more}."
 
 
 def _settings(scores: pd.DataFrame) -> dict[str, Setting]:
@@ -592,16 +592,13 @@ def _settings(scores: pd.DataFrame) -> dict[str, Setting]:
 
 
 def _seeds(rows: pd.DataFrame) -> pd.Series:
-    """Return what the runs of a setting are repeats by.
-
-    Where there are several trained models it is their seed, else that of scoring.
-    """
+    """Return the training seeds of the runs; the scoring seeds if all share one trained model."""
     several = rows["training_seed"].notna().all() and rows["training_seed"].nunique() > 1
     return rows["training_seed" if several else "own_seed"].fillna(-1).astype(int)
 
 
 def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:
-    """Join the runs of one seed of a cell, such as several scorings of one model."""
+    """Average the runs of one seed of a cell, such as several scorings of one model."""
     seeds = [_seeds(rows) for _, rows in scores.groupby("setting")]
     scores = scores.assign(seed=pd.concat(seeds))
     keys = [*CELL, "seed"]
@@ -629,10 +626,7 @@ def _with_shares(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_scores(several: Sequence[Scores | None]) -> Scores | None:
-    """Return each example's mean score over several runs; None where one has none.
-
-    Examples that one of them lacks are left out.
-    """
+    """Return the mean score of each example that all runs have; None if a run has no scores."""
     if not several or any(each is None for each in several):
         return None
     runs = [each for each in several if each is not None]
@@ -651,52 +645,13 @@ def mean_scores(several: Sequence[Scores | None]) -> Scores | None:
 
 
 def _account(found: Runs, labels: Sequence[str], fates: list[tuple[str, str]]) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = [
-        {
-            "run": run.folder,
-            "method": label,
-            "keep ratio": run.record.keep_ratio_asked,
-            "seed": run.record.seed,
-            "command": run.record.command,
-            "what became of it": fate,
-            "why": why,
-        }
-        for run, label, (fate, why) in zip(found.runs, labels, fates, strict=True)
-    ]
-    rows += [
-        {"run": path, "what became of it": "unreadable", "why": why}
-        for path, why in found.unreadable
-    ]
-    names = ["run", "method", "keep ratio", "seed", "command", "what became of it", "why"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def training_curves(found: Runs) -> pd.DataFrame:
-    """Return the validation scores during training.
-
-    Columns: ``protocol``, ``task``, ``dataset``, ``label``, ``keep``, ``seed``, ``step``,
-    ``score``. A log that was set aside when a run went on (``metrics-1.csv``) counts up to the
-    step at which the next one begins.
-    """
-    fits = [run for run in found.runs if run.record.command == "fit"]
-    rows = []
-    for run, label in zip(fits, method_labels([run.record for run in fits]), strict=True):
-        scores: dict[int, float] = {}
-        logs = Path(run.folder).glob("metrics*.csv")
-        for path in sorted(logs, key=lambda log: (log.stem == "metrics", log.name)):
-            try:
-                log = pd.read_csv(path)
-            except (OSError, ValueError):
-                continue
-            if {"step", "val/main"} <= set(log.columns):
-                scores = {s: score for s, score in scores.items() if s < log["step"].min()}
-                log = log.dropna(subset=["step", "val/main"])
-                scores |= dict(zip(log["step"].astype(int), log["val/main"], strict=True))
+    names = ["run", "method", "keep ratio", "seed", "command", "status", "why"]
+    rows: list[tuple[Any, ...]] = []
+    for run, label, fate in zip(found.runs, labels, fates, strict=True):
         record = run.record
-        about = (record.protocol, TASKS.get(record.task, record.task), "+".join(record.datasets))
-        rows += [
-            (*about, label, record.keep_ratio_asked or 1.0, record.seed, step, score)
-            for step, score in sorted(scores.items())
-        ]
-    names = ["protocol", "task", "dataset", "label", "keep", "seed", "step", "score"]
+        rows.append(
+            (run.folder, label, record.keep_ratio_asked, record.seed, record.command, *fate)
+        )
+    for path, why in found.unreadable:
+        rows.append((path, None, None, None, None, "unreadable", why))
     return pd.DataFrame(rows, columns=names)

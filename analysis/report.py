@@ -1,59 +1,44 @@
-"""The report: one HTML page that explains itself, and every figure and table of it as files."""
+"""The report: one HTML page, and every figure and table of it as files."""
 
 from __future__ import annotations
 
 import base64
 import html
-import multiprocessing
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from analysis.figures import INK, ONE_COLUMN, TWO_COLUMN, Plot, plots, style
+from analysis.figures import INK, TWO_COLUMN, Plot, plots, style
 from analysis.load import (
     BASELINES,
     NO_REDUCTION,
     RANDOM,
     TASKS,
-    Progress,
+    TESTED,
+    USED,
     Runs,
     Setting,
     Study,
     load,
     study,
-    training_curves,
 )
 from analysis.statistics import Comparison, Unit, aggregate, over_tasks
-from analysis.tables import Ranking, method_name, rank, slug, tables
+from analysis.tables import Ranking, method_name, rank, tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
 from elip.record import GFLOPS_UNIT
 
 REPORT_NAME = "report.html"
-"""The page, in the report's folder; ``figures/`` and ``tables/`` lie beside it."""
 
-_KEPT = 0.99
-"""The share of the score without reduction that a method holds to be named in the findings."""
+_HELD = 0.99
+"""The findings name methods that keep this share of the score without reduction."""
 
-_SIZES = (("one-column", ONE_COLUMN), ("two-column", TWO_COLUMN))
 _MAPS = 4
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One statement: what it is about, and what was found."""
-
-    about: str
-    text: str
 
 
 def write_report(
@@ -62,49 +47,56 @@ def write_report(
     title: str = "Token reduction: report",
     against: Sequence[str] = (),
     highlight: Sequence[str] = (),
-    progress: Progress | None = None,
+    width: float = TWO_COLUMN,
 ) -> Path:
     """Read runs and write the report.
 
     Args:
         places: Folders of runs, searched at any depth, and tables.
-        out: Folder of the report; figures and tables of an earlier report are removed.
+        out: Folder of the report. Figures and tables of an earlier report are removed.
         title: Heading of the page.
-        against: Methods to compare all others with, beside no reduction and Random.
-        highlight: Methods that figures of one column name beside the baselines and the front.
-        progress: Shows how far it is.
+        against: Methods to compare all others with, in addition to no reduction and Random.
+        highlight: Name these methods, the baselines and the Pareto front only; the rest is grey.
+        width: Width of the figures in inches.
 
     Returns:
         Path of the page.
 
     Raises:
-        FileNotFoundError: A place does not exist, or there is no run.
+        FileNotFoundError: A place does not exist or contains no run.
         ValueError: A method is not among the runs; the message lists them.
     """
     folders, out = [Path(place) for place in places], Path(out)
-    found = load(folders, progress)
+    found = load(folders)
     known = study(found)
     against = list(dict.fromkeys([*BASELINES, *_labels(known, against)]))
-    highlight = _labels(known, [*highlight, *against])
+    highlight = _labels(known, highlight)
     for name in ("figures", "tables"):
-        _clear(out / name, stale=(out / REPORT_NAME).exists())
-    rankings = [rank(known, group, against, progress) for group in known.groups]
+        (out / name).mkdir(parents=True, exist_ok=True)
+        for path in (out / name).iterdir() if (out / REPORT_NAME).exists() else ():
+            if path.suffix in (".csv", ".md", ".tex", ".pdf", ".svg", ".png"):
+                path.unlink()
+    rankings = [rank(known, group, against) for group in known.groups]
     made = tables(known, rankings, against)
-    for table in progress(made, "Writing tables") if progress else made:
+    for table in made:
         table.write(out / "tables")
-    drawn = plots(known, highlight, training_curves(found))
-    pictures = _pictures(drawn, out / "figures", progress)
+    with style():
+        pictures = [
+            (plot, _write_figure(plot, out / "figures", width)) for plot in plots(known, highlight)
+        ]
     maps, damaged = _token_maps(folders, out / "figures")
-    page = _template().render(
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    environment.undefined = jinja2.StrictUndefined
+    page = environment.get_template("report.html.j2").render(
         title=title,
-        study=known,
         summary=_summary(known),
-        findings={r.group: findings(known, r, against[len(BASELINES) :]) for r in rankings},
+        findings=[
+            (_heading(known.groups[each.group]), findings(known, each, against[len(BASELINES) :]))
+            for each in rankings
+        ],
         pictures=pictures,
         tables=made,
-        heads={group: _heading(settings) for group, settings in known.groups.items()},
-        slugs={group: slug(group) for group in known.groups},
-        first={group: slug(settings[0].name) for group, settings in known.groups.items()},
         maps=maps,
         damaged=damaged,
         provenance=_provenance(found),
@@ -115,23 +107,8 @@ def write_report(
     return path
 
 
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    environment.undefined = jinja2.StrictUndefined
-    return environment.get_template("report.html.j2")
-
-
-def _clear(folder: Path, stale: bool) -> None:
-    """Make a folder; nothing of an earlier report must stand beside what this one says."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir() if stale else ():
-        if path.suffix in (".csv", ".md", ".tex", ".pdf", ".svg", ".png"):
-            path.unlink()
-
-
 def _labels(known: Study, names: Sequence[str]) -> list[str]:
-    """Return the methods that some names stand for: with their options, where these differ."""
+    """Return the methods that some names mean, including all variants in their options."""
     labels = list(dict.fromkeys(known.scores["label"]))
     found = []
     for name in names:
@@ -140,7 +117,7 @@ def _labels(known: Study, names: Sequence[str]) -> list[str]:
         if not mine and name not in BASELINES:
             raise ValueError(f"No scored run of {name!r}. There are: {', '.join(sorted(labels))}.")
         found += mine
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _heading(settings: Sequence[Setting]) -> str:
@@ -149,30 +126,72 @@ def _heading(settings: Sequence[Setting]) -> str:
 
 
 def _summary(known: Study) -> str:
-    counts = Counter(known.runs["what became of it"])
-    good = ("used", "tested by a run of its own")
-    said = [f"{counts.pop(name, 0)} are used" for name in good[:1]]
-    tested = counts.pop(good[1], 0)
-    said += [f"{tested} are trainings that a run of its own tested"] if tested else []
-    said += [f"{count} {name}" for name, count in counts.most_common()]
+    counts = Counter(known.runs["status"])
+    said = [f"{counts.pop(USED, 0)} used"]
+    tested = counts.pop(TESTED, 0)
+    said += [f"{tested} trainings {TESTED}"] if tested else []
+    said += [f"{count} {status}" for status, count in counts.most_common()]
     number = len(known.runs)
     return f"{number} run{'s' * (number != 1)}: {', '.join(said)}."
+
+
+def _write_figure(plot: Plot, folder: Path, width: float) -> Markup:
+    """Write a figure as PDF and SVG; return the drawing for use inside the page.
+
+    On the page, ids get a prefix to keep the drawings apart, and ink takes the colour of the text.
+    """
+    figure = plot.draw(width)
+    base = folder / plot.name
+    figure.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
+    figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
+    text = base.with_suffix(".svg").read_text(encoding="utf-8")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{plot.name}-', text)
+    text = text.replace("url(#", f"url(#{plot.name}-").replace('href="#', f'href="#{plot.name}-')
+    text = text.replace(INK, "currentColor")
+    head = f'<svg role="img" aria-label="{html.escape(plot.title, quote=True)}"'
+    return Markup(text.replace("<svg", head, 1))
+
+
+def _token_maps(places: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:
+    """Draw the token maps of a few images; return them in base64, and messages on damaged files."""
+    damaged: list[str] = []
+    maps = load_tokens([place for place in places if place.is_dir()], damaged)
+    pictures = []
+    for image in range(min(_MAPS, len({each.key for each in maps}))):
+        path = folder / f"token_maps_{image + 1}.png"
+        save_png(gallery(maps, 1, 7, first=image), path)
+        pictures.append(base64.b64encode(path.read_bytes()).decode("ascii"))
+    return pictures, damaged
 
 
 # Findings in plain words.
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One statement and its topic."""
+
+    about: str
+    text: str
+
+
+_UNITS: dict[Unit, str] = {
+    "seeds": "By seed (if models were retrained)",
+    "examples": "By example (other test examples, same models)",
+}
+
+
 def findings(known: Study, ranking: Ranking, against: Sequence[str] = ()) -> list[Finding]:
-    """Say in plain words what a group of settings shows, and what it does not."""
+    """Say what a group of settings shows, and what it does not."""
     settings = known.groups[ranking.group]
     rows = known.scores[known.scores["group"] == ranking.group]
-    said = [_rests_on(settings), _held(settings, rows)]
-    others = dict.fromkeys((RANDOM, NO_REDUCTION, *against))
-    for other in others:
+    said = [_data(settings), _held(settings, rows)]
+    for other in dict.fromkeys((RANDOM, NO_REDUCTION, *against)):
         texts = {unit: _verdicts(ranking.of(unit, other)) for unit in ranking.found}
         texts = {unit: text for unit, text in texts.items() if text}
-        if len(set(texts.values())) == 1 and len(texts) == 2:
-            text = f"By seed as by example: {next(iter(texts.values()))}."
+        if len(texts) == 2 and len(set(texts.values())) == 1:
+            text = f"By seed and by example: {next(iter(texts.values()))}."
         else:
             text = " ".join(f"{_UNITS[unit]}: {text}." for unit, text in texts.items())
         than = other.lower() if other == NO_REDUCTION else other
@@ -181,42 +200,35 @@ def findings(known: Study, ranking: Ranking, against: Sequence[str] = ()) -> lis
     return [each for each in said if each.text]
 
 
-_UNITS: dict[Unit, str] = {
-    "seeds": "By seed (models trained anew)",
-    "examples": "By example (other questions to these very models)",
-}
-
-
-def _rests_on(settings: Sequence[Setting]) -> Finding:
+def _data(settings: Sequence[Setting]) -> Finding:
     parts = []
     for each in settings:
         images = f" about {each.images:,} images" if each.images else ""
         parts.append(f"{each.task} ({each.metric}; {each.examples:,} examples{images})")
     data = _joined(list(dict.fromkeys(f"{each.dataset}, {each.split} split" for each in settings)))
     seeds = max(each.seeds for each in settings)
-    models = f"{seeds} seeds a method" if seeds > 1 else "one seed"
+    models = f"{seeds} seeds per method" if seeds > 1 else "one seed"
     return Finding("Data", f"{_upper(_joined(parts))}, on {data}; {models}.")
 
 
 def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> Finding:
-    """Say down to which cost each method holds its score."""
+    """Say how far each method cuts the cost while it holds the score."""
     many = len(settings) > 1
     cells = over_tasks(rows) if many else aggregate(rows)
+    cells = cells.dropna(subset=["gflops_total"])
     whole = cells[cells["label"] == NO_REDUCTION]
-    if whole.empty or whole["gflops_total"].isna().all():
+    reduced = cells[cells["label"] != NO_REDUCTION]
+    if whole.empty or reduced.empty:
         return Finding("", "")
     base = float(whole["gflops_total"].iloc[0])
-    reduced = cells[cells["label"] != NO_REDUCTION].dropna(subset=["gflops_total"])
-    held = reduced[(reduced["share"] >= _KEPT) & (reduced["gflops_total"] < base)]
-    mean = f"On the mean over the {len(settings)} tasks: " if many else ""
-    about = f"Within 1% of no reduction ({base:.3g} GFLOPs an example)"
+    held = reduced[(reduced["share"] >= _HELD) & (reduced["gflops_total"] < base)]
+    mean = f"Mean over the {len(settings)} tasks: " if many else ""
+    about = f"Within 1% of no reduction ({base:.3g} GFLOPs per example)"
     if held.empty:
-        if reduced.empty:
-            return Finding("", "")
         best = reduced.sort_values("share").iloc[-1]
         return Finding(
             about,
-            f"{mean}no method at any keep ratio that saves GFLOPs; the nearest is "
+            f"{mean}no method at any keep ratio that saves GFLOPs. The closest is "
             f"{best['label']}, with {best['share']:.1%} of the score at "
             f"{best['gflops_total']:.3g} GFLOPs.",
         )
@@ -226,22 +238,22 @@ def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> Finding:
         for label, acts, cost in cheapest[["label", "acts", "gflops_total"]].to_numpy()
     ]
     others = sorted(set(reduced["label"]) - set(held["label"]))
-    never = f" At no keep ratio tried: {_joined(others)}." if others else ""
+    never = f" At no tested keep ratio: {_joined(others)}." if others else ""
     return Finding(about, f"{mean}{_joined(said)}.{never}")
 
 
 def _verdicts(found: dict[str, Comparison]) -> str:
-    """Say which methods are better, worse, and which are not shown to differ."""
-    by: dict[str, list[str]] = {}
-    for name, each in found.items():
-        by.setdefault(each.verdict, []).append(name)
-    most = max(by, key=lambda verdict: len(by[verdict]), default="")
+    """List the methods by verdict; the largest group comes last, as "all others" if it is long."""
     words = {
         "better": "{} better",
         "worse": "{} worse",
         "not shown": "no difference is shown for {}",
         "too few pairs": "too few pairs for {}",
     }
+    by: dict[str, list[str]] = {}
+    for name, each in found.items():
+        by.setdefault(each.verdict, []).append(name)
+    most = max(by, key=lambda verdict: len(by[verdict]), default="")
     said = []
     for verdict in sorted(by, key=lambda each: (each == most, list(words).index(each))):
         names = sorted(by[verdict])
@@ -258,17 +270,17 @@ def _verdicts(found: dict[str, Comparison]) -> str:
 def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> Finding:
     said = []
     if "seeds" not in ranking.found:
-        said.append("how any method would do if its model were trained anew (there is one seed)")
+        said.append("how the methods would compare after retraining (there is one seed)")
     if "examples" not in ranking.found:
-        said.append("how these models differ on single examples (the runs share none)")
+        said.append("how these models differ on single examples (they share none)")
     missing = [name for name in BASELINES if name not in set(rows["label"])]
     if missing:
-        said.append(f"anything against {_joined(missing)}, which was not run here")
-    if (rows["acts"] == "fusion").any():
-        fused = sorted(set(rows.loc[rows["acts"] == "fusion", "label"]))
+        said.append(f"any comparison with {_joined(missing)}, which was not run")
+    fused = sorted(set(rows.loc[rows["acts"] == "fusion", "label"]))
+    if fused:
         said.append(
-            f"{_joined(fused)} at the others' keep ratios (it acts in the fusion, where the keep "
-            "ratio is another quantity; compare by GFLOPs)"
+            f"{_joined(fused)} at the keep ratios of the others (it acts in the fusion, where the "
+            "keep ratio is a different quantity; compare by GFLOPs)"
         )
     return Finding("Not shown here", f"{_upper('; '.join(said))}." if said else "")
 
@@ -281,75 +293,8 @@ def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-# Pictures.
-
-
-def _pictures(
-    drawn: Sequence[Plot], folder: Path, progress: Progress | None
-) -> list[dict[str, Any]]:
-    """Write all figures; many of them in several processes."""
-    jobs = min(4, os.cpu_count() or 1, len(drawn) // 4)
-    if jobs < 2:
-        return [
-            _picture(plot, folder)
-            for plot in (progress(drawn, "Drawing figures") if progress else drawn)
-        ]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        waiting = [pool.submit(_picture, plot, folder) for plot in drawn]
-        return [
-            each.result()
-            for each in (progress(waiting, "Drawing figures") if progress else waiting)
-        ]
-
-
-def _picture(plot: Plot, folder: Path) -> dict[str, Any]:
-    """Write a figure in every size and format; return what the page shows of it."""
-    drawn: dict[str, Markup] = {}
-    files = []
-    with style():
-        for size, width in _SIZES:
-            if width not in plot.widths:
-                continue
-            figure: Figure = plot.draw(width)
-            base = folder / f"{plot.name}-{size}"
-            figure.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None})
-            figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
-            text = base.with_suffix(".svg").read_text(encoding="utf-8")
-            drawn[size.replace("-", "_")] = _inline_svg(text, base.name, plot.title)
-            files.append((size.replace("-", " "), f"figures/{base.name}"))
-    return {"plot": plot, "files": files, **drawn}
-
-
-def _inline_svg(text: str, prefix: str, label: str) -> Markup:
-    """Return an SVG file's drawing for use inside the page.
-
-    Its ids get a prefix, so that several drawings do not mix, and what is drawn in ink takes the
-    colour of the page's text, light or dark.
-    """
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = text.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
-    text = text.replace(INK, "currentColor")
-    head = f'<svg role="img" aria-label="{html.escape(label, quote=True)}"'
-    return Markup(text.replace("<svg", head, 1))
-
-
-def _token_maps(places: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:
-    """Draw the token maps of up to four images; return them as data, and what is damaged."""
-    damaged: list[str] = []
-    maps = load_tokens([place for place in places if place.is_dir()], damaged)
-    pictures = []
-    for image in range(min(_MAPS, len({each.key for each in maps}))):
-        path = folder / f"token_maps_{image + 1}.png"
-        save_png(gallery(maps, 1, 7, first=image), path)
-        pictures.append(base64.b64encode(path.read_bytes()).decode("ascii"))
-    return pictures, damaged
-
-
 def _provenance(found: Runs) -> dict[str, str]:
-    """Say where the numbers come from: code, packages, machines, times."""
+    """Return code, packages, machines and times of the runs."""
     records = [run.record for run in found.runs]
     if not records:
         return {}
@@ -359,7 +304,7 @@ def _provenance(found: Runs) -> dict[str, str]:
         "grids": _counted(record.grid or "none" for record in records),
         "code (commits)": _counted(record.commit or "unknown" for record in records),
         "uncommitted changes": f"{dirty} of {len(records)} runs",
-        "ran from": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
+        "time": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
         "processors": _counted(record.cpu or "unknown" for record in records),
         "GPUs": _counted("+".join(record.gpus) or "none" for record in records),
         "weights from": _counted(

@@ -1,8 +1,8 @@
-"""Intervals, and comparisons that are fair.
+"""Intervals and corrected comparisons.
 
-Every interval is at the 95% level. Where the data carry none (one seed, or seeds that all score
-the same), ``low`` and ``high`` are None. Two questions are kept apart: *by seed* asks what training
-anew would show, *by example* what other test examples would show for the very models at hand.
+Every interval is at the 95% level; ``low`` and ``high`` are None if the data allow none (one seed,
+or seeds with equal scores). Comparisons answer two separate questions. *By seed*: what would
+retraining show? *By example*: what would other test examples show for the same models?
 """
 
 from __future__ import annotations
@@ -16,24 +16,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.load import BASELINES, COSTS, NO_REDUCTION, Array, Progress, Scores, mean_scores
+from analysis.load import BASELINES, CELL, COSTS, NO_REDUCTION, Array, Scores, mean_scores
 
 LEVEL = 0.95
 
 Unit = Literal["seeds", "examples"]
-"""What a comparison pairs: trained models, or test examples of the models at hand."""
+"""What a comparison pairs: trained models, or the test examples of the same models."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and where the truth may lie.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end; None where the data carry none.
-        high: Upper end.
-        count: How many values went in.
-    """
+    """An estimate, its interval (None if there is none) and the number of values."""
 
     value: float
     low: float | None
@@ -45,9 +38,6 @@ def t_interval(values: Sequence[float] | Array) -> Interval:
     """Return the mean of independent values with Student's interval.
 
     ``mean ± t(n - 1) * s / sqrt(n)``.
-
-    Args:
-        values: One a seed, at least one.
     """
     data = np.asarray(values, dtype=float)
     mean, count = float(data.mean()), len(data)
@@ -63,7 +53,7 @@ def _rounding(data: Array) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, by Holm's step-down rule.
+    """Return p-values corrected for multiple comparisons by Holm's step-down procedure.
 
     Source: Holm, 1979, A Simple Sequentially Rejective Multiple Test Procedure.
     """
@@ -75,18 +65,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def by_image(differences: Array, images: NDArray[np.int64]) -> Array:
-    """Return one value an image, with the mean of all differences and the right spread of it.
+    """Return one value per image with the mean of all differences and a cluster-robust spread.
 
-    Examples of one image are not independent of each other. With N examples in G images and mean
-    m: ``m + G / N * sum over the image's examples of (d - m)``. Student's interval of these values
-    is the cluster-robust one of the mean difference; with one example an image they are the
-    differences themselves.
+    Examples of one image are not independent. With N examples in G images and mean m, an image's
+    value is ``m + G / N * sum over its examples of (d - m)``. Student's interval of these values is
+    the cluster-robust interval of the mean difference. With one example per image, the values are
+    the differences.
 
     Source: Cameron and Miller, 2015, A Practitioner's Guide to Cluster-Robust Inference.
 
     Args:
         differences: [N].
-        images: [N] image of each.
+        images: [N] image of each example.
     """
     _, of = np.unique(images, return_inverse=True)
     mean, groups = differences.mean(), int(of.max()) + 1
@@ -96,10 +86,10 @@ def by_image(differences: Array, images: NDArray[np.int64]) -> Array:
 
 
 def stacked(groups: Sequence[Array]) -> Array:
-    """Return values whose mean is the mean of the groups' means, with the right spread of it.
+    """Return values whose mean is the mean of the groups' means, with the right spread.
 
-    Each group (a task) has independent values of its own; the variance of the mean of means is the
-    sum of ``s_k^2 / n_k`` over the K groups, over K^2.
+    The groups (tasks) are independent: the variance of the mean over K groups is the sum of
+    ``s_k^2 / n_k`` over K^2.
 
     Args:
         groups: At least two values each.
@@ -114,16 +104,15 @@ def stacked(groups: Sequence[Array]) -> Array:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Two methods on the same seeds, or on the same examples.
+    """Two methods on the same seeds or examples.
 
     Attributes:
         a: One method.
         b: The other.
-        setting: Where both were scored.
-        keeps: The keep ratios over which the scores are averaged.
-        gaps: Independent values whose mean is the score of A minus that of B: one a seed, or one
-            an image.
-        differing: How many of the pairs behind them differ at all.
+        setting: Name of the setting.
+        keeps: The keep ratios over which scores are averaged.
+        gaps: Independent values, one per seed or image, whose mean is the score of A minus B.
+        differing: Number of them that differ from 0 in the data.
     """
 
     a: str
@@ -136,18 +125,18 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a pairing shows.
+    """The result of a `Pairing`.
 
     Attributes:
         a: One method.
         b: The other.
-        setting: Where both were scored.
-        keeps: The keep ratios over which the scores are averaged.
-        pairs: How many seeds, or images, both have.
+        setting: Name of the setting.
+        keeps: The keep ratios over which scores are averaged.
+        pairs: Number of seeds or images that both have.
         difference: Mean of A minus B.
-        low: Lower end of its interval, corrected for the number of comparisons; None without one.
+        low: Lower end of the corrected interval, or None.
         high: Upper end.
-        p_value: Of the paired t-test, corrected likewise.
+        p_value: Corrected p-value of the paired t-test.
     """
 
     a: str
@@ -162,7 +151,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``better`` or ``worse`` only where the corrected interval leaves out 0."""
+        """``better`` or ``worse`` only if the corrected interval excludes 0."""
         if self.pairs < 2:
             return "too few pairs"
         if self.low is not None and self.low > 0:
@@ -174,13 +163,13 @@ def compare(pairings: Sequence[Pairing]) -> list[Comparison]:
     """Compare by paired t-tests, and correct all of them together (Holm).
 
     The degrees of freedom are the pairs that differ, minus 1: a thousand images of which four
-    differ know as little as four. The interval of a comparison is at level
-    ``1 - alpha * p / p_corrected``, so that it leaves out 0 exactly where the corrected p-value is
-    below alpha = 1 - `LEVEL`, the chance of any false "better" or "worse" among them. Differences
-    without any spread carry no interval: seeds that change nothing say nothing.
+    differ carry no more information than four. Each interval is at level
+    ``1 - alpha * p / p_corrected``, so it excludes 0 exactly if the corrected p-value is below
+    alpha = 1 - `LEVEL`. Alpha bounds the chance of any false "better" or "worse" in the table.
+    Differences without spread get no interval.
 
     Args:
-        pairings: Everything that is compared in one table.
+        pairings: All comparisons of one table.
     """
     tested = [i for i, pairing in enumerate(pairings) if _error(pairing) > 0]
     raw = [_p_value(pairings[i]) for i in tested]
@@ -200,7 +189,7 @@ def compare(pairings: Sequence[Pairing]) -> list[Comparison]:
 
 
 def _error(pairing: Pairing) -> float:
-    """Return the standard error of the mean; 0 where the pairs carry none."""
+    """Return the standard error of the mean; 0 if the pairs have no spread."""
     gaps, count = pairing.gaps, len(pairing.gaps)
     if count < 2 or pairing.differing < 2:
         return 0.0
@@ -214,7 +203,7 @@ def _p_value(pairing: Pairing) -> float:
 
 
 Cell = dict[int, tuple[float, Scores | None]]
-"""Score and single scores of one method at one keep ratio, by seed."""
+"""Mean score and per-example scores of one method at one keep ratio, by seed."""
 
 OVER_ALL = "all tasks"
 
@@ -224,20 +213,18 @@ def comparisons(
     against: Sequence[str] = BASELINES,
     by_ratio: bool = False,
     unit: Unit = "seeds",
-    progress: Progress | None = None,
 ) -> list[Comparison]:
-    """Compare every method with some others at equal keep ratios; all corrected together.
+    """Compare every method with some others at equal keep ratios, corrected together.
 
-    Each setting by itself, and the mean over all of them where all have both methods. The keep
-    ratio of a method that acts in the fusion is another quantity: it is compared with no reduction
-    and with its like only.
+    Includes each setting, and the mean over all settings if all have both methods. A method that
+    acts in the fusion has a different kind of keep ratio: it is compared only with no reduction and
+    other such methods.
 
     Args:
         scores: Rows of `analysis.load.Study.scores`: the settings of one group.
-        against: The others.
-        by_ratio: One comparison a keep ratio; else of the means over all ratios that both have.
+        against: The methods to compare with.
+        by_ratio: Compare at each keep ratio; else the means over all ratios that both have.
         unit: What is paired.
-        progress: Shows how far it is.
     """
     cells: dict[tuple[str, str], dict[float, Cell]] = {}
     columns = ["setting", "label", "keep", "seed", "score", "outcomes"]
@@ -254,7 +241,7 @@ def comparisons(
         and (other == NO_REDUCTION or acts[label] == acts[other])
     ]
     pairings: list[Pairing] = []
-    for label, other in progress(pairs, f"Comparing by {unit}") if progress else pairs:
+    for label, other in pairs:
         found: dict[tuple[float, ...], dict[str, Pairing]] = {}
         for setting in settings:
             one, two = cells.get((setting, label), {}), cells.get((setting, other), {})
@@ -270,7 +257,7 @@ def comparisons(
 def _over_all(
     mine: Mapping[str, Pairing], settings: Sequence[str], keeps: tuple[float, ...], unit: Unit
 ) -> Iterator[Pairing]:
-    """Yield the mean over all settings, where each of them has the pair."""
+    """Yield the mean over all settings, if each of them has the pair."""
     several = [pairing for pairing in mine.values() if len(pairing.gaps) > 1]
     if len(settings) < 2 or len(several) < len(settings):
         return
@@ -287,7 +274,7 @@ def _over_all(
 def _gaps(
     one: dict[float, Cell], two: dict[float, Cell], to_whole: bool, by_ratio: bool, unit: Unit
 ) -> Iterator[tuple[tuple[float, ...], Array, int]]:
-    """Yield keep ratios that both methods have, the gaps there, and how many of them differ."""
+    """Yield keep ratios, the gaps there, and the number of pairs that differ."""
     whole = two.get(1.0) if to_whole else None
     both = {
         keep: (cell, other)
@@ -319,37 +306,33 @@ def _on_the_same(one: Scores, other: Scores) -> Scores:
 
 
 def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell: the means over its seeds, with Student's intervals.
+    """Return one row per cell: means over the seeds with Student's intervals.
 
-    Columns: ``setting``, ``group``, ``label``, ``keep``, ``family``, ``acts``, ``seeds``, ``score``
-    and ``share`` with ``_low`` and ``_high``, and the medians of the costs.
+    Columns: `CELL`, ``group``, ``family``, ``acts``, ``metric``, ``seeds``, ``score`` and ``share``
+    with ``_low`` and ``_high``, and the medians of `COSTS`.
     """
     rows = []
-    for (setting, label, keep), group in scores.groupby(["setting", "label", "keep"], sort=False):
-        first = group.iloc[0]
-        row = {"setting": setting, "label": label, "keep": keep}
-        row |= {name: first[name] for name in ("group", "family", "acts", "metric")}
+    about = ["group", "family", "acts", "metric"]
+    for cell, group in scores.groupby(CELL, sort=False):
+        row = dict(zip(CELL, cell, strict=True)) | group.iloc[0][about].to_dict()
         row["seeds"] = len(group)
         for name in ("score", "share"):
             found = t_interval(group[name].to_numpy(float))
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(row)
-    if not rows:
-        names = ["setting", "group", "label", "keep", "family", "acts", "metric", "seeds"]
-        ends = [f"{name}{end}" for name in ("score", "share") for end in ("", "_low", "_high")]
-        return pd.DataFrame(columns=[*names, *ends, *COSTS])
-    keys = ["setting", "label", "keep"]
-    costs = scores[[*keys, *COSTS]].astype(dict.fromkeys(COSTS, float)).groupby(keys).median()
-    frame = pd.DataFrame(rows).merge(costs.reset_index(), on=keys)
     ends = [f"{name}_{end}" for name in ("score", "share") for end in ("low", "high")]
+    if not rows:
+        return pd.DataFrame(columns=[*CELL, *about, "seeds", "score", "share", *ends, *COSTS])
+    costs = scores[[*CELL, *COSTS]].astype(dict.fromkeys(COSTS, float)).groupby(CELL).median()
+    frame = pd.DataFrame(rows).merge(costs.reset_index(), on=CELL)
     return frame.astype(dict.fromkeys(ends, float))
 
 
 def over_tasks(scores: pd.DataFrame) -> pd.DataFrame:
     """Return each method's share of the score without reduction, averaged over the settings.
 
-    Only cells that every setting has are in it; the interval is Student's over the seeds, each the
-    mean over the settings. Columns as those of `aggregate`, where ``score`` is the share.
+    Covers only cells that every setting has. Intervals are Student's over the seeds, each the mean
+    over the settings. Columns as in `aggregate`; ``score`` is the share.
     """
     settings = scores["setting"].nunique()
     full = scores.groupby(["label", "keep"])["setting"].transform("nunique") == settings
@@ -363,7 +346,7 @@ def over_tasks(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto(cost: pd.Series, score: pd.Series) -> pd.Series:
-    """Return which points no other point beats: none is as cheap with a higher score."""
+    """Return which points are on the Pareto front: no point as cheap has a higher score."""
     order = np.lexsort((-score.to_numpy(), cost.to_numpy()))
     best, front = -np.inf, np.zeros(len(cost), dtype=bool)
     for place in order:

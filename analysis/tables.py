@@ -1,25 +1,26 @@
-"""The tables of a study: as shown, as numbers (CSV), in Markdown and in LaTeX."""
+"""The tables of a study, on the page and as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 
-from analysis.load import BASELINES, COSTS, NO_REDUCTION, SMALLER, Progress, Setting, Study
+from analysis.load import BASELINES, COSTS, NO_REDUCTION, SMALLER, TESTED, USED, Setting, Study
 from analysis.statistics import OVER_ALL, Comparison, Unit, aggregate, comparisons, over_tasks
 
 MISSING = "–"
-"""Stands where there is no value."""
+"""Shown for a missing value."""
 
-CUT = "An asterisk marks the end of an interval that was cut at the end of the score's range."
 _LONG = 200
-"""Tables with more rows are written as CSV only."""
+"""Longer tables are written as CSV only."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Table:
     Attributes:
         name: Of its files.
         title: Heading.
-        caption: What it shows, in words.
-        shown: The cells as they are read, all text.
+        caption: What it shows.
+        shown: The cells as text.
         raw: The numbers.
+        section: Section of the page.
         bold: Rows and columns of the cells in bold.
+        folded: The page shows it on request.
     """
 
     name: str
@@ -40,16 +43,18 @@ class Table:
     caption: str
     shown: pd.DataFrame
     raw: pd.DataFrame
+    section: Literal["ranking", "cost", "appendix"] = "appendix"
     bold: frozenset[tuple[int, int]] = frozenset()
+    folded: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Endings of its files."""
+        """Suffixes of its files."""
         return ("csv", "md", "tex") if len(self.shown) <= _LONG else ("csv",)
 
     @cached_property
     def right(self) -> list[bool]:
-        """Which columns hold numbers."""
+        """Which columns are numbers, aligned right."""
         start = re.compile(r"[+-]?\d")
         columns = self.shown.astype(str).to_numpy().T
         return [all(cell in (MISSING, "") or start.match(cell) for cell in c) for c in columns]
@@ -70,7 +75,7 @@ class Table:
         return "\n".join([f"**{self.title}.** {self.caption}", "", *body, ""])
 
     def latex(self) -> str:
-        """Return the table in LaTeX; it needs the booktabs package."""
+        """Return the table in LaTeX, for the booktabs package."""
         weights = pd.DataFrame("", self.shown.index, self.shown.columns)
         for row, column in self.bold:
             weights.iat[row, column] = "textbf:--rwrap;"
@@ -91,7 +96,7 @@ class Table:
         return text
 
     def write(self, folder: Path) -> None:
-        """Write its files into a folder."""
+        """Write the files into a folder."""
         self.raw.to_csv(folder / f"{self.name}.csv", index=False)
         if "tex" in self.kinds:
             (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
@@ -99,13 +104,13 @@ class Table:
 
 
 def number(value: object, digits: int = 3) -> str:
-    """Return a number with so many significant digits, or the sign for a missing one."""
+    """Return a number with some significant digits, or `MISSING`."""
     missing = value is None or pd.isna(value)  # type: ignore[call-overload]
     return MISSING if missing else f"{float(value):.{digits}g}"  # type: ignore[arg-type]
 
 
 def fixed(value: float, digits: int = 3, sign: bool = False) -> str:
-    """Return a number with so many decimals; what rounds to 0 has no sign."""
+    """Return a number with some decimals. Zero never has a sign."""
     if round(value, digits) == 0:
         return f"{0:.{digits}f}"
     return f"{value:{'+' if sign else ''}.{digits}f}"
@@ -114,14 +119,9 @@ def fixed(value: float, digits: int = 3, sign: bool = False) -> str:
 def with_interval(
     value: float, low: float | None, high: float | None, bounded: bool = True, sign: bool = False
 ) -> str:
-    """Return ``0.712 [0.703, 0.721]``; without the interval where there is none.
+    """Return ``0.712 [0.703, 0.721]``, or the value alone if it has no interval.
 
-    Args:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
-        bounded: The value lies between 0 and 1: ends beyond are cut, and marked ``*``.
-        sign: Write the sign of positive numbers.
+    If ``bounded``, values are between 0 and 1, and interval ends outside are cut and marked ``*``.
     """
     if low is None or high is None or pd.isna(low) or pd.isna(high):
         return fixed(value, sign=sign)
@@ -133,17 +133,17 @@ def with_interval(
 
 
 def slug(text: str) -> str:
-    """Return a text as part of a file's name."""
+    """Return a text in the form used in file names."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def method_name(label: str, acts: str) -> str:
-    """Return a method's name as tables and figures show it."""
+    """Return a method's name for tables and figures."""
     return f"{label} (fusion)" if acts == "fusion" else label
 
 
 def reference_ratio(cells: pd.DataFrame) -> float:
-    """Return the keep ratio at which most methods were run; of several, the middle one."""
+    """Return the keep ratio with the most methods; the middle one of several."""
     counts = cells[cells["acts"] == "encoder"].groupby("keep")["label"].nunique()
     most = sorted(counts.index[counts == counts.max()])
     return float(most[len(most) // 2]) if most else 1.0
@@ -154,10 +154,10 @@ class Ranking:
     """How the methods of a group compare.
 
     Attributes:
-        group: Its name.
-        order: The methods, the best first: by the mean difference from no reduction.
-        found: The comparisons over all keep ratios, by unit.
-        at_ratios: Those at each keep ratio.
+        group: Name of the group.
+        order: The methods, best first, by the mean difference from no reduction.
+        found: Comparisons of the means over all keep ratios, by unit.
+        at_ratios: Comparisons at each keep ratio, by unit.
     """
 
     group: str
@@ -167,30 +167,28 @@ class Ranking:
 
     @property
     def unit(self) -> Unit | None:
-        """What claims rest on: seeds where there are several, else examples."""
+        """The unit that orders the methods: seeds if there are several, else examples."""
         return next(iter(self.found), None)
 
     def of(self, unit: Unit, other: str) -> dict[str, Comparison]:
-        """Return the comparisons with one other method, over all tasks where there are several."""
+        """Return the comparisons with one method, over all tasks if there are several."""
         mine = [each for each in self.found.get(unit, []) if each.b == other]
         whole = [each for each in mine if each.setting == OVER_ALL]
         names = {each.setting for each in mine}
         return {each.a: each for each in (mine if len(names) == 1 else whole)}
 
 
-def rank(
-    study: Study, group: str, against: Sequence[str], progress: Progress | None = None
-) -> Ranking:
-    """Compare the methods of a group."""
+def rank(study: Study, group: str, against: Sequence[str]) -> Ranking:
+    """Compare the methods of a group with some of them."""
     rows = study.scores[study.scores["group"] == group]
     units: tuple[Unit, Unit] = ("seeds", "examples")
     found: dict[Unit, list[Comparison]] = {}
     at_ratios: dict[Unit, list[Comparison]] = {}
     for unit in units:
-        made = comparisons(rows, against, False, unit, progress)
+        made = comparisons(rows, against, False, unit)
         if any(each.pairs > 1 for each in made):
             found[unit] = made
-            at_ratios[unit] = comparisons(rows, against, True, unit, progress)
+            at_ratios[unit] = comparisons(rows, against, True, unit)
     ranking = Ranking(group, (), found, at_ratios)
     shares = rows[rows["label"] != NO_REDUCTION].groupby("label")["share"].mean()
     by = {str(label): float(share) - 1 for label, share in shares.items()}
@@ -202,19 +200,24 @@ def rank(
 
 
 _HOW: dict[Unit, str] = {
-    "seeds": "Paired by seed: what training anew would show.",
-    "examples": "Paired by test example, the examples of one image kept together, scores averaged "
-    "over the seeds: what other test examples would show for these very models, not what training "
-    "anew would.",
+    "seeds": "Paired by seed: what retraining would show.",
+    "examples": "Paired by test example, with the examples of one image kept together and scores "
+    "averaged over the seeds: what other test examples would show for these models, not what "
+    "retraining would show.",
 }
 _HOLM = (
-    "Intervals are at 95%, corrected together for all comparisons of the table (Holm). “Not "
-    "shown” does not mean equal: these runs cannot tell."
+    "95% intervals, corrected together for all comparisons of the table (Holm). “Not shown” does "
+    "not mean equal: these runs cannot tell."
+)
+_FUSION = (
+    " A method marked (fusion) drops tokens in the fusion only. Its keep ratio is a different "
+    "quantity, so it is compared with no reduction and other such methods only; compare the rest "
+    "by GFLOPs."
 )
 
 
 def ranking_tables(study: Study, ranking: Ranking, against: Sequence[str]) -> list[Table]:
-    """Return the methods in their order, and how each differs from some others."""
+    """Return a table per unit: the methods in order, and their differences from some others."""
     scores = study.scores[study.scores["group"] == ranking.group]
     acts = dict(zip(scores["label"], scores["acts"], strict=True))
     settings = study.groups[ranking.group]
@@ -234,21 +237,15 @@ def ranking_tables(study: Study, ranking: Ranking, against: Sequence[str]) -> li
         caption = (
             f"Difference of the scores ({metrics}), mean over the keep ratios "
             f"{', '.join(f'{keep:g}' for keep in usual)}{over}. "
-            + ("Methods that lack some of them are compared at those they have. " if fewer else "")
+            + ("Methods without some of them are compared at those they have. " if fewer else "")
             + f"{_HOW[unit]} {_HOLM}"
             + (_FUSION if "fusion" in acts.values() else "")
         )
         name = f"ranking-{slug(ranking.group)}-{unit}"
         title = f"Ranking by {unit[:-1]}: {ranking.group}"
         rows = [{**vars(each), "verdict": each.verdict} for each in raw]
-        tables.append(Table(name, title, caption, shown, pd.DataFrame(rows)))
+        tables.append(Table(name, title, caption, shown, pd.DataFrame(rows), "ranking"))
     return tables
-
-
-_FUSION = (
-    " A method marked (fusion) drops tokens in the fusion only: its keep ratio is another "
-    "quantity, so it is compared with no reduction and with its like; for the rest see the GFLOPs."
-)
 
 
 def _difference(found: Comparison | None) -> str:
@@ -259,43 +256,60 @@ def _difference(found: Comparison | None) -> str:
 
 
 def score_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
-    """Return the scores of each setting: a line a method, a column a keep ratio."""
-    tables = []
+    """Return the shares of each group of several tasks, then the scores of each setting."""
+    tables: list[Table] = []
+    for group, settings in study.groups.items():
+        if len(settings) > 1:
+            shares = over_tasks(study.scores[study.scores["group"] == group])
+            title = f"Share of the score without reduction: {group}"
+            caption = (
+                f"Mean over the {len(settings)} tasks of the score as a share of the same seed's "
+                "score without reduction, with Student's 95% interval over the seeds if there are "
+                "several."
+            )
+            tables += _score_tables(f"shares-{slug(group)}", title, caption, shares)
     for setting in study.settings.values():
         mine = cells[cells["setting"] == setting.name]
-        for acts, said in (("encoder", "keep ratio"), ("fusion", "keep ratio in the fusion")):
-            part = mine[mine["acts"] == acts]
-            if part.empty:
-                continue
-            whole = mine[mine["label"].isin((NO_REDUCTION, SMALLER))]
-            tail = "" if acts == "encoder" else "-fusion"
-            name = f"scores-{slug(setting.name)}{tail}"
-            tables.append(_score_table(name, setting, pd.concat([part, whole]), said))
+        title = f"{setting.name}: {setting.metric}"
+        tables += _score_tables(f"scores-{slug(setting.name)}", title, _place(setting), mine)
     return tables
 
 
-def _score_table(name: str, setting: Setting, cells: pd.DataFrame, said: str) -> Table:
-    small = cells["label"] == SMALLER
-    label = cells["label"].where(~small, [f"{SMALLER}, {k:.0%} of patches" for k in cells["keep"]])
-    lines = cells.assign(line=label, column=cells["keep"].mask(small, 1.0))
-    order = lines.groupby("line")["score"].mean().sort_values(ascending=False).index
-    names = sorted(order, key=lambda line: line != NO_REDUCTION)
-    columns = ["line", "column", "score", "score_low", "score_high"]
-    by_place = {(row[0], row[1]): row[2:] for row in lines[columns].to_numpy()}
-    shown = pd.DataFrame({"method": names})
-    bold = set()
-    for column, keep in enumerate(sorted(lines["column"].unique(), reverse=True), 1):
-        found = [by_place.get((line, keep)) for line in names]
-        shown[f"{said} {keep:g}" if keep < 1 else "all patches"] = [
-            MISSING if row is None else with_interval(*row) for row in found
-        ]
-        values = [-1.0 if row is None else round(float(row[0]), 3) for row in found]
-        if keep < 1:
-            bold |= {(i, column) for i, value in enumerate(values) if value == max(values) >= 0}
-    cut = any("*" in cell for cell in shown.to_numpy().flat)
-    caption = _place(setting) + (f" {CUT}" if cut else "")
-    title = f"{setting.name}: {setting.metric}"
-    return Table(name, title, caption, shown, cells, frozenset(bold))
+def _score_tables(name: str, title: str, caption: str, cells: pd.DataFrame) -> Iterator[Table]:
+    """Yield a row per method, a column per keep ratio: one table each for encoder and fusion."""
+    whole = cells[cells["label"].isin((NO_REDUCTION, SMALLER))]
+    for acts, said, tail in (
+        ("encoder", "keep ratio", ""),
+        ("fusion", "keep ratio in the fusion", "-fusion"),
+    ):
+        part = cells[cells["acts"] == acts]
+        if part.empty:
+            continue
+        raw = pd.concat([part, whole])
+        rows: dict[str, dict[float, tuple[float, float, float]]] = {}
+        columns = ["label", "keep", "score", "score_low", "score_high"]
+        for label, keep, score, low, high in raw[columns].itertuples(index=False):
+            small = label == SMALLER
+            line = f"{SMALLER}, {keep:.0%} of patches" if small else label
+            rows.setdefault(line, {})[1.0 if small else keep] = (score, low, high)
+        means = {
+            line: np.mean([values[0] for values in row.values()]) for line, row in rows.items()
+        }
+        lines = sorted(rows, key=lambda line: (line != NO_REDUCTION, -means[line]))
+        shown = pd.DataFrame({"method": lines})
+        bounded = raw["metric"].iloc[0] != "share"
+        bold = set()
+        for j, keep in enumerate(sorted({keep for row in rows.values() for keep in row})[::-1], 1):
+            found = [rows[line].get(keep) for line in lines]
+            shown[f"{said} {keep:g}" if keep < 1 else "all patches"] = [
+                with_interval(*row, bounded=bounded) if row else MISSING for row in found
+            ]
+            values = [-1.0 if row is None else round(row[0], 3) for row in found]
+            if keep < 1:
+                bold |= {(i, j) for i, value in enumerate(values) if value == max(values) >= 0}
+        if any("*" in cell for cell in shown.to_numpy().flat):
+            caption += " An asterisk marks an interval cut at the end of the score's range."
+        yield Table(f"{name}{tail}", title, caption, shown, raw, bold=frozenset(bold))
 
 
 def _place(setting: Setting) -> str:
@@ -308,13 +322,14 @@ def _place(setting: Setting) -> str:
     )
     return (
         f"{setting.dataset}, {setting.split} split, {setting.examples:,} examples{images}. {how}"
-        f"{chance} The best of each column is in bold; {MISSING} stands for no result."
+        f"{chance} The best of each column is in bold; {MISSING} means no result."
     )
 
 
 def cost_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
-    """Return what each method costs at the reference keep ratio, a table a setting."""
+    """Return the cost of each method at the reference keep ratio, a table per setting."""
     tables = []
+    firsts = {settings[0].name for settings in study.groups.values()}
     for setting in study.settings.values():
         mine = cells[cells["setting"] == setting.name]
         ratio = reference_ratio(mine)
@@ -330,7 +345,7 @@ def cost_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
         )
         names = {"gflops_total": "GFLOPs", "flops_speedup": "FLOPs speed-up",
                  "latency_speedup": "latency speed-up", "efficiency": "efficiency",
-                 "gflops_training_step": "GFLOPs of a training step",
+                 "gflops_training_step": "GFLOPs per training step",
                  "tokens_out": "tokens out", "score": setting.metric}  # fmt: skip
         shown = pd.DataFrame(
             {"method": [_at(*row) for row in mine[["label", "acts", "keep"]].to_numpy()]}
@@ -338,14 +353,16 @@ def cost_tables(study: Study, cells: pd.DataFrame) -> list[Table]:
         for column, name in names.items():
             shown[name] = raw[column].map(number).to_numpy()
         caption = (
-            f"At keep ratio {ratio:g}, the cheapest first. GFLOPs: giga multiply-adds an example, "
-            "one multiply-add = 1, the choosing of the tokens included. Speed-ups are relative to "
-            "no reduction, latency timed in turn with it in the same run; efficiency is latency "
-            "speed-up over FLOPs speed-up: 1 where all saved arithmetic is saved time."
+            f"At keep ratio {ratio:g}, cheapest first. GFLOPs: giga multiply-adds per example (one "
+            "multiply-add = 1), including the work of choosing tokens. Speed-ups are relative to "
+            "no reduction, timed alternately in the same run. Efficiency is latency speed-up over "
+            "FLOPs speed-up: 1 if time falls as much as arithmetic."
         )
-        tables.append(
-            Table(f"costs-{slug(setting.name)}", f"Cost: {setting.name}", caption, shown, raw)
-        )
+        name, title = f"costs-{slug(setting.name)}", f"Cost: {setting.name}"
+        if setting.name in firsts:
+            tables.append(Table(name, title, caption, shown, raw, "cost"))
+        else:
+            tables.append(Table(name, title, caption, shown, raw, folded=True))
     return tables
 
 
@@ -356,84 +373,42 @@ def _at(label: str, acts: str, keep: float) -> str:
 
 
 def comparison_tables(study: Study, ranking: Ranking) -> list[Table]:
-    """Return every comparison of a group: over the keep ratios, and at each of them."""
+    """Return every comparison of a group: over all keep ratios, and at each of them."""
     tables = []
-    for kind, found in (("over all keep ratios", ranking.found), ("at each", ranking.at_ratios)):
-        for unit, rows in found.items():
+    for where, tail, comparisons_of in (
+        ("over all keep ratios", "", ranking.found),
+        ("at each keep ratio", "-at-each", ranking.at_ratios),
+    ):
+        for unit, rows in comparisons_of.items():
             frame = pd.DataFrame({**vars(each), "verdict": each.verdict} for each in rows)
             frame["keeps"] = [", ".join(f"{keep:g}" for keep in keeps) for keeps in frame["keeps"]]
+            tasks = {each.name: each.task for each in study.settings.values()}
             shown = pd.DataFrame(
                 {
-                    "task": [_task(study, each.setting) for each in rows],
+                    "task": [tasks.get(each.setting, each.setting) for each in rows],
                     "keep ratio": frame["keeps"],
                     "method": frame["a"],
                     "against": frame["b"],
                     "difference": [_difference(each) for each in rows],
                     "p": frame["p_value"].map(lambda p: number(p, 2)),
-                    unit if unit == "seeds" else "images": frame["pairs"].astype(str),
+                    "seeds" if unit == "seeds" else "images": frame["pairs"].astype(str),
                 }
             )
-            where = kind if kind != "at each" else "at each keep ratio"
-            tables.append(
-                Table(
-                    f"comparisons-{slug(ranking.group)}-{unit}{'-at-each' * (kind == 'at each')}",
-                    f"All comparisons by {unit[:-1]}, {where}: {ranking.group}",
-                    f"{_HOW[unit]} {_HOLM}",
-                    shown,
-                    frame,
-                )
-            )
-    return tables
-
-
-def _task(study: Study, setting: str) -> str:
-    return study.settings[setting].task if setting in study.settings else setting
-
-
-def share_tables(study: Study, group: str) -> list[Table]:
-    """Return the share of the score without reduction that is left, mean over the tasks."""
-    if len(study.groups[group]) < 2:
-        return []
-    shares = over_tasks(study.scores[study.scores["group"] == group])
-    tables = []
-    for acts, said, tail in (("encoder", "", ""), ("fusion", " in the fusion", "-fusion")):
-        mine = shares[shares["acts"] == acts]
-        if mine.empty:
-            continue
-        columns = ["label", "keep", "share", "share_low", "share_high"]
-        cells = {
-            (label, keep): with_interval(share, low, high, bounded=False)
-            for label, keep, share, low, high in mine[columns].to_numpy()
-        }
-        order = mine.groupby("label")["share"].mean().sort_values(ascending=False).index
-        shown = pd.DataFrame({"method": order})
-        for keep in sorted(mine["keep"].unique(), reverse=True):
-            column = [cells.get((label, keep), MISSING) for label in order]
-            shown[f"keep ratio{said} {keep:g}"] = column
-        tables.append(
-            Table(
-                f"shares-{slug(group)}{tail}",
-                f"Share of the score without reduction: {group}",
-                f"Mean over the {len(study.groups[group])} tasks of the score as a share of the "
-                "same seed's score without reduction; Student's 95% interval over the seeds where "
-                "there are several.",
-                shown,
-                mine,
-            )
-        )
+            name = f"comparisons-{slug(ranking.group)}-{unit}{tail}"
+            title = f"All comparisons by {unit[:-1]}, {where}: {ranking.group}"
+            tables.append(Table(name, title, f"{_HOW[unit]} {_HOLM}", shown, frame, folded=True))
     return tables
 
 
 def account_tables(study: Study) -> list[Table]:
-    """Return what became of every run; and by themselves those that are not used."""
+    """Return the status of every run, and a separate table of those that are not used."""
     runs = study.runs
-    used = runs["what became of it"].isin(("used", "tested by a run of its own"))
+    used = runs["status"].isin((USED, TESTED))
     runs = runs.loc[used.sort_values(kind="stable").index]
     shown = runs.astype(object).where(runs.notna(), MISSING).astype(str)
     shown["seed"] = runs["seed"].map(lambda seed: MISSING if pd.isna(seed) else str(int(seed)))
-    counts = runs["what became of it"].value_counts()
-    said = ", ".join(f"{count} {fate}" for fate, count in counts.items())
-    every = Table("runs", "What became of every run", f"{len(runs)} runs: {said}.", shown, runs)
+    said = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
+    every = Table("runs", "All runs", f"{len(runs)} runs: {said}.", shown, runs, folded=True)
     other = ~used.loc[runs.index]
     if not other.any():
         return [every]
@@ -441,8 +416,8 @@ def account_tables(study: Study) -> list[Table]:
     return [Table("runs-not-used", title, caption, shown[other], runs[other]), every]
 
 
-def missing_table(study: Study) -> Table | None:
-    """Return the cells that other methods of a setting have, and the seeds that a cell lacks."""
+def missing_table(study: Study) -> list[Table]:
+    """Return the cells and seeds that a method lacks but others of the setting have."""
     rows = []
     scores = study.scores[~study.scores["acts"].isin(("never", "image"))]
     for (setting, acts), mine in scores.groupby(["setting", "acts"], sort=False):
@@ -451,31 +426,25 @@ def missing_table(study: Study) -> Table | None:
         for label, own in mine.groupby("label"):
             for keep in keeps:
                 there = set(own.loc[own["keep"] == keep, "seed"])
-                lacking = "all seeds" if not there else ", ".join(map(str, sorted(seeds - there)))
+                lacking = ", ".join(map(str, sorted(seeds - there))) if there else "all seeds"
                 if lacking:
                     rows.append((setting, method_name(str(label), str(acts)), f"{keep:g}", lacking))
     if not rows:
-        return None
-    frame = pd.DataFrame(rows, columns=["setting", "method", "keep ratio", "seeds that lack"])
-    return Table(
-        "missing",
-        "What is missing",
-        "Runs that the other methods of a setting have. Means of these cells rest on fewer seeds.",
-        frame.astype(str),
-        frame,
-    )
+        return []
+    frame = pd.DataFrame(rows, columns=["setting", "method", "keep ratio", "missing seeds"])
+    caption = "Runs that other methods of a setting have. Means of these cells have fewer seeds."
+    return [Table("missing", "What is missing", caption, frame.astype(str), frame)]
 
 
 def tables(
     study: Study, rankings: Sequence[Ranking], against: Sequence[str] = BASELINES
 ) -> list[Table]:
-    """Return all tables of a study that have content."""
+    """Return all tables of a study that have content, in the order of the page."""
     cells = aggregate(study.scores)
-    made: list[Table | None] = []
+    made: list[Table] = []
     for ranking in rankings:
-        made += ranking_tables(study, ranking, against) + share_tables(study, ranking.group)
+        made += ranking_tables(study, ranking, against)
     made += [*score_tables(study, cells), *cost_tables(study, cells)]
     for ranking in rankings:
         made += comparison_tables(study, ranking)
-    made += [missing_table(study), *account_tables(study)]
-    return [table for table in made if table is not None]
+    return [*made, *missing_table(study), *account_tables(study)]

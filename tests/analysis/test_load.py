@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.load import Run, Runs, Study, load, study, training_curves
+from analysis.load import Run, Runs, Study, load, study
 from analysis.report import write_report
-from elip.record import Record, RecordError, parse_record
+from elip.record import Record, RecordError
 from tests.analysis.synthetic import BASE, fit_header, record, write_run
 
 STUDIES = Path(__file__).parents[2] / "docs" / "results"
@@ -22,7 +22,7 @@ def of(*records: Record) -> Study:
 
 
 def fates(found: Study) -> list[str]:
-    return list(found.runs["what became of it"])
+    return list(found.runs["status"])
 
 
 def methods(found: Study, setting: str) -> list[str]:
@@ -37,9 +37,7 @@ def test_a_folder_of_every_kind_of_run_is_accounted_for(tmp_path: Path) -> None:
         "not finite": [record("EViT", score=float("nan")), record("ELIP", seed=1, score=None)],
         "predictions only": [record("ELIP", command="predict", evaluations=())],
         "no score": [record("Stride", evaluations=())],
-        "scored, nothing to compare it with": [
-            record("ELIP", options={"model": {"task": "VQA", "lr": 0.5}})
-        ],
+        "nothing to compare with": [record("ELIP", options={"model": {"task": "VQA", "lr": 0.5}})],
     }
     for number, (_, several) in enumerate(runs.items()):
         for one in several:
@@ -47,12 +45,12 @@ def test_a_folder_of_every_kind_of_run_is_accounted_for(tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "run.json").write_text('{"name": "ha')
     found = study(load([tmp_path]))
-    counts = found.runs["what became of it"].value_counts().to_dict()
+    counts = found.runs["status"].value_counts().to_dict()
     assert counts == {name: len(several) for name, several in runs.items()} | {"unreadable": 1}
-    why = dict(zip(found.runs["what became of it"], found.runs["why"], strict=True))
+    why = dict(zip(found.runs["status"], found.runs["why"], strict=True))
     assert why["failed"] == "out of memory"
     assert "damaged" in why["unreadable"]
-    assert "model.lr (0.5; there None)" in why["scored, nothing to compare it with"]
+    assert "model.lr (0.5; there None)" in why["nothing to compare with"]
     page = write_report([tmp_path], tmp_path / "report").read_text()
     for name in ("out of memory", "not finite", "interrupted", "unreadable", "model.lr"):
         assert name in page
@@ -65,7 +63,7 @@ def test_with_bad_runs_only_there_is_a_report_that_says_so(tmp_path: Path, bad: 
     write_run(tmp_path / "runs", bad)
     page = write_report([tmp_path / "runs"], tmp_path / "report").read_text()
     assert "No run has a score yet" in page
-    assert "1 run: 0 are used, 1 " in page
+    assert "1 run: 0 used, 1 " in page
 
 
 def test_off_the_shelf_and_trained_runs_are_apart_and_share_no_reduction() -> None:
@@ -111,7 +109,7 @@ def test_a_training_that_a_run_tested_is_not_scored_by_its_validation() -> None:
     header = fit_header("ELIP", 0.7).model_copy(update={"run_id": fit.run_id})
     other = record("Identity", lineage=(fit_header("Identity", None),))
     found = of(fit, record("ELIP", lineage=(header,)), other)
-    assert fates(found) == ["tested by a run of its own", "used", "used"]
+    assert fates(found) == ["tested by another run", "used", "used"]
     alone = of(fit, record("Identity", lineage=(), command="fit", split="val"))
     assert fates(alone) == ["used", "used"]
 
@@ -181,7 +179,7 @@ def test_methods_are_named_by_the_options_in_which_they_differ() -> None:
 def test_the_stored_studies_are_used_in_whole(name: str, runs: int, settings: int) -> None:
     found = study(load([STUDIES / f"{name}.parquet"]))
     assert len(found.runs) == runs
-    assert set(fates(found)) <= {"used", "tested by a run of its own"}
+    assert set(fates(found)) <= {"used", "tested by another run"}
     assert len(found.settings) == settings
     assert found.scores["outcomes"].notna().all()
     scores = found.scores
@@ -214,23 +212,9 @@ def test_what_is_no_table_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "junk.parquet").write_bytes(b"junk")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     for name in ("junk", "other"):
-        with pytest.raises(RecordError, match="no table of runs"):
+        with pytest.raises(RecordError, match="not a table of runs"):
             load([tmp_path / f"{name}.parquet"])
     (tmp_path / "empty").mkdir()
-    for place, said in (("empty", "No run.json in"), ("none", "There is no folder or table")):
+    for place, said in (("empty", "No run.json in"), ("none", "does not exist")):
         with pytest.raises(FileNotFoundError, match=said):
             load([tmp_path / place])
-
-
-def test_training_curves_go_on_where_a_log_was_set_aside(tmp_path: Path) -> None:
-    place = write_run(tmp_path, record("ELIP", lineage=(), command="fit", split="val"))
-    (place / "metrics-1.csv").write_text("step,val/main\n10,0.1\n20,0.2\n30,0.9\n")
-    (place / "metrics.csv").write_text("step,val/main\n25,\n30,0.3\n")
-    curve = training_curves(load([tmp_path]))
-    assert dict(zip(curve["step"], curve["score"], strict=True)) == {10: 0.1, 20: 0.2, 30: 0.3}
-
-
-def test_records_of_the_stored_studies_are_valid() -> None:
-    table = pq.read_table(STUDIES / "keep_ratio.parquet", columns=["record"])
-    one = parse_record(table["record"][0].as_py(), "keep_ratio")
-    assert one.grid == "keep_ratio"

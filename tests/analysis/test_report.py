@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.figures import TWO_COLUMN, chosen, plots, spread, style, styles
+from analysis.figures import ONE_COLUMN, TWO_COLUMN, chosen, plots, spread, style, styles
 from analysis.load import load, study
 from analysis.report import findings, write_report
 from analysis.statistics import aggregate
@@ -69,8 +69,8 @@ def test_findings_follow_the_truth(place: Path) -> None:
     (group,) = found.groups
     said = {each.about: each.text for each in findings(found, rank(found, group, ["Random"]))}
     assert "all methods are better" in said["Compared with Random"]
-    assert "2 seeds a method" in said["Data"]
-    assert "PuMer at the others' keep ratios" in said["Not shown here"]
+    assert "2 seeds per method" in said["Data"]
+    assert "PuMer at the keep ratios of the others" in said["Not shown here"]
 
 
 def test_a_report_clears_the_files_of_an_earlier_one_only(place: Path, tmp_path: Path) -> None:
@@ -91,14 +91,14 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([study_file, *out, "--against", "ELIP", "--highlight", "TopK"]) == 2
     assert "No scored run of 'TopK'. There are: DivPrune" in capsys.readouterr().err
     assert main([str(tmp_path / "none"), *out]) == 2
-    assert "There is no folder or table" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_figures_have_the_width_of_a_column_and_fit_a_page(place: Path) -> None:
     found = study(load([place / "runs"]))
     with style():
         for plot in plots(found):
-            for width in plot.widths:
+            for width in (ONE_COLUMN, TWO_COLUMN):
                 drawn = plot.draw(width)
                 assert drawn.get_figwidth() == pytest.approx(width)
                 assert drawn.get_figheight() <= 8
@@ -119,7 +119,7 @@ def test_one_column_names_the_baselines_the_front_and_what_is_asked_for() -> Non
 def test_no_figure_puts_both_keep_ratios_on_one_axis(place: Path) -> None:
     found = study(load([place / "runs"]))
     with style():
-        drawn = next(p for p in plots(found) if p.name.startswith("keep-ratio")).draw(TWO_COLUMN)
+        drawn = next(p for p in plots(found) if p.name.startswith("keep-ratio")).draw()
     said = {text.get_text() for axes in drawn.axes for text in axes.texts}
     assert "ELIP" in said
     assert not any("PuMer" in text for text in said)
