@@ -1,7 +1,7 @@
-"""Measure a conversion: rows a second and peak memory, for all rows and for half of them.
+"""Measure rows per second and peak memory of a conversion, for all rows and for half of them.
 
-``python benchmarks/convert.py [--rows 20000]`` makes image-caption pairs in the layout of SBU
-in a temporary folder, converts them in a fresh process, and prints one line each.
+``python benchmarks/convert.py [--rows 20000]`` generates image-caption pairs in the layout of SBU,
+converts them in a new process, and prints one line for each size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EDGE = (320, 240)
 
 
 def make_pairs(raw: Path, count: int) -> None:
-    """Write ``count`` noisy JPEGs of about 25 kB with a caption each, as SBU has them."""
+    """Write ``count`` noisy JPEGs of about 25 kB, with captions, in the layout of SBU."""
     rng = np.random.default_rng(0)
     pairs = []
     for number in range(count):
@@ -39,7 +39,7 @@ def make_pairs(raw: Path, count: int) -> None:
 
 
 def measured(raw: Path, out: Path, check: bool) -> None:
-    """Convert and print the measured figures as JSON; runs in a process of its own."""
+    """Convert and print the measurements as JSON."""
     from elip.data.convert import convert
 
     start = time.perf_counter()
@@ -58,7 +58,7 @@ def measured(raw: Path, out: Path, check: bool) -> None:
 
 
 def measure(rows: int, check: bool) -> dict[str, int]:
-    """Make ``rows`` pairs, convert them in a new process, return the figures."""
+    """Generate ``rows`` pairs, convert them in a new process, and return the measurements."""
     with tempfile.TemporaryDirectory() as folder:
         raw, out = Path(folder, "raw"), Path(folder, "out")
         make_pairs(raw, rows)

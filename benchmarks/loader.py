@@ -1,11 +1,10 @@
-"""Images a second a core: JPEG to pixels, by Pillow and torchvision, exactly, and fast.
+"""Measure the decoding of JPEGs to pixels, in images per second on one thread.
 
     python benchmarks/loader.py
 
-``plain`` is what most training code does: Pillow decodes, torchvision's transforms resize the short
-side and cut the middle out. ``exact`` is this project's default, the same pixels. ``fast`` is
-``--data.fast_decode true``, for training. All in turns on one thread; the pictures are made here,
-smooth ones with some texture, about as large as photographs of their size.
+``plain`` uses Pillow and torchvision's transforms, like most training code. ``exact`` is this
+project's default and gives the same pixels. ``fast`` is ``--data.fast_decode true``. The images are
+generated, with file sizes like those of photographs.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Decode = Callable[[bytes], NDArray[np.uint8]]
 
 
 def make_picture(seed: int, width: int, height: int) -> bytes:
-    """Return a JPEG of noise at several scales, weakest at the finest."""
+    """Return a JPEG of noise at several scales."""
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
     for cells in (4, 8, 16, 32, 64, 160, 400):
@@ -43,7 +42,7 @@ def make_picture(seed: int, width: int, height: int) -> bytes:
 
 
 def ways(size: int) -> dict[str, Decode]:
-    """Return the three ways from a JPEG to [3,size,size] pixels."""
+    """Return the three functions from a JPEG to [3,size,size] pixels."""
     bicubic = transforms.InterpolationMode.BICUBIC
     chain = transforms.Compose(
         [
@@ -62,7 +61,7 @@ def ways(size: int) -> dict[str, Decode]:
 
 
 def main() -> None:
-    """Measure, print, and keep."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=9)

@@ -1,23 +1,19 @@
-"""VQA's answers: how they are made comparable, which are kept, what they score.
+"""VQA's answers: normalisation, vocabulary and soft scores.
 
-Source: Antol et al., 2015, arXiv:1505.00468 (the evaluation's rules); the thresholds are those of
-ViLT and METER.
+Source: Antol et al., 2015, arXiv:1505.00468 (the evaluation's rules), with the thresholds of ViLT
+and METER.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
-from elip.data.datasets.base import DataError
-
 MIN_COUNT = 9
-"""An answer is kept if it is the most common one of at least this many questions."""
+"""The vocabulary holds answers that are the most common one of at least this many questions."""
 
 _SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 _NUMBERS = "zero one two three four five six seven eight nine ten"
@@ -38,12 +34,12 @@ _CONTRACTIONS = (
 
 
 def normalise(answer: str) -> str:
-    """Return an answer as the VQA evaluation compares it.
+    """Normalise an answer as the VQA evaluation does.
 
-    Lower case, without punctuation and articles, number words as digits, apostrophes restored.
+    Lower case, no punctuation or articles, digits for number words, restored apostrophes.
     """
     text = answer
-    # Once a number with a thousands comma is seen, marks vanish instead of becoming spaces.
+    # In answers with a thousands comma, marks vanish instead of becoming spaces.
     thousands = re.search(r"\d,\d", answer) is not None
     for mark in _MARKS:
         touches_space = f"{mark} " in answer or f" {mark}" in answer
@@ -54,39 +50,13 @@ def normalise(answer: str) -> str:
 
 
 def vocabulary(common: Iterable[str]) -> list[str]:
-    """Return the kept answers by number.
-
-    Args:
-        common: The most common answer of each question, training questions first.
-    """
+    """Return the vocabulary, from the most common answer of each question (training first)."""
     counts = Counter(normalise(answer) for answer in common)
     return [answer for answer, count in counts.items() if count >= MIN_COUNT]
 
 
-def read_answers(path: Path) -> list[str]:
-    """Return the answers by number from a JSON file.
-
-    Raises:
-        DataError: If it holds something else.
-    """
-    try:
-        answers = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no whole JSON file: {error}.") from error
-    strings = isinstance(answers, list) and all(isinstance(each, str) for each in answers)
-    if not answers or not strings:
-        raise DataError(f"{path} is no list of answers; it is {str(answers)[:80]}.")
-    return list(answers)
-
-
 class Scored(NamedTuple):
-    """A kept answer to a question.
-
-    Attributes:
-        answer: Its words.
-        number: Its number in the vocabulary.
-        score: How right it is, in [0, 1].
-    """
+    """An answer, its number in the vocabulary, and its soft score in [0, 1]."""
 
     answer: str
     number: int
@@ -94,14 +64,13 @@ class Scored(NamedTuple):
 
 
 def scored(answers: Sequence[str], numbers: Mapping[str, int]) -> list[Scored]:
-    """Return the kept ones among a question's human answers, in order of first appearance.
+    """Return a question's human answers that are in the vocabulary, by first appearance.
 
-    Answers are compared as they were written: the reference normalises those that build the
-    vocabulary, but not those that are looked up in it.
+    The answers are not normalised: the reference normalises only to build the vocabulary.
 
     Args:
         answers: The answers of (ten) people.
-        numbers: The vocabulary: number of each kept answer.
+        numbers: The number of each answer in the vocabulary.
     """
     return [
         Scored(answer, numbers[answer], _SCORES[min(count, 4)])
@@ -111,7 +80,7 @@ def scored(answers: Sequence[str], numbers: Mapping[str, int]) -> list[Scored]:
 
 
 def _restored() -> dict[str, str]:
-    """Return every contraction by what is left of it when some apostrophes are missing."""
+    """Map contractions with missing apostrophes to the correct form."""
     table = {}
     for full in _CONTRACTIONS.split():
         places = [place for place, letter in enumerate(full) if letter == "'"]

@@ -1,10 +1,9 @@
-"""Arrow files as they lie on disk: memory-mapped, one cell read at a time.
+"""Memory-mapped Arrow files, read one cell at a time.
 
-Opening a file checks its columns and offsets and counts its texts. What stands in a cell is checked
-when the cell is read; a bad one is an error that names file and row.
+Opening a file checks its columns and offsets and counts its texts. Reading a cell checks its value;
+an error names the file and row.
 
-An item is one text of one row. Items are numbered through all files: rows in order, and the texts
-of a row in order.
+An item is one text of one row. Items are numbered across all files, in the order of rows and texts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from elip.data.datasets.base import Columns, DataError, MissingFilesError
 
 @dataclass(frozen=True)
 class SoftAnswers:
-    """The truth of a question with several right answers: their numbers and scores in [0, 1]."""
+    """The target of a question with several right answers: their numbers and scores in [0, 1]."""
 
     labels: tuple[int, ...]
     scores: tuple[float, ...]
@@ -35,20 +34,20 @@ Target = int | SoftAnswers
 
 
 class ArrowTable:
-    """The rows of several Arrow files (IPC file format), one after the other.
+    """The rows of several Arrow files (IPC file format), one file after the other.
 
-    Nothing is copied: cells are read from the memory map. A pickle holds the paths and one array of
-    offsets (8 bytes a row); a worker process opens the files again.
+    Cells are read from the memory map without a copy. A pickle contains only the paths and 8 bytes
+    per row; a worker process reopens the files.
 
     Args:
         paths: The files, in order.
-        columns: Names of the columns that are read; other columns are ignored.
-        distinct: Whether a text that occurs twice in a row counts once, where it stands first.
-        num_classes: Class numbers are below this; None for any.
+        columns: Names of the columns to read; other columns are ignored.
+        distinct: Keep only the first of equal texts in a row.
+        num_classes: Upper bound of the class numbers; None for no bound.
 
     Raises:
-        DataError: A file is missing, truncated or of another format, or a column is missing or of a
-            wrong type.
+        DataError: A file is missing, truncated or in another format, or a column is missing or has
+            the wrong type.
     """
 
     def __init__(
@@ -68,19 +67,23 @@ class ArrowTable:
 
     def _open(self) -> None:
         self._batches: list[pa.RecordBatch] = []
-        self._files: list[tuple[Path, int]] = []  # of each batch, with the first row of its file
+        self._files: list[tuple[Path, int]] = []  # per batch: its file, and the file's first row
         self._starts = [0]
         for path in self.paths:
             first = self._starts[-1]
             for batch in open_batches(path):
-                if batch.num_rows:  # files without rows carry columns of type null
+                if batch.num_rows:  # in files without rows, the columns have type null
                     self._batches.append(_checked(batch, self.columns, path))
                     self._files.append((path, first))
                     self._starts.append(self._starts[-1] + batch.num_rows)
-        truths = {self._holds_truth(batch) for batch in self._batches}
-        if len(truths) > 1:
-            raise DataError(f"{self}: some of these files hold the truth and others do not.")
-        self.has_truth = truths == {True}
+        name = self.columns.target
+        with_target = {  # in test sets the column often has no type
+            name is not None and not pa.types.is_null(_leaf(batch.column(name).type))
+            for batch in self._batches
+        }
+        if len(with_target) > 1:
+            raise DataError(f"{self}: some of these files have targets and others do not.")
+        self.has_target = with_target == {True}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("paths", "columns", "distinct", "num_classes", "_offsets")
@@ -94,13 +97,8 @@ class ArrowTable:
         """Return the paths of the files."""
         return ", ".join(map(str, self.paths))
 
-    def _holds_truth(self, batch: pa.RecordBatch) -> bool:
-        """Whether the column of the truth has a type; in test sets it often holds nothing."""
-        name = self.columns.target
-        return name is not None and not pa.types.is_null(_leaf(batch.column(name).type))
-
     def _num_texts(self, number: int) -> NDArray[np.int64]:
-        """Return the number of texts of each row of a batch."""
+        """Return the number of texts in each row of a batch."""
         column = self._batches[number].column(self.columns.texts)
         lengths: NDArray[np.int64] = pc.list_value_length(column).fill_null(-1).to_numpy()
         if (lengths < 0).any():
@@ -108,13 +106,10 @@ class ArrowTable:
         if not self.distinct:
             return lengths
         codes = column.flatten().dictionary_encode().indices.fill_null(-1).to_numpy() + 1
-        counts = np.bincount(codes, minlength=1)
-        often = counts[codes] > 1  # few texts occur twice at all: look for pairs among these only
-        rows = np.repeat(np.arange(len(lengths)), lengths)[often]
-        once = np.unique(rows * len(counts) + codes[often]) // len(counts)
-        repeats = np.bincount(rows, minlength=len(lengths))
-        repeats -= np.bincount(once, minlength=len(lengths))
-        return lengths - repeats
+        num_codes = int(codes.max(initial=0)) + 1
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        distinct_pairs = np.unique(rows * num_codes + codes)
+        return np.bincount(distinct_pairs // num_codes, minlength=len(lengths))
 
     @property
     def num_rows(self) -> int:
@@ -127,9 +122,7 @@ class ArrowTable:
         return int(self._offsets[-1])
 
     def locate(self, item: int) -> tuple[int, int]:
-        """Return the row of an item and the number of its text within the row."""
-        if not 0 <= item < self.num_items:
-            raise IndexError(f"item {item} of {self.num_items}")
+        """Return the row of an item, and the number of its text within the row."""
         row = int(np.searchsorted(self._offsets, item, side="right")) - 1
         return row, item - int(self._offsets[row])
 
@@ -138,7 +131,7 @@ class ArrowTable:
         return range(int(self._offsets[row]), int(self._offsets[row + 1]))
 
     def images(self, row: int) -> list[memoryview]:
-        """Return the encoded image files of a row, as views into the memory map."""
+        """Return the encoded images of a row, as views into the memory map."""
         return [memoryview(self._cell(name, row).as_buffer()) for name in self.columns.images]
 
     def text(self, row: int, index: int) -> str:
@@ -147,20 +140,20 @@ class ArrowTable:
         if self.distinct:
             texts = list(dict.fromkeys(texts))
         text = texts[index]
-        if isinstance(text, list):  # premise and hypothesis: the last one is the text
+        if isinstance(text, list):  # premise and hypothesis: the hypothesis is the text
             text = text[-1] if text else None
         if text is None:
             raise self._bad(row, self.columns.texts)
         return str(text)
 
     def target(self, row: int, index: int) -> Target | None:
-        """Return the truth of one text, or None where the files hold none."""
+        """Return the target of one text, or None if the files have none."""
         name, scores = self.columns.target, self.columns.scores
-        if not self.has_truth or name is None:
+        if not self.has_target or name is None:
             return None
-        value = self._beside(name, row, index)
+        value = self._per_text(name, row, index)
         if scores is not None:
-            return self._soft_answers(row, value, self._beside(scores, row, index))
+            return self._soft_answers(row, value, self._per_text(scores, row, index))
         if str(value).lower() in ("true", "false"):
             value = str(value).lower() == "true"
         elif isinstance(value, float) and value.is_integer():
@@ -173,33 +166,32 @@ class ArrowTable:
     def _soft_answers(self, row: int, labels: Any, scores: Any) -> SoftAnswers:
         try:
             pairs = list(zip(labels, scores, strict=True))
-            right = all(isinstance(n, int) and n >= 0 and 0 <= score <= 1 for n, score in pairs)
+            valid = all(isinstance(n, int) and n >= 0 and 0 <= score <= 1 for n, score in pairs)
         except (TypeError, ValueError):
-            right = False
-        if not right:
-            problem = f"answers {labels} have the scores {scores}; each needs one from 0 to 1"
+            valid = False
+        if not valid:
+            problem = f"answers {labels} have the scores {scores}; each needs a score from 0 to 1"
             raise self._bad(row, str(self.columns.target), problem)
         return SoftAnswers(tuple(labels), tuple(map(float, scores)))
 
     def key(self, row: int, index: int) -> str:
-        """Return the dataset's own name of an item; file, row and text number if it has none."""
-        if self.columns.keys is None:
+        """Return the dataset's identifier of an item; file, row and text number if it has none."""
+        name = self.columns.keys
+        if name is None:
             path, first = self._file(row)
             return f"{path.stem}:{row - first}:{index}"
-        value = self._cell(self.columns.keys, row).as_py()
-        return str(
-            self._beside(self.columns.keys, row, index) if isinstance(value, list) else value
-        )
+        value = self._cell(name, row).as_py()
+        return str(self._per_text(name, row, index) if isinstance(value, list) else value)
 
     def where(self, row: int) -> str:
-        """Return the place of a row in words, for messages."""
+        """Return the file and row as text, for messages."""
         path, first = self._file(row)
         return f"{path}, row {row - first}"
 
     def answer_words(self) -> dict[int, str]:
-        """Return the word of every answer number that occurs in the files."""
+        """Return the word for every answer number that occurs in the files."""
         words: dict[int, str] = {}
-        if not self.has_truth or self.columns.answers is None or self.columns.target is None:
+        if not self.has_target or self.columns.answers is None:
             return words
         for batch, (path, _) in zip(self._batches, self._files, strict=True):
             labels, texts = (
@@ -208,27 +200,22 @@ class ArrowTable:
             if len(labels) != len(texts):
                 raise DataError(f"{path}: some answers have a word or a number, but not both.")
             numbers, first = np.unique(labels.to_numpy(zero_copy_only=False), return_index=True)
-            words |= {
-                int(number): texts[int(at)].as_py()
-                for number, at in zip(numbers, first, strict=True)
-                if int(number) not in words
-            }
+            for number, place in zip(numbers.tolist(), first.tolist(), strict=True):
+                words.setdefault(int(number), texts[place].as_py())
         return words
 
     def _file(self, row: int) -> tuple[Path, int]:
         return self._files[bisect_right(self._starts, row) - 1]
 
     def _cell(self, column: str, row: int) -> pa.Scalar:
-        if not 0 <= row < self.num_rows:
-            raise IndexError(f"row {row} of {self.num_rows}")
         number = bisect_right(self._starts, row) - 1
         cell = self._batches[number].column(column)[row - self._starts[number]]
         if not cell.is_valid:
             raise self._bad(row, column)
         return cell
 
-    def _beside(self, column: str, row: int, index: int) -> Any:
-        """Return what belongs to one text, from a column that runs beside the texts."""
+    def _per_text(self, column: str, row: int, index: int) -> Any:
+        """Return the value for one text, from a column with one value per text."""
         values = self._cell(column, row).as_py()
         if not isinstance(values, list) or len(values) != len(self._cell(self.columns.texts, row)):
             raise self._bad(row, column, f"it must be a list as long as {self.columns.texts}")
@@ -239,7 +226,7 @@ class ArrowTable:
 
 
 def open_batches(path: Path) -> list[pa.RecordBatch]:
-    """Memory-map one file (IPC file format) and return its record batches."""
+    """Memory-map one file and return its record batches."""
     if not path.is_file():
         raise MissingFilesError(f"There is no file {path}.")
     try:
@@ -249,30 +236,26 @@ def open_batches(path: Path) -> list[pa.RecordBatch]:
             batch.validate()
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(
-            f"{path} is not a whole Arrow file (IPC file format): {error}. It may be truncated by "
-            "an interrupted copy or conversion; make it or fetch it again."
+            f"{path} is not a complete Arrow file (IPC file format): {error}. A copy or conversion "
+            "may have been interrupted; create or download the file again."
         ) from error
     return batches
 
 
 def _checked(batch: pa.RecordBatch, columns: Columns, path: Path) -> pa.RecordBatch:
-    """Return the columns that are read, after a look at their names, types, offsets and UTF-8."""
+    """Return the columns to read, after checking names, types, offsets and UTF-8."""
     for name in columns.names:
         if batch.schema.names.count(name) != 1:
-            raise DataError(
-                f"{path} must have one column {name}; it has {', '.join(batch.schema.names)}."
-            )
+            found = ", ".join(batch.schema.names)
+            raise DataError(f"{path} must have one column {name}; it has {found}.")
     batch = batch.select(columns.names)
-    for name in columns.names:
-        kind = batch.schema.field(name).type
-        if name in columns.images and not (
-            pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        ):
-            raise DataError(f"{path}: column {name} has type {kind}; it must be binary.")
-        leaf = _leaf(kind)
-        text = pa.types.is_string(leaf) or pa.types.is_large_string(leaf)
-        if name == columns.texts and (leaf == kind or not text):
-            raise DataError(f"{path}: column {name} has type {kind}; it must be list<string>.")
+    for field in batch.schema:
+        kind, leaf = field.type, _leaf(field.type)
+        if field.name in columns.images and kind not in (pa.binary(), pa.large_binary()):
+            raise DataError(f"{path}: column {field.name} has type {kind}; it must be binary.")
+        is_texts = leaf != kind and leaf in (pa.string(), pa.large_string())
+        if field.name == columns.texts and not is_texts:
+            raise DataError(f"{path}: column {field.name} has type {kind}; use list<string>.")
     try:
         batch.validate(full=True)
     except (pa.ArrowException, UnicodeDecodeError) as error:

@@ -1,8 +1,7 @@
-"""Writing dataset files: Arrow IPC in the layout of ViLT and METER, row by row, all or nothing.
+"""Writing Arrow IPC files in the layout of ViLT and METER, row by row, all or nothing.
 
-Columns are ``binary`` and ``list<...>`` with 32-bit offsets, as those files have them. Offsets
-count within one record batch, and a batch is closed long before it reaches 2 GB, so a file may be
-of any size, and memory stays at one batch.
+Columns have 32-bit offsets, as in the original files. Offsets count within one record batch, which
+stays far below 2 GB, so a file can have any size and memory holds one batch.
 """
 
 from __future__ import annotations
@@ -20,24 +19,20 @@ from elip.files import whole_file
 
 
 class ArrowWriter:
-    """Writes one Arrow IPC file; the file appears under its name only when it is whole.
+    """Writes one Arrow IPC file, in a ``with`` block.
 
-    Use it in a ``with`` block. Rows go to a temporary file in the same folder, which is renamed
-    at the end of the block, or removed if the block raises.
+    Rows go to a temporary file in the same folder. At the end of the block it gets its name; if the
+    block raises, it is deleted.
 
     Args:
-        path: The file to write; its folder is made if need be. An older file is replaced.
+        path: The file to write; an existing file is replaced.
         schema: Columns and types.
-        batch_bytes: A record batch is closed when its images reach this many bytes.
-        batch_rows: ... or this many rows.
+        batch_bytes: Close a record batch when its images reach this many bytes...
+        batch_rows: ... or when it has this many rows.
     """
 
     def __init__(
-        self,
-        path: Path,
-        schema: pa.Schema,
-        batch_bytes: int = 16 << 20,
-        batch_rows: int = 1000,
+        self, path: Path, schema: pa.Schema, batch_bytes: int = 16 << 20, batch_rows: int = 1000
     ) -> None:
         self.path = path
         self.rows = 0
@@ -49,7 +44,6 @@ class ArrowWriter:
         self._open = ExitStack()
 
     def __enter__(self) -> ArrowWriter:
-        """Open the temporary file."""
         with ExitStack() as opened:
             temporary = opened.enter_context(whole_file(self.path))
             file = opened.enter_context(pa.OSFile(str(temporary), "wb"))
@@ -59,14 +53,7 @@ class ArrowWriter:
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row.
-
-        Args:
-            row: A value for every column, by name.
-
-        Raises:
-            ValueError: If the row's columns are not those of the schema.
-        """
+        """Add a row: a value for every column."""
         if row.keys() != set(self._schema.names):
             raise ValueError(
                 f"{self.path.name} has the columns {', '.join(self._schema.names)}; "
@@ -84,7 +71,6 @@ class ArrowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish and rename the file, or remove it after an exception."""
         self._open.__exit__(kind, error, trace)
 
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -98,6 +84,6 @@ class ArrowWriter:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a side file of a dataset, all or nothing."""
+    """Write a JSON file, all or nothing."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

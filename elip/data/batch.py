@@ -1,6 +1,6 @@
-"""What flows from the data to the model: one batch, and what a task asks of it.
+"""The interface between data and model: a batch, and a task's request for one.
 
-Shape legend: B batch, I images an example, F negative images or texts, L text length, S image size
+Shape legend: B batch, I images per example, F negative images or texts, L text length, S image size
 in pixels, A answers.
 """
 
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 Kind = str
-"""What an example is. "caption": an image with captions; "question": a question with soft answers
-about an image; "pair": a true-or-false sentence about two images; "entailment": premise and
-hypothesis about an image in three classes; "statement": a true-or-false sentence about one image.
-A dataset may have a kind of its own, which a task then asks for by its name."""
+"""The kind of an example. "caption": an image with captions; "question": a question about an image,
+with soft answers; "pair": a true-or-false sentence about two images; "entailment": premise and
+hypothesis about an image, in three classes; "statement": a true-or-false sentence about one image.
+A dataset may define another kind, which a task then requests by its name."""
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model must know of the data before it is built.
+    """What a model must know about the data before it is built.
 
     Attributes:
         vocab_size: Number of token ids.
-        num_answers: A, the number of answers of data with questions; 0 without such data.
-        answers: The A answers by number; empty where no file tells them.
+        num_answers: A, the number of answers; 0 if the data has no questions.
+        answers: The A answers by number; empty if no file lists them.
     """
 
     vocab_size: int
@@ -36,14 +36,14 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a task asks of the data.
+    """What a task requests from the data.
 
     Attributes:
         kind: The kind of example.
-        masked: Whether a copy of the text with masked words is wanted.
-        negative_images: F, how many images drawn from other examples go with each example.
-        negative_texts: F, how many texts drawn from other examples go with each example.
-        every_text: One example per text (True), or one per image with a text drawn for it.
+        masked: Add a copy of the text with masked words.
+        negative_images: F, the number of images from other examples to add to each example.
+        negative_texts: F, the number of texts from other examples to add to each example.
+        every_text: One example per text (True), or one per image with a random text (False).
     """
 
     kind: Kind
@@ -59,8 +59,8 @@ class TextBatch:
 
     Attributes:
         ids: [..., L] int64.
-        mask: [..., L] bool, True where there is a real token.
-        padded: False where it is known that all tokens are real.
+        mask: [..., L] bool, True at real tokens.
+        padded: False if all tokens are known to be real.
     """
 
     ids: Tensor
@@ -70,22 +70,22 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, as the loader makes it and every task reads it.
+    """One batch, as the loader creates it and every task reads it.
 
     Attributes:
         images: [B,I,3,S,S] uint8, resized and cropped, not yet normalised.
         text: [B,L] ids and mask.
-        strings: The B texts as they were read.
+        strings: The B original texts.
         example: [B] int64, position in the dataset; joins predictions with examples.
-        image_id: [B] int64, which image (row) an example shows.
-        masked: The text with masked words, when asked for: [B,L].
+        image_id: [B] int64, number of the image (row).
+        masked: [B,L], the text with masked words, if requested.
         masked_labels: [B,L] int64, the true id at masked places and -100 elsewhere.
         negative_images: [B,F,3,S,S] uint8.
         negative_text: [B,F,L].
-        target: [B] int64 class, or [B,A] float32 soft answers; None where there is no truth.
-        keys: B identifiers of the examples as the dataset calls them (question ids, for instance).
-        numbers: B pairs of ``image_id`` and ``example``, kept on the host; empty when not known.
-        masked_places: A number M such that no text has more masked words; None when not known.
+        target: [B] int64 class, or [B,A] float32 soft answers; None if unknown.
+        keys: The dataset's B identifiers of the examples (question ids, for instance).
+        numbers: B pairs of ``image_id`` and ``example``, kept on the host; may be empty.
+        masked_places: An upper bound on the masked words per text; None if unknown.
     """
 
     images: Tensor
@@ -109,49 +109,40 @@ class Batch:
     def rows(self, which: slice) -> Batch:
         """Return some of the examples."""
         part: Batch = _map(self, lambda tensor: tensor[which])
-        return replace(
-            part,
-            strings=self.strings[which],
-            keys=self.keys[which],
-            numbers=self.numbers[which],
-        )
+        strings, keys, numbers = self.strings[which], self.keys[which], self.numbers[which]
+        return replace(part, strings=strings, keys=keys, numbers=numbers)
 
     def host_numbers(self) -> list[tuple[int, int]]:
-        """Return ``numbers``; where they are empty, read them off the device, which waits."""
+        """Return ``numbers``; if they are empty, copy them from the device, which synchronises."""
         if self.numbers:
             return list(self.numbers)
         return list(zip(self.image_id.tolist(), self.example.tolist(), strict=True))
 
     def trimmed(self) -> Batch:
-        """Return the batch with all texts cut to the longest, rounded up to a multiple of 8.
+        """Cut all texts to the longest one, rounded up to a multiple of 8; for batches on the CPU.
 
-        Also notes what the model would have to ask the device for: whether a text is padded, how
-        many words are masked at most (rounded up to a multiple of 4), and the numbers. For batches
-        on the CPU.
+        Also records what the model would otherwise have to fetch from the device: whether a text is
+        padded, the most masked words per text (rounded up to a multiple of 4), and the numbers.
         """
         texts = [text for text in (self.text, self.negative_text) if text is not None]
         longest = max((int(text.mask.sum(dim=-1).max()) for text in texts), default=0)
         length = min(_round_up(longest, 8), self.text.ids.shape[-1])
-        most = None
-        if self.masked_labels is not None:
-            masked = int((self.masked_labels != -100).sum(dim=1).max())
-            most = min(_round_up(max(masked, 1), 4), length)
 
-        def cut(text: TextBatch | None) -> TextBatch | None:
-            if text is None:
-                return None
+        def cut(text: TextBatch) -> TextBatch:
             ids, mask = text.ids[..., :length], text.mask[..., :length]
             return TextBatch(ids.contiguous(), mask.contiguous(), not bool(mask.all()))
 
-        text = cut(self.text)
-        assert text is not None
-        labels = self.masked_labels
+        most, labels = None, self.masked_labels
+        if labels is not None:
+            masked = int((labels != -100).sum(dim=1).max())
+            most = min(_round_up(max(masked, 1), 4), length)
+            labels = labels[:, :length].contiguous()
         return replace(
             self,
-            text=text,
-            masked=cut(self.masked),
-            masked_labels=None if labels is None else labels[:, :length].contiguous(),
-            negative_text=cut(self.negative_text),
+            text=cut(self.text),
+            masked=self.masked and cut(self.masked),
+            masked_labels=labels,
+            negative_text=self.negative_text and cut(self.negative_text),
             numbers=tuple(self.host_numbers()),
             masked_places=most,
         )

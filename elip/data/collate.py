@@ -1,4 +1,4 @@
-"""From examples to a batch: texts are encoded and masked, everything becomes tensors."""
+"""From examples to a batch of tensors: texts are encoded and masked here."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from elip.data.sampling import sample_rng
 from elip.data.tokenize import TextTokenizer
 
 IGNORED = -100
-"""Label of a place where nothing is to be predicted."""
+"""Label of a place where nothing is predicted."""
 
 Ids = NDArray[np.int64]
 
 
 class Collator:
-    """Joins examples.
+    """Joins examples to a batch.
 
     Args:
         encoder: The tokenizer.
-        masked: Whether a copy of the text with masked words is wanted.
-        seed: With epoch and example it decides what is masked.
+        masked: Add a copy of the text with masked words.
+        seed: Decides the masks, together with epoch and example.
         num_answers: A, the width of soft targets.
     """
 
@@ -41,7 +41,7 @@ class Collator:
         self.num_answers = num_answers
 
     def __call__(self, examples: Sequence[Example | None]) -> Batch | None:
-        """Return the batch of those that are not None; None if there is none."""
+        """Return the batch of the examples that are not None; None if there are none."""
         kept = [example for example in examples if example is not None]
         if not kept:
             return None
@@ -68,20 +68,14 @@ class Collator:
     ) -> tuple[TextBatch, torch.Tensor]:
         encoder, places = self.encoder, np.arange(words.shape[1])
         units = words if encoder.whole_words else np.where(words >= 0, places, -1)
-        ids, labels = zip(
-            *(
-                mask_tokens(
-                    row, unit, encoder.mask_id, encoder.vocab_size,
-                    sample_rng(self.seed, example.index, "masks"),
-                )
-                for row, unit, example in zip(text.ids.numpy(), units, examples, strict=True)
-            ),
-            strict=True,
-        )  # fmt: skip
-        return (
-            TextBatch(torch.from_numpy(np.stack(ids)), text.mask),
-            torch.from_numpy(np.stack(labels)),
-        )
+        ids, labels = [], []
+        for row, unit, example in zip(text.ids.numpy(), units, examples, strict=True):
+            rng = sample_rng(self.seed, example.index, "masks")
+            masked, label = mask_tokens(row, unit, encoder.mask_id, encoder.vocab_size, rng)
+            ids.append(masked)
+            labels.append(label)
+        text = TextBatch(torch.from_numpy(np.stack(ids)), text.mask)
+        return text, torch.from_numpy(np.stack(labels))
 
     def _negative_text(self, examples: list[Example]) -> TextBatch | None:
         count = len(examples[0].negative_texts)
@@ -92,7 +86,7 @@ class Collator:
         return TextBatch(text.ids.reshape(shape), text.mask.reshape(shape))
 
     def _target(self, examples: list[Example]) -> torch.Tensor | None:
-        """Return [B] classes or [B,A] scores; None without truth (all files of a split agree)."""
+        """Return [B] classes or [B,A] scores; None without targets (all files of a split agree)."""
         targets = [example.target for example in examples if example.target is not None]
         if not targets:
             return None
@@ -104,48 +98,41 @@ class Collator:
             labels = example.target.labels
             if max(labels, default=0) >= self.num_answers:
                 raise DataError(
-                    f"Question {example.key} has the answers {labels}, but there are "
-                    f"{self.num_answers}. The answer file beside the Arrow files belongs to others."
+                    f"Question {example.key} has the answers {labels}, but there are only "
+                    f"{self.num_answers}. The answer list does not belong to these Arrow files."
                 )
             row[list(labels)] = torch.tensor(example.target.scores)
         return scores
 
 
 def mask_tokens(
-    ids: Ids,
-    units: Ids,
-    mask_id: int,
-    vocab_size: int,
-    rng: random.Random,
-    share: float = 0.15,
+    ids: Ids, units: Ids, mask_id: int, vocab_size: int, rng: random.Random
 ) -> tuple[Ids, Ids]:
     """Mask one text for masked language modelling.
 
-    Each unit (word or token) is chosen with probability ``share``. A chosen token becomes [MASK]
-    with probability 0.8, a random token with 0.1, and stays with 0.1.
+    Each unit (word or token) is chosen with probability 0.15. A chosen token becomes [MASK] with
+    probability 0.8, becomes a random token with 0.1, and stays with 0.1.
 
     Source: Devlin et al., BERT, 2018, arXiv:1810.04805.
-    Differs: METER's whole-word masking counts padding among the candidates, so that it hides 14 to
-        18% of the tokens; here every word is chosen with probability 0.15.
+    Differs: METER's whole-word masking counts padding among the candidates and therefore masks 14
+        to 18% of the tokens; here every word is chosen with probability 0.15.
 
     Args:
         ids: [L] token ids.
-        units: [L] number of the unit of each token, -1 where nothing may be masked. Tokens of one
-            unit are chosen together.
+        units: [L] unit number of each token, -1 where nothing may be masked.
         mask_id: Id of the mask token.
-        vocab_size: Number of ids that a random token is drawn from.
-        rng: Source of all choices.
-        share: Probability that a unit is chosen, in [0, 1].
+        vocab_size: Number of ids to draw random tokens from.
+        rng: Random generator.
 
     Returns:
-        [L] ids with masks, and [L] labels: the true id where one was chosen, else `IGNORED`.
+        [L] ids with masks, and [L] labels: the true id at chosen tokens, else `IGNORED`.
     """
     masked, labels = ids.copy(), np.full_like(ids, IGNORED)
     chosen: dict[int, bool] = {}
     for place in np.flatnonzero(units >= 0).tolist():
         unit = int(units[place])
         if unit not in chosen:
-            chosen[unit] = rng.random() < share
+            chosen[unit] = rng.random() < 0.15
         if not chosen[unit]:
             continue
         labels[place] = ids[place]

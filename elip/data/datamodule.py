@@ -1,4 +1,4 @@
-"""The data of a run: from names of datasets to loaders of batches, for Lightning."""
+"""The data of a run, for Lightning: from dataset names to loaders of batches."""
 
 from __future__ import annotations
 
@@ -37,45 +37,45 @@ log = logging.getLogger(__name__)
 
 _PHASES: dict[str, Phase] = {"fit": "val", "validate": "val", "test": "test", "predict": "test"}
 _NUM_CLASSES = {"pair": 2, "entailment": 3, "statement": 2}
-_TINY = 128  # pixels a side; such images decode faster than a worker process hands them over
+_TINY = 128  # pixels a side; such images decode faster than a worker process can deliver them
 
 
 class DataModule(LightningDataModule):
-    """Datasets in ViLT's and METER's Arrow files.
+    """Datasets in the Arrow files of ViLT and METER.
 
-    What an example is, and what goes with it, the task says (`spec`). Building the module draws the
-    built-in shapes if they are missing; of other data it reads the tokenizer and the answers.
+    The task decides what an example contains (`spec`). Building the module draws the built-in
+    shapes if they are missing; of other data it reads only the tokenizer and the answers.
 
     Args:
-        datasets: Name of a dataset, or several that are joined for training (coco, vg, sbu, gcc)
-            and evaluated one by one; or import paths of `DatasetSpec` classes.
-        root: Folder of the Arrow files, directly in it or in a subfolder named as the dataset.
-        batch_size: Examples of a training batch of one process.
-        eval_batch_size: Examples of an evaluation batch; None for ``batch_size``.
+        datasets: Name of a dataset, or several to join for training and evaluate one by one; or
+            import paths of `DatasetSpec` classes.
+        root: Folder of the Arrow files; they may be in a subfolder named after the dataset.
+        batch_size: Examples per training batch of one process.
+        eval_batch_size: Examples per evaluation batch; None for ``batch_size``.
         image_size: S, pixels of each side of an image.
-        max_text_len: L, tokens of a text; longer ones are cut.
+        max_text_len: L, tokens per text; longer texts are cut.
         tokenizer: A folder or hub name; None for the folder `tokenizer` beside the Arrow files.
-        train_transform: How training images are prepared: resized, cropped and (randaug) augmented.
+        train_transform: How to prepare training images: resize, crop and (randaug) augment.
             `model.meter.pixels` normalises.
-        eval_transform: How evaluation images are prepared.
-        num_workers: Worker processes; 0 loads in the main process. None takes the cores a device
+        eval_transform: How to prepare evaluation images.
+        num_workers: Worker processes; 0 loads in the main process. None uses the cores per device
             (at most 16), and 0 for images of up to 128 pixels on a CPU.
-        prefetch_factor: Batches that each worker loads ahead; None for PyTorch's default, 2.
+        prefetch_factor: Batches each worker loads ahead; None for PyTorch's default, 2.
         seed: Decides every shuffle, draw, mask and augmentation.
-        splits: "default", where model selection sees nothing that is scored in the end, or
-            "official", the splits of the reference's readers.
-        train_limit: The number of training examples of each dataset that are used; None for all.
-        eval_limit: The number of examples of each evaluated split that are used; None for all.
-        fast_decode: Resize training images by torch, and decode large JPEGs at a reduced scale:
-            about twice as fast, pixels differ by a few of 255 levels. Evaluation stays exact.
-        skip_bad: Leave out, and count, evaluation examples whose image is not readable, instead
-            of stopping there. (In training another example takes their place.)
-        exclude_own: Draw negative images and texts from other images only; the reference's draws
-            (False) hit the true one now and then.
+        splits: "default" keeps model selection apart from the reported scores. "official" uses the
+            splits of the reference.
+        train_limit: Number of training examples to use from each dataset; None for all.
+        eval_limit: Number of examples to use from each evaluation split; None for all.
+        fast_decode: Resize training images with torch and decode large JPEGs at a reduced scale:
+            about twice as fast; pixels differ by a few of 255 levels. Evaluation stays exact.
+        skip_bad: Leave out and count evaluation examples with an unreadable image, instead of
+            stopping. (In training another example replaces them.)
+        exclude_own: Draw negatives only from other images. The reference (False) draws the true
+            image or text now and then.
 
     Attributes:
-        info: What the model must know of the data: vocabulary and answers.
-        spec: What the task asks of the data; `setup` takes it from the trainer's task.
+        info: What the model must know about the data: vocabulary and answers.
+        spec: What the task requests; `setup` takes it from the trainer's task.
     """
 
     def __init__(
@@ -137,29 +137,24 @@ class DataModule(LightningDataModule):
         self.spec: SampleSpec | None = None
         self._tables: dict[tuple[str, ...], ArrowTable] = {}
         self._examples: dict[str, Examples] = {}
-        self.prepare()
+        for dataset in self.datasets:
+            dataset.prepare(self.root)
         self.tokenizer = load_tokenizer(tokenizer or self._own_tokenizer())
         self.encoder = TextTokenizer(self.tokenizer, max_text_len)
         self.info = self._info()
 
-    def prepare(self) -> None:
-        """Draw the built-in data if it is missing; of several processes one draws."""
-        for dataset in self.datasets:
-            dataset.prepare(self.root)
-
     def _own_tokenizer(self) -> Path:
         for dataset in self.datasets:
-            folder = dataset.beside(self.root, "tokenizer")
-            if folder is not None:
+            if folder := dataset.beside(self.root, "tokenizer"):
                 return folder
         raise MissingFilesError(
-            f"There is no folder `tokenizer` beside the Arrow files in {self.root}. Make one: "
-            f"python -m elip.data.tokenize --data {self.root}; or name one: --data.tokenizer "
-            "bert-base-uncased, roberta-base, or a local folder."
+            f"There is no folder `tokenizer` beside the Arrow files in {self.root}. Create it with "
+            f"`python -m elip.data.tokenize --data {self.root}`, or set --data.tokenizer to "
+            "bert-base-uncased, roberta-base or a local folder."
         )
 
     def _info(self) -> DataInfo:
-        """Read the answers of question data, and compare the list with the words in the files."""
+        """Read the list of answers and check it against the words in the Arrow files."""
         found: set[tuple[int, tuple[str, ...]]] = set()
         for dataset in self.datasets:
             view = dataset.views.get("question")
@@ -167,12 +162,13 @@ class DataModule(LightningDataModule):
                 continue
             path = view.answer_file and dataset.beside(self.root, view.answer_file)
             listed = _read_answers(path) if path else []
-            size, words = len(listed) or view.num_answers, self._answer_words(dataset, view)
+            words = self._answer_words(dataset, view)
+            size = len(listed) or view.num_answers
             for number, word in sorted(words.items()):
                 if listed and [word] != listed[number : number + 1]:
                     other = listed[number] if number < len(listed) else None
                     raise DataError(
-                        f"{path} does not belong to the Arrow files beside it: answer {number} is "
+                        f"{path} does not belong to these Arrow files: answer {number} is "
                         f"{other!r} in the list and {word!r} in the files. Convert them together."
                     )
             unlisted = [words.get(number, "unknown") for number in range(size)] if words else []
@@ -182,7 +178,7 @@ class DataModule(LightningDataModule):
         return DataInfo(self.encoder.vocab_size, *next(iter(found), ()))
 
     def _answer_words(self, dataset: DatasetSpec, view: View) -> dict[int, str]:
-        """Return the words that stand beside the answer numbers in the files that are there."""
+        """Return the answer words in those Arrow files that exist."""
         words: dict[int, str] = {}
         for phase in view.chosen(self.splits).values():
             for patterns in phase.values():
@@ -193,7 +189,7 @@ class DataModule(LightningDataModule):
         return words
 
     def setup(self, stage: str | None = None) -> None:
-        """Ask the task what it reads, and open the files of the stage."""
+        """Take the task's `spec` and open the files of the stage."""
         if self.trainer is not None:
             task: Any = self.trainer.lightning_module.task
             self.spec = task.spec
@@ -203,33 +199,28 @@ class DataModule(LightningDataModule):
             self.eval_examples(stage or "validate", name)
 
     def asked(self, kind: str) -> frozenset[int]:
-        """Return the keys of all examples that an evaluation server asks for, if they are known."""
+        """Return the keys of all examples in a server's test set; empty if unknown."""
         known = (dataset.asked(self.root, kind) for dataset in self.datasets)
         return frozenset().union(*known)
 
     def split_names(self, stage: str) -> list[str]:
         """Return the names of the splits that a stage evaluates, in the order of the loaders.
 
-        Args:
-            stage: "fit" and "validate" mean the splits for model selection, "test" and "predict"
-                those for scores.
+        "fit" and "validate" use the splits for model selection, "test" and "predict" those for the
+        reported scores.
 
         Raises:
-            DataError: If there is none; only a fit can do without.
+            DataError: There is no such split, and the stage is not "fit".
         """
         names = list(self._splits(_PHASES[stage]))
         if not names and stage != "fit":
-            raise DataError(f"{', '.join(d.name for d in self.datasets)}: no split to {stage} on.")
+            raise DataError(f"{self._names()} has no split to {stage} on.")
         return names
 
     def fingerprints(self, stage: str) -> dict[str, str]:
-        """Return the fingerprints of what a stage reads.
+        """Return fingerprints of a stage's inputs.
 
-        Args:
-            stage: "fit", "validate", "test" or "predict".
-
-        Returns:
-            ``data/<split>`` for each split, ``tokenizer``, and for questions ``answers``.
+        The keys are ``data/<split>``, ``tokenizer`` and, for questions, ``answers``.
         """
         phases: list[Phase] = ["train", "val"] if stage == "fit" else [_PHASES[stage]]
         found = {
@@ -242,13 +233,15 @@ class DataModule(LightningDataModule):
             found["answers"] = _digest(json.dumps(self.info.answers))
         return found
 
+    def _names(self) -> str:
+        return ", ".join(dataset.name for dataset in self.datasets)
+
     def train_examples(self) -> Examples:
         """Return the training examples of all datasets."""
         if "train" not in self._examples:
             tables = self._phase_tables("train")
             if not tables:
-                names = ", ".join(dataset.name for dataset in self.datasets)
-                raise DataError(f"{names}: there is no training split.")
+                raise DataError(f"{self._names()} has no training split.")
             spec = self._needed_spec()
             self._examples["train"] = Examples(list(tables.values()), spec, self.train_config)
         return self._examples["train"]
@@ -261,27 +254,20 @@ class DataModule(LightningDataModule):
             self._examples[key] = Examples([table], self._needed_spec(), self.eval_config)
         return self._examples[key]
 
-    def first_batch(self) -> Batch:
-        """Return the training examples that stand first in the data, a batch of them."""
-        examples = self.train_examples()
-        batch = self._collator()([examples[i] for i in range(min(self.batch_size, len(examples)))])
-        assert batch is not None  # in training a bad example is replaced
-        return batch
-
     @property
     def skipped(self) -> dict[str, int]:
-        """How often a bad image was met, by split; splits without are left out."""
+        """Number of bad images left out, for each split that has any."""
         return {name: each.num_skipped for name, each in self._examples.items() if each.num_skipped}
 
     def train_dataloader(self) -> Loader:
         """Return the loader of the training examples of all datasets."""
         loader = self._loader(self.train_examples(), self.batch_size, train=True)
         if loader.batch_sampler.num_dropped:
-            log.info("%d examples are left out of each epoch.", loader.batch_sampler.num_dropped)
+            log.info("Each epoch leaves out %d examples.", loader.batch_sampler.num_dropped)
         return loader
 
     def val_dataloader(self) -> list[Loader]:
-        """Return one loader for each of `split_names("validate")`; none in a fit without such."""
+        """Return one loader for each of `split_names("validate")`; a fit may have none."""
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         return self._eval_loaders("fit" if fitting else "validate")
 
@@ -296,13 +282,13 @@ class DataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Move a batch, without waiting where it is pinned."""
+        """Move a batch; on a GPU without waiting."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def _splits(self, phase: Phase) -> dict[str, tuple[DatasetSpec, tuple[str, ...]]]:
-        """Return dataset and file patterns of each split by its name.
+        """Return the dataset and file patterns of each split.
 
-        The name has the dataset's before it where several are joined.
+        If several datasets are joined, the name of the split starts with the dataset's.
         """
         kind = self._needed_spec().kind
         for dataset in self.datasets:
@@ -340,13 +326,10 @@ class DataModule(LightningDataModule):
         world_size = self.trainer.world_size if self.trainer is not None else 1
         seed, size = self.eval_config.seed, len(examples)
         sampler = DistributedBatchSampler(size, batch_size, train, seed, rank, world_size)
+        collate = Collator(self.encoder, self._needed_spec().masked, seed, self.info.num_answers)
         num_done = self._num_done if train else _none_done
         workers = self._resolved_workers()
-        return Loader(examples, sampler, self._collator(), workers, self.prefetch_factor, num_done)
-
-    def _collator(self) -> Collator:
-        seed, masked = self.eval_config.seed, self._needed_spec().masked
-        return Collator(self.encoder, masked, seed, self.info.num_answers)
+        return Loader(examples, sampler, collate, workers, self.prefetch_factor, num_done)
 
     def _resolved_workers(self) -> int:
         if self.num_workers is not None:
@@ -361,30 +344,22 @@ class DataModule(LightningDataModule):
 
     def _needed_spec(self) -> SampleSpec:
         if self.spec is None:
-            raise DataError("The data does not know its task yet: call setup(), or set `spec`.")
+            raise DataError("The data has no task yet: call setup() or set `spec`.")
         return self.spec
 
     def _num_done(self) -> int:
-        """Return how many batches of the current epoch Lightning has counted as done."""
+        """Return how many batches of the current epoch Lightning has processed."""
         if self.trainer is None:
             return 0
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
 
 class Loader:
-    """Batches of one split, without those of which `skip_bad` left nothing.
+    """The batches of one split, without batches that `skip_bad` left empty.
 
-    It holds a `DataLoader` and is none itself: Lightning (2.6) gives those a sampler of its own for
-    prediction. On resuming within an epoch Lightning counts the batches that are done and expects
-    the loader to pass over them.
-
-    Args:
-        examples: The split.
-        sampler: Which examples make up which batch.
-        collate: What joins examples.
-        num_workers: Number of worker processes; 0 loads in this one.
-        prefetch_factor: Batches that each worker loads ahead.
-        num_done: Returns how many batches of the current epoch are done already.
+    It wraps a `DataLoader`, because Lightning (2.6) would replace the sampler of a `DataLoader` in
+    prediction. When Lightning resumes within an epoch, it expects the loader to skip the batches
+    that are done.
     """
 
     def __init__(
@@ -397,7 +372,7 @@ class Loader:
         num_done: Callable[[], int],
     ) -> None:
         self.examples = examples
-        self.batch_sampler = sampler  # under this name, Lightning tells it the epoch
+        self.batch_sampler = sampler  # Lightning looks for this name to set the epoch
         self._num_done = num_done
         self._batches: DataLoader[Any] = DataLoader(
             examples,
@@ -411,29 +386,30 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch, empty ones included."""
+        """Return the number of batches in a whole epoch, including empty ones."""
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the current epoch that are not done yet.
+        """Yield the remaining batches of the current epoch.
 
-        Workers start at the first batch: Lightning asks for the iterator before it sets the epoch.
+        As a generator, it starts the workers at the first batch: Lightning requests the iterator
+        before it sets the epoch.
         """
         self.batch_sampler.start = self._num_done()
         yield from (batch for batch in self._batches if batch is not None)
 
     def state_dict(self) -> dict[str, int]:
-        """Return what the order of the batches depends on; Lightning saves it."""
+        """Return what determines the order of the batches, for Lightning's checkpoint."""
         kept = ("num_examples", "batch_size", "seed", "world_size")
         return {name: getattr(self.batch_sampler, name) for name in kept}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Compare the state of an interrupted epoch with this one; warn if they differ."""
+        """Warn if the interrupted epoch had another order of batches."""
         changed = [name for name, value in self.state_dict().items() if state.get(name) != value]
         if changed:
             log.warning(
-                "The interrupted epoch had other %s: the rest of it repeats or leaves out "
-                "examples. Epochs after it are not affected.",
+                "The interrupted epoch had other %s: the rest of this epoch repeats or leaves out "
+                "examples. Later epochs are not affected.",
                 ", ".join(changed),
             )
 
@@ -443,7 +419,7 @@ def _none_done() -> int:
 
 
 def _quiet_tokenizers(_: int) -> None:
-    # A forked process must not use the threads of its parent's tokenizer, and says so otherwise.
+    # Avoids a warning: a forked process cannot use the threads of its parent's tokenizer.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -453,7 +429,7 @@ def _read_answers(path: Path) -> list[str]:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}.") from error
     if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
-        raise DataError(f"{path} is no list of answers; it is {str(answers)[:80]}.")
+        raise DataError(f"{path} is not a list of answers; it is {str(answers)[:80]}.")
     return answers
 
 

@@ -1,4 +1,4 @@
-"""Examples of a split: what is read, drawn and decoded for one sample index."""
+"""The examples of a split: reading, random draws and decoding for one sample index."""
 
 from __future__ import annotations
 
@@ -20,25 +20,23 @@ from elip.data.transforms import ImageError, Pixels, Transform
 
 log = logging.getLogger(__name__)
 
-_MOST_REDRAWS = 20
-_MOST_WORKERS = 256
+_MAX_REDRAWS = 20
+_MAX_WORKERS = 256
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """How a split is read.
+    """How to read a split.
 
     Attributes:
-        transform: What makes pixels of an encoded image.
+        transform: Turns an encoded image into pixels.
         image_size: S, pixels of a side.
-        train: Whether a bad image is replaced by another example; in evaluation it is an error.
-        seed: Any integer; with epoch and example it decides every random choice.
-        limit: The number of examples of each table that are used, from the first on; None for
-            all. Nothing beyond is drawn as a negative image or text either.
-        fast: Whether training decodes JPEGs at a reduced scale (other pixels, less time).
-        skip_bad: Whether evaluation leaves out examples with a bad image, and counts them.
-        exclude_own: Whether negative images and texts never come from the example's own row. The
-            reference draws from all.
+        train: Replace examples with a bad image; in evaluation a bad image is an error.
+        seed: Decides every random choice, together with epoch and example.
+        limit: Use only so many examples of each table, also for negatives; None for all.
+        fast: Decode training JPEGs at a reduced scale (other pixels, less time).
+        skip_bad: In evaluation, leave out and count examples with a bad image.
+        exclude_own: Never draw negatives from the example's own row. The reference draws from all.
     """
 
     transform: Transform
@@ -53,15 +51,15 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class Example:
-    """One example before it is joined with others.
+    """One example before collation.
 
     Attributes:
         index: Epoch and position in the dataset.
         images: [I,3,S,S] uint8.
-        text: The text as it was read.
+        text: The original text.
         image_id: Number of the row in the dataset.
-        key: The dataset's own name of the example.
-        target: The truth, where there is one.
+        key: The dataset's identifier of the example.
+        target: The target, if there is one.
         negative_images: [F,3,S,S] uint8.
         negative_texts: F texts.
     """
@@ -77,16 +75,16 @@ class Example:
 
 
 class Examples(Dataset[Example | None]):
-    """The examples of one split: one table, or those of several datasets one after the other.
+    """The examples of one split, from one or several tables.
 
     Args:
-        tables: The tables; negative images and texts come from the example's own table.
-        spec: What the task asks for.
-        config: How the tables are read.
+        tables: The tables; negatives come from the example's own table.
+        spec: What the task requests.
+        config: How to read the tables.
 
     Raises:
-        DataError: If negative images are asked for where an example has several images, or all
-            tables are empty.
+        DataError: The task requests negative images but examples have several images, or all tables
+            are empty.
     """
 
     def __init__(
@@ -102,8 +100,8 @@ class Examples(Dataset[Example | None]):
             self._sizes = [min(size, config.limit) for size in self._sizes]
         self._ends = np.cumsum(self._sizes).tolist()
         self._first_rows = [0, *np.cumsum([table.num_rows for table in tables]).tolist()]
-        # One slot a worker, so that counting needs no lock; shared with worker processes.
-        self._skipped = torch.zeros(_MOST_WORKERS, dtype=torch.int64).share_memory_()
+        # One counter per worker in shared memory, so that counting needs no lock.
+        self._skipped = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
         self._last: tuple[int, int, Pixels] | None = None
         if not len(self):
             raise DataError(f"There is no example in {', '.join(map(str, tables)) or 'no file'}.")
@@ -114,32 +112,32 @@ class Examples(Dataset[Example | None]):
 
     @property
     def num_skipped(self) -> int:
-        """How often a bad image was met and its example left out, in all worker processes."""
+        """How often an example was left out for a bad image, in all worker processes."""
         return int(self._skipped.sum())
 
     def __getitem__(self, index: SampleIndex | int) -> Example | None:
-        """Return one example; None for one with a bad image that `skip_bad` leaves out.
+        """Return one example; None if its image is bad and `skip_bad` is set.
 
-        In training another example takes the place of one with a bad image.
+        In training another example replaces one with a bad image.
 
         Raises:
-            DataError: If an image is bad and may not be left out, with file and row.
+            DataError: A bad image in evaluation without `skip_bad`; names file and row.
         """
         index = index if isinstance(index, SampleIndex) else SampleIndex(0, index)
         tried, rng = index, sample_rng(self.config.seed, index, "another")
-        for _ in range(_MOST_REDRAWS):
+        for _ in range(_MAX_REDRAWS):
             try:
                 return self._example(tried)
             except ImageError as error:
                 if not self.config.train and not self.config.skip_bad:
                     raise
                 worker = get_worker_info()
-                self._skipped[(worker.id + 1 if worker else 0) % _MOST_WORKERS] += 1
+                self._skipped[(worker.id + 1 if worker else 0) % _MAX_WORKERS] += 1
                 log.warning("left out: %s", error)
                 if not self.config.train:
                     return None
                 tried = SampleIndex(index.epoch, rng.randrange(len(self)))
-        raise DataError(f"{_MOST_REDRAWS} examples in a row had a bad image; see the warnings.")
+        raise DataError(f"{_MAX_REDRAWS} examples in a row had a bad image; see the warnings.")
 
     def _example(self, index: SampleIndex) -> Example:
         if not 0 <= index.example < len(self):
@@ -166,7 +164,7 @@ class Examples(Dataset[Example | None]):
         )
 
     def _images(self, index: SampleIndex, number: int, row: int) -> Pixels:
-        """Decode the images of a row; in evaluation a row's texts follow each other, so keep it."""
+        # In evaluation the texts of a row follow each other, so its pixels are kept.
         if self._last is not None and self._last[:2] == (number, row):
             return self._last[2]
         rng = sample_rng(self.config.seed, index, "image")
@@ -176,16 +174,14 @@ class Examples(Dataset[Example | None]):
         return pixels
 
     def _decode(self, table: ArrowTable, row: int, rng: random.Random) -> Pixels:
-        config = self.config
-        fast = config.fast and config.train
+        transform, size = self.config.transform, self.config.image_size
+        fast = self.config.fast and self.config.train
         try:
-            return np.stack(
-                [config.transform(each, config.image_size, rng, fast) for each in table.images(row)]
-            )
+            return np.stack([transform(each, size, rng, fast) for each in table.images(row)])
         except ImageError as error:
             raise ImageError(f"{table.where(row)}: {error}") from error
 
-    # The names of the purposes below decide what is drawn: another name gives other negatives.
+    # The purposes below seed the draws: other names would give other negatives.
 
     def _negative_images(self, index: SampleIndex, number: int, row: int) -> Pixels | None:
         if not self.spec.negative_images:
@@ -202,12 +198,13 @@ class Examples(Dataset[Example | None]):
         return tuple(table.text(*table.locate(item)) for item in items)
 
     def _others(self, number: int, row: int, count: int, rng: random.Random) -> list[int]:
-        """Draw items uniformly, with replacement, from the table without the row's own."""
+        """Draw items of other rows uniformly, with replacement."""
         table, size = self.tables[number], self._sizes[number]
         end = size if self.spec.every_text else table.items(size - 1).stop
         own = table.items(row) if self.config.exclude_own else range(0)
         first, last = own.start, min(own.stop, end)
-        if count and end - (last - first) < 1:
+        candidates = end - (last - first)
+        if candidates < 1:
             raise DataError(f"{table.where(row)}: there is no other image to draw negatives from.")
-        drawn = [rng.randrange(end - (last - first)) for _ in range(count)]
+        drawn = [rng.randrange(candidates) for _ in range(count)]
         return [item if item < first else item + last - first for item in drawn]

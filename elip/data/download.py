@@ -1,7 +1,7 @@
-"""An official download, as the converters read it: entries of a known shape, losses named.
+"""Reading an official download: entries are checked against a shape, and losses are recorded.
 
-A shape is what an entry must hold: a type, or several (``str | int``); a mapping of keys to shapes;
-or, for a JSON list, a tuple with the shapes of its first elements.
+A shape is a type, or several (``str | int``); a mapping from keys to shapes; or, for a JSON list, a
+tuple with the shapes of its first elements.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from rich.progress import Progress
 
 from elip.data.datasets.base import DataError, MissingFilesError
 
-_MISFIT = "entry that is not as expected"
+_MALFORMED = "malformed entry"
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "list"}
 
 
 class Download:
-    """The folder of a download; it counts and names what is left out.
+    """The folder of a download; counts and records what is left out.
 
     Args:
         root: The folder.
-        notes: Takes a line for each thing that is left out: the reason, a tab, what it was.
-        progress: Shows how far the annotations are read.
+        notes: Receives a line for each thing left out: reason, tab, details.
+        progress: Shows the progress of reading the annotations.
 
     Attributes:
-        skipped: How often something was left out, by reason.
-        examples: The first thing that was left out, by reason.
-        side_files: Text files to be written beside the Arrow files, by name; a dataset adds them.
+        skipped: Number of things left out, by reason.
+        examples: Details of the first thing left out, by reason.
+        side_files: Text files to write beside the Arrow files, by name.
     """
 
     def __init__(self, root: Path, notes: TextIO, progress: Progress) -> None:
@@ -45,10 +45,10 @@ class Download:
         self._images: set[int] = set()
 
     def find(self, *names: str) -> Path:
-        """Return the first of these paths, relative to the download, that exists.
+        """Return the first existing path, relative to the download.
 
         Raises:
-            MissingFilesError: If none does.
+            MissingFilesError: None of them exists.
         """
         for name in names:
             if (self.root / name).exists():
@@ -56,36 +56,36 @@ class Download:
         raise MissingFilesError(f"{self.root} has no {' or '.join(names)}.")
 
     def skip(self, reason: str, what: str) -> None:
-        """Count and name something that is left out."""
+        """Count and record something that is left out."""
         what = " ".join(what.split())
         self.skipped[reason] += 1
         self.examples.setdefault(reason, what)
         self._notes.write(f"{reason}\t{what}\n")
 
     def is_new(self, image: str) -> bool:
-        """Whether an image is named for the first time; later times are to be left out."""
-        mark = hash(image)  # not the name: a set of millions of names fills the memory
+        """Return whether an image occurs for the first time; skip it otherwise."""
+        mark = hash(image)  # a set of millions of names would fill the memory
         if mark in self._images:
-            self.skip("image that is listed again", image)
+            self.skip("repeated image", image)
             return False
         self._images.add(mark)
         return True
 
     def items(self, path: Path, shape: Any, key: str | None = None) -> Iterator[Any]:
-        """Read the list that a large JSON file holds, or that it holds under a key.
+        """Stream a JSON file that is a list, or has a list under ``key``.
 
         Raises:
-            DataError: If the file is cut short or not JSON, or no item has the shape.
+            DataError: The file is truncated or not JSON, or no item has the shape.
         """
         expected = f"a list of {described(shape)}"
         expected = f'{{"{key}": {expected}}}' if key else expected
         return self.entries(path, self._json(path, key), shape, expected)
 
     def lines(self, path: Path, shape: Any) -> Iterator[Any]:
-        """Read a file of one JSON object a line.
+        """Stream a file with one JSON object per line.
 
         Raises:
-            DataError: If a line is not JSON, or none has the shape.
+            DataError: A line is not JSON, or no line has the shape.
         """
         expected = f"on each line {described(shape)}"
         return self.entries(path, self._json_lines(path), shape, expected)
@@ -93,31 +93,31 @@ class Download:
     def entries(
         self, path: Path, entries: Iterable[Any], shape: Any, expected: str
     ) -> Iterator[Any]:
-        """Return the entries that have the shape, and leave out the others.
+        """Yield the entries that have the shape, and skip the others.
 
         Args:
-            path: Where they come from.
+            path: The file of the entries.
             entries: The entries.
-            shape: What each must hold.
-            expected: What the file should hold, for the message.
+            shape: The shape of each.
+            expected: Description of the expected file, for the error message.
 
         Raises:
-            DataError: If none has the shape.
+            DataError: No entry has the shape.
         """
-        before, used = self.skipped[_MISFIT], False
+        before, used = self.skipped[_MALFORMED], False
         for entry in self.fitting(entries, shape, path.name):
             used = True
             yield entry
         if not used:
-            found = self.examples[_MISFIT] if self.skipped[_MISFIT] > before else "no entry"
-            raise DataError(f"{path} should hold {expected}. Found: {found}.")
+            found = self.examples[_MALFORMED] if self.skipped[_MALFORMED] > before else "no entry"
+            raise DataError(f"{path} should contain {expected}. Found: {found}.")
 
     def fitting(self, entries: Iterable[Any], shape: Any, where: str) -> Iterator[Any]:
-        """Return the entries that have the shape; leave out the others, named after ``where``."""
+        """Yield the entries that have the shape; skip the others, with ``where`` in the notes."""
         for number, entry in enumerate(entries, start=1):
-            wrong = misfit(entry, shape)
+            wrong = mismatch(entry, shape)
             if wrong:
-                self.skip(_MISFIT, f"{where}, entry {number}: {wrong}")
+                self.skip(_MALFORMED, f"{where}, entry {number}: {wrong}")
             else:
                 yield entry
 
@@ -127,8 +127,8 @@ class Download:
             try:
                 yield from ijson.items(file, f"{key}.item" if key else "item", use_float=True)
             except ijson.JSONError as error:
-                said = " ".join(str(error).split())  # it shows the place, over three lines
-                raise DataError(f"{path} is cut short or damaged: {said}") from error
+                said = " ".join(str(error).split())  # it spans three lines
+                raise DataError(f"{path} is truncated or damaged: {said}") from error
         self._progress.remove_task(task)
 
     def _json_lines(self, path: Path) -> Iterator[Any]:
@@ -150,27 +150,27 @@ def described(shape: Any) -> str:
     return " or ".join(_NAMES[kind] for kind in get_args(shape) or (shape,))
 
 
-def misfit(entry: Any, shape: Any) -> str:
-    """Return what keeps an entry from having a shape; nothing if it has it."""
+def mismatch(entry: Any, shape: Any) -> str:
+    """Return how an entry differs from a shape; empty if it does not."""
     if isinstance(shape, Mapping):
         if not isinstance(entry, Mapping):
-            return f"{_short(entry)} is no object with {', '.join(shape)}"
+            return f"{_short(entry)} is not an object with {', '.join(shape)}"
         for key, part in shape.items():
-            wrong = misfit(entry[key], part) if key in entry else "is missing"
+            wrong = mismatch(entry[key], part) if key in entry else "is missing"
             if wrong:
                 return f"{key} {wrong} in {_short(entry)}"
         return ""
     if isinstance(shape, tuple):
         if not isinstance(entry, list) or len(entry) < len(shape):
-            return f"{_short(entry)} is no list {described(shape)}"
-        return next(filter(None, map(misfit, entry, shape)), "")
+            return f"{_short(entry)} is not a list {described(shape)}"
+        return next(filter(None, map(mismatch, entry, shape)), "")
     if type(entry) not in (get_args(shape) or (shape,)):
-        return f"{_short(entry)} is no {described(shape)}"
+        return f"{_short(entry)} is not a {described(shape)}"
     if isinstance(entry, str):
         try:
             entry.encode()
         except UnicodeEncodeError:
-            return f"{_short(entry)} holds half a character"
+            return f"{_short(entry)} is not valid Unicode"
     return ""
 
 

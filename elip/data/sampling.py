@@ -1,7 +1,7 @@
-"""Which examples make up which batch, and the random numbers of each example.
+"""Which examples form which batch, and the random numbers of each example.
 
-No generator lives longer than one example, so the number of worker processes and the order in which
-they work change nothing, and an epoch can be entered anywhere.
+Every example has random generators of its own, so results do not depend on the number or order of
+worker processes, and an epoch can resume at any batch.
 """
 
 from __future__ import annotations
@@ -18,39 +18,38 @@ from elip.data.datasets.base import DataError
 
 
 class SampleIndex(NamedTuple):
-    """One example of one epoch: what the sampler hands to a dataset. Evaluation is epoch 0."""
+    """One example in one epoch. Evaluation is epoch 0."""
 
     epoch: int
     example: int
 
 
 def sample_rng(seed: int, index: SampleIndex, purpose: str) -> random.Random:
-    """Return the random numbers for one purpose of one example in one epoch."""
+    """Return the generator for one purpose of one example in one epoch."""
     return random.Random(f"{seed}/{index.epoch}/{index.example}/{purpose}")
 
 
 class DistributedBatchSampler(Sampler[list[SampleIndex]]):
-    """Batches of one process.
+    """The batches of one process.
 
-    Training: a permutation that depends on seed and epoch only; batch b of all processes together
-    is the b-th slice of it, whatever their number. Every process gets the same number of whole
-    batches; the rest (`num_dropped`) is left out, other examples each epoch.
+    Training: a permutation that depends only on seed and epoch. Batch b of all processes together
+    is its b-th slice, for any number of processes. Every process gets the same number of full
+    batches; the remaining examples (`num_dropped`) differ from epoch to epoch.
 
-    Evaluation: in order, each example once; every process gets one stretch, and stretches may
-    differ by one example.
+    Evaluation: every example once, in order; each process gets one contiguous part.
 
     Args:
         num_examples: Number of examples of all processes together.
-        batch_size: Examples of a batch of one process.
-        train: Whether this is for training.
+        batch_size: Examples per batch of one process.
+        train: Training or evaluation.
         seed: Any integer.
         rank: Number of this process, from 0.
         world_size: Number of processes.
 
     Attributes:
-        epoch: The current epoch, from 0; handed to the dataset with every example.
-        start: How many batches of the epoch are passed over, without being loaded.
-        num_dropped: Examples that no process sees in an epoch; 0 in evaluation.
+        epoch: The current epoch, from 0.
+        start: Number of batches to skip at the start of the epoch.
+        num_dropped: Examples per epoch that no process sees; 0 in evaluation.
 
     Raises:
         DataError: There are fewer examples than processes.
@@ -68,7 +67,7 @@ class DistributedBatchSampler(Sampler[list[SampleIndex]]):
         if num_examples < world_size:
             raise DataError(
                 f"There are {num_examples} examples for {world_size} processes; each needs at "
-                "least one. Use fewer devices, or more examples."
+                "least one. Use fewer devices or more examples."
             )
         self.num_examples = num_examples
         # A dataset smaller than a batch still trains, with a smaller batch.
@@ -83,15 +82,14 @@ class DistributedBatchSampler(Sampler[list[SampleIndex]]):
 
     @property
     def sampler(self) -> DistributedBatchSampler:
-        """Return this object: Lightning calls `set_epoch` on a batch sampler's sampler."""
+        """This object: Lightning calls `set_epoch` on a batch sampler's sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; evaluation is always epoch 0."""
+        """Set the epoch of the next iteration; evaluation is always epoch 0."""
         self.epoch = epoch if self.train else 0
 
-    def _mine(self) -> NDArray[np.int64] | range:
-        """Return the examples of this process, in order."""
+    def _own_examples(self) -> NDArray[np.int64] | range:
         if self.train:
             rng = np.random.default_rng([self.seed, self.epoch])
             return rng.permutation(self.num_examples)[self.rank :: self.world_size]
@@ -99,16 +97,14 @@ class DistributedBatchSampler(Sampler[list[SampleIndex]]):
         return range(first, last)
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         if self.train:
             return self.num_examples // (self.batch_size * self.world_size)
-        return -(-len(self._mine()) // self.batch_size)
+        return -(-len(self._own_examples()) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        """Yield the batches of the current epoch from `start` on."""
-        mine = self._mine()
-        for first in range(
-            self.start * self.batch_size, len(self) * self.batch_size, self.batch_size
-        ):
-            batch = mine[first : first + self.batch_size]
+        """Yield the batches of the current epoch, from `start` on."""
+        own = self._own_examples()
+        for number in range(self.start, len(self)):
+            batch = own[number * self.batch_size : (number + 1) * self.batch_size]
             yield [SampleIndex(self.epoch, int(example)) for example in batch]

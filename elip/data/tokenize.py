@@ -1,4 +1,4 @@
-"""From strings to token ids of a fixed length; the command makes a tokenizer for your own data.
+"""From strings to token ids of a fixed length; the command trains a tokenizer on your own data.
 
 ``python -m elip.data.tokenize --data ARROWS --vocab 8000``
 """
@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,27 +36,27 @@ _SPECIAL = ("pad_token", "cls_token", "sep_token", "mask_token")
 
 
 class TextTokenizer:
-    """A tokenizer with a fixed length: longer texts are cut, shorter ones padded.
+    """A tokenizer with a fixed length: it cuts longer texts and pads shorter ones.
 
     Args:
-        tokenizer: A fast tokenizer of transformers, with pad, cls, sep and mask tokens.
+        tokenizer: A fast tokenizer from transformers, with pad, cls, sep and mask tokens.
         length: L, the number of tokens including the special ones.
 
     Attributes:
-        vocab_size: Number of token ids, added tokens included.
-        whole_words: Whether the vocabulary is WordPiece, whose words are masked as a whole.
+        vocab_size: Number of token ids, including added tokens.
+        whole_words: The vocabulary is WordPiece, so masking hides whole words.
 
     Raises:
-        DataError: If the tokenizer lacks a special token, is not a fast one, or does not give what
-            a model with an embedding for each of its tokens can read.
+        DataError: The tokenizer lacks a special token, is not a fast one, or produces ids that the
+            model cannot embed.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, length: int) -> None:
         missing = [name for name in _SPECIAL if getattr(tokenizer, name, None) is None]
         if missing:
-            raise DataError(f"The tokenizer has no {', '.join(missing)}; all of them are needed.")
+            raise DataError(f"The tokenizer has no {', '.join(missing)}; the model needs them.")
         if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
-            raise DataError("The tokenizer has no fast version; give one with a tokenizer.json.")
+            raise DataError("The tokenizer has no fast version; use one with a tokenizer.json.")
         if length < 3:
             raise DataError(f"max_text_len is {length}; it must be at least 3.")
         self.length = length
@@ -64,38 +64,35 @@ class TextTokenizer:
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (
             int(tokenizer.convert_tokens_to_ids(getattr(tokenizer, name))) for name in _SPECIAL
         )
-        # A copy of its own: transformers changes cutting and padding of its object at every call.
+        # A copy, because transformers changes truncation and padding of its own at every call.
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.enable_truncation(length)
         self._backend.enable_padding(
             length=length, pad_id=self.pad_id, pad_token=str(tokenizer.pad_token)
         )
         self.whole_words = isinstance(self._backend.model, models.WordPiece)
-        self._check()
-
-    def _check(self) -> None:
         try:
-            ids = self._backend.encode("\u2603").ids  # a snowman, which hardly any vocabulary knows
+            ids = self._backend.encode("\u2603").ids  # a snowman
         except Exception as error:
-            raise DataError(f"The tokenizer fails at words it does not know: {error}.") from error
+            raise DataError(f"The tokenizer fails on unknown words: {error}.") from error
         if ids[0] != self.cls_id or self.sep_id not in ids:
             raise DataError(
-                "The tokenizer does not put its cls_token before a text and its sep_token behind; "
-                "its post_processor is missing."
+                "The tokenizer does not enclose a text in its cls_token and sep_token; its "
+                "post_processor is missing."
             )
         last = max(self._backend.get_vocab().values())
         if last >= self.vocab_size:
             raise DataError(
-                f"The tokenizer has {self.vocab_size} tokens, but numbers them up to {last}; the "
-                "numbers must be without gaps."
+                f"The tokenizer has {self.vocab_size} tokens, but numbers them up to {last}; there "
+                "must be no gaps."
             )
 
     def encode(self, texts: Sequence[str]) -> tuple[TextBatch, NDArray[np.int64]]:
         """Encode texts.
 
         Returns:
-            [B,L] ids and mask, padded at the end; and [B,L] the number of the word that a token
-            belongs to, -1 for special tokens and padding.
+            [B,L] ids and mask, padded at the end; and [B,L] word numbers of the tokens, -1 for
+            special tokens and padding.
         """
         encoded = self._backend.encode_batch(list(texts))
         words = [[-1 if word is None else word for word in one.word_ids] for one in encoded]
@@ -109,25 +106,24 @@ class TextTokenizer:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
-    """Return a tokenizer by local folder or hub name.
+    """Load a tokenizer from a local folder or the Hugging Face hub.
 
     Args:
         name: A folder with `tokenizer.json`, or with `vocab.txt` (BERT) or `vocab.json` and
-            `merges.txt` (RoBERTa); or the name of a model of the Hugging Face hub. ``~`` is the
-            home folder.
+            `merges.txt` (RoBERTa); or the name of a model on the hub.
 
     Raises:
-        DataError: If neither gives a tokenizer.
+        DataError: There is no valid tokenizer.
     """
     try:
         place = os.path.expanduser(name)
         tokenizer = _load(place, Path(place))
-    except Exception as error:  # what tokenizers raises of damaged files is no narrower
+    except Exception as error:  # tokenizers raises nothing narrower
         raise DataError(
-            f"No tokenizer in {str(name)!r}: {error} Give a folder with tokenizer.json, or a hub "
+            f"No tokenizer in {str(name)!r}: {error} Use a folder with tokenizer.json, or a hub "
             "name such as bert-base-uncased or roberta-base."
         ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one silently
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers silently makes an empty one
         raise DataError(f"The tokenizer in {str(name)!r} has no words: its files are missing.")
     return tokenizer
 
@@ -145,7 +141,7 @@ def _load(name: str | Path, folder: Path) -> PreTrainedTokenizerFast:
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Return a bare tokenizer as one of transformers, with BERT's or RoBERTa's special tokens."""
+    """Wrap a bare tokenizer for transformers, with BERT's or RoBERTa's special tokens."""
     found = [
         dict(zip(_SPECIAL, names, strict=True))
         for names in (("[PAD]", "[CLS]", "[SEP]", "[MASK]"), ("<pad>", "<s>", "</s>", "<mask>"))
@@ -158,10 +154,10 @@ _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 def word_tokenizer(words: Iterable[str]) -> Tokenizer:
-    """Return a lower-casing tokenizer for a small closed vocabulary, the same everywhere.
+    """Return a lower-casing tokenizer for a small closed vocabulary.
 
-    The special tokens are RoBERTa's, with its numbers: ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2,
-    ``<unk>`` 3; then the words (and punctuation marks) in the order given; ``<mask>`` comes last.
+    The ids are RoBERTa's ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2 and ``<unk>`` 3, then the words (and
+    punctuation marks) in the given order, then ``<mask>``.
     """
     tokens = list(dict.fromkeys((*_ROBERTA, *(word.lower() for word in words), "<mask>")))
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, "<unk>"))
@@ -182,28 +178,28 @@ _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Return a lower-casing WordPiece tokenizer for these texts; the same texts give the same one.
+    """Train a lower-casing WordPiece tokenizer; the same texts give the same tokenizer.
 
-    WordPiece's own trainer numbers the letters in the order of a hash table, and so breaks ties
-    differently at each run. Here pairs are merged as in byte-pair encoding, and all letters are
-    numbered beforehand, by their code.
+    The WordPiece trainer of the library breaks ties in the order of a hash table. Here byte-pair
+    encoding merges the pairs, and the letters get their numbers beforehand, in code order.
 
     Args:
-        texts: What the vocabulary is made from.
-        vocab_size: Most tokens, the five special ones included. At most half of them are letters,
-            the commonest ones.
+        texts: The training texts.
+        vocab_size: Maximum number of tokens, including five special ones. At most half of them are
+            single letters, the most common ones.
 
     Raises:
-        DataError: If the texts hold no word, or the vocabulary has no room for words.
+        DataError: The texts contain no words, or the vocabulary is too small.
     """
     texts = list(texts)
     bert, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     if vocab_size < 100:
         raise DataError(f"The vocabulary size is {vocab_size}; it must be at least 100.")
     counts = Counter(letter for text in texts for letter in bert.normalize_str(text))
-    found = sorted((letter for letter in counts if not letter.isspace()), key=_commonest(counts))
+    found = [letter for letter in counts if not letter.isspace()]
+    found.sort(key=lambda letter: (-counts[letter], letter))
     if not found:
-        raise DataError("There are no words to make a tokenizer from.")
+        raise DataError("There are no words to train a tokenizer on.")
     letters = sorted(found[: vocab_size // 4])  # each alone, and inside a word with ## before it
     rare = str.maketrans(dict.fromkeys(found[len(letters) :], " "))
     first = [*_BERT, *letters, *(f"##{letter}" for letter in letters)]
@@ -227,16 +223,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return wrap(tokenizer)
 
 
-def _commonest(counts: Counter[str]) -> Callable[[str], tuple[int, str]]:
-    return lambda letter: (-counts[letter], letter)
-
-
 def training_texts(folder: Path) -> Iterator[str]:
-    """Yield every text of the Arrow files in a folder, except those of evaluation splits.
-
-    Raises:
-        DataError: If there is no file that holds texts.
-    """
+    """Yield the texts of the Arrow files in a folder, without those of evaluation splits."""
     paths = sorted(folder.glob("*.arrow"))
     held_out = re.compile(r"(^|[_-])(val|dev|test)\d*([_-]|$)")
     for path in [path for path in paths if not held_out.search(path.stem)] or paths:
@@ -251,10 +239,10 @@ def training_texts(folder: Path) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a tokenizer from the training texts in a folder, and write it beside them."""
+    """Train a tokenizer on the texts of a folder, and write it there."""
     parser = argparse.ArgumentParser(
         prog="python -m elip.data.tokenize",
-        description="Make a WordPiece tokenizer from the texts of your Arrow files.",
+        description="Train a WordPiece tokenizer on the texts of your Arrow files.",
     )
     parser.add_argument(
         "--data", metavar="ARROWS", type=Path, required=True, help="folder of the Arrow files"

@@ -1,7 +1,6 @@
-"""From an encoded image file to uint8 pixels of a fixed size.
+"""From an encoded image to uint8 pixels of a fixed size; the model normalises them on the device.
 
-Pixels travel as uint8; the model normalises them on the device, as its own `pixels` says. EXIF
-rotation is ignored, as in the reference, whose models were trained on pixels as they are stored.
+EXIF rotation is ignored, as in the reference.
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ from elip.data.datasets.base import DataError
 
 Pixels = NDArray[np.uint8]
 
-# What Pillow raises on files that are cut short, garbled or absurdly large.
+# What Pillow raises on files that are truncated, damaged or absurdly large.
 _UNREADABLE = (
     MemoryError, OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
 
-# What datasets hold. Pillow reads more, and for some of that it starts other programs.
+# The formats of datasets. For some others Pillow starts external programs.
 _FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000"]
 _FORMATS += ["AVIF"] if features.check("avif") else []
 
-_LONGEST = 50
-"""Long side over short side, beyond which an image is cut before it is resized."""
+_MAX_ASPECT_RATIO = 50
 
 
 class ImageError(DataError):
@@ -45,20 +43,20 @@ class ImageError(DataError):
 def decode_image(
     data: bytes | memoryview, short_side: int | None = None, keep_alpha: bool = False
 ) -> Image.Image:
-    """Decode one image file; reader and converters both do it here, so what converts also reads.
+    """Decode one image; used by the reader and the converters.
 
     Args:
-        data: Bytes of a JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, JPEG 2000 or AVIF file. Of several
-            frames the first counts. More than 8 bits are brought to 8 (`_eight_bits`).
-        short_side: Pixels of the short side that are enough: JPEGs are then decoded at 1/2, 1/4 or
-            1/8 scale, much faster. None decodes at full scale.
-        keep_alpha: Whether an image with transparency is returned as RGBA.
+        data: A JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, JPEG 2000 or AVIF file. Only the first frame
+            is read.
+        short_side: Required pixels of the short side: JPEGs are then decoded at 1/2, 1/4 or 1/8
+            scale, much faster. None decodes at full scale.
+        keep_alpha: Return an image with transparency as RGBA.
 
     Returns:
-        The image with 8 bits a channel: RGB, or RGBA. EXIF rotation is ignored.
+        RGB or RGBA, with 8 bits per channel.
 
     Raises:
-        ImageError: If the bytes are not a whole image.
+        ImageError: The image is damaged or has an unknown format.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -74,9 +72,9 @@ def decode_image(
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Bring grey values of more than 8 bits to 8; Pillow would cut everything above 255 to white.
+    """Scale grey values of more than 8 bits to 8; Pillow would clip everything above 255 to white.
 
-    32-bit integers and floats have no fixed range: white is 1 (floats only), 255 or 65535, the
+    32-bit integers and floats have no fixed range. White is 1 (floats only), 255 or 65535, the
     first that no pixel exceeds, or else the brightest pixel.
     """
     if image.mode.startswith("I;16"):
@@ -92,24 +90,21 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _trimmed(image: Image.Image) -> Image.Image:
-    """Cut off the ends of a strip: only its middle is used, and whole it would fill the memory."""
+    """Cut off the ends of a very long strip, which are not used but would fill the memory."""
     width, height = image.size
-    most = _LONGEST * min(image.size)
-    if max(image.size) <= most:
-        return image
+    most = _MAX_ASPECT_RATIO * min(image.size)
     left, top = max(0, width - most) // 2, max(0, height - most) // 2
     return image.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How images become pixels: resize the short side, crop the centre, and (some) augment first.
+    """Augment (optionally), resize the short side, and crop the centre.
 
     Attributes:
         name: Name on the command line.
-        resizes_alpha: Whether transparency takes part in the resizing; otherwise it is dropped
-            before. It is always dropped in the end.
-        augments: Whether two random operations are done on the original image first.
+        resizes_alpha: Drop transparency after resizing instead of before.
+        augments: Apply two random operations to the original image.
     """
 
     name: str
@@ -123,21 +118,21 @@ class Transform:
         rng: random.Random | None = None,
         fast: bool = False,
     ) -> Pixels:
-        """Decode one image.
+        """Decode and prepare one image.
 
         Args:
-            data: Bytes of an image file, see `decode_image`.
+            data: An image file, see `decode_image`.
             size: S, pixels of each side of the result.
-            rng: Source of the augmentation's random choices; needed where ``augments``.
-            fast: Whether torch resizes instead of Pillow, in a third of the time, and large JPEGs
-                that are not augmented are decoded at a reduced scale. Pixels differ by at most 2 of
-                255 levels, by more (a fraction of a level in the mean) where the scale was reduced.
+            rng: Random generator for the augmentation.
+            fast: Resize with torch instead of Pillow, in a third of the time, and decode large
+                JPEGs at a reduced scale (not when augmenting). Resizing changes pixels by at most 2
+                of 255 levels, reduced decoding by a fraction of a level on average.
 
         Returns:
-            [3,S,S] uint8, red, green and blue.
+            [3,S,S] uint8 RGB.
 
         Raises:
-            ImageError: If the bytes are not a whole image.
+            ImageError: The image is damaged or has an unknown format.
         """
         scaled_decode = size if fast and not self.augments else None
         image = decode_image(data, scaled_decode, keep_alpha=self.resizes_alpha)
@@ -157,7 +152,7 @@ class Transform:
 
 
 def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Return width and height with the short side at ``short``; the long side is cut to whole."""
+    """Return the size after scaling the short side to ``short``; the long side is rounded down."""
     width, height = size
     if width <= height:
         return short, int(short * height / width)
@@ -165,15 +160,14 @@ def _scaled(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 
 def _resized_by_torch(image: Image.Image, width: int, height: int) -> Pixels:
-    """Resize (bicubic) to [height,width,3]; the same filter as Pillow's, on vector instructions."""
+    """Resize to [height,width,3] with the same bicubic filter as Pillow, but vectorised."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
     resized: Pixels = pixels[0].permute(1, 2, 0).numpy()
     return resized
 
 
-# METER's names. The plain ones differ in transparent images only, the augmenting ones in nothing:
-# what else differs in METER is the normalisation, which is the model's here.
+# METER's names. In METER clip and imagenet also normalise differently; here the model normalises.
 TRANSFORMS = {
     transform.name: transform
     for transform in (
@@ -189,11 +183,11 @@ Operation = Callable[[Image.Image, random.Random], Image.Image]
 
 
 def rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Return an RGB image after two random operations of `OPERATIONS`, at a fixed strength.
+    """Apply two random `OPERATIONS` of fixed strength to an RGB image.
 
     Source: Cubuk et al., RandAugment, 2019, arXiv:1909.13719, with the operations and strengths of
     ViLT (Kim et al., 2021, arXiv:2102.03334), N = 2 and M = 9 of 30.
-    Differs: ViLT's SolarizeAdd fails on current NumPy; here it works.
+    Differs: ViLT's SolarizeAdd fails with current NumPy.
     """
     for operation in rng.choices(tuple(OPERATIONS.values()), k=2):
         image = operation(image, rng)
@@ -215,7 +209,7 @@ def _solarize_add(image: Image.Image, _: random.Random) -> Image.Image:
 
 
 def _enhanced(enhance: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
-    # A factor of 1 leaves the image as it is; the range runs from 0.1 to 1.9.
+    # The factor ranges from 0.1 to 1.9; 1 changes nothing.
     return lambda image, _: enhance(image).enhance(0.1 + 1.8 * _LEVEL)
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
-import random
-import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +34,6 @@ def test_items_run_through_files_rows_and_texts(tmp_path: Path) -> None:
     assert bytes(table.images(2)[0]) == png(7)
     assert table.key(2, 1) == "image 7"
     assert table.where(2).endswith("b.arrow, row 0")
-    for read in (table.locate, table.images):
-        with pytest.raises(IndexError):
-            read(9)
 
 
 def test_repeated_texts_count_once_where_they_stand_first(tmp_path: Path) -> None:
@@ -96,7 +89,7 @@ def test_a_test_set_without_truth(tmp_path: Path) -> None:
     assert table.target(0, 0) is None
     assert table.answer_words() == {}
     write_tiny(tmp_path)
-    with pytest.raises(DataError, match="some of these files hold the truth"):
+    with pytest.raises(DataError, match="some of these files have targets"):
         ArrowTable([path, tmp_path / "tiny_questions.arrow"], LAYOUT["question"])
 
 
@@ -127,38 +120,28 @@ def lists(values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), values)
 
 
-TEXTS, DEEP = pa.list_(pa.string()), pa.list_(pa.list_(pa.int64()))
+TEXTS = pa.list_(pa.string())
 # Kind, columns, and what the message says beside the file.
 TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "no image column": ("caption", {"caption": [["a"]], "image_id": ["i"]}, "one column image"),
-    "no key column": ("caption", {"image": [png(1)], "caption": [["a"]]}, "one column image_id"),
     "images as text": ("caption", two(image=["x"] * 2), "image has type string"),
-    "texts bare": ("caption", two(caption=["a"] * 2), "caption has type string"),
     "texts as numbers": ("caption", two(caption=[[1]] * 2), "caption has type"),
     "null image": ("caption", two(image=[png(1), None]), "row 1, column image: .*missing"),
     "null texts": ("caption", two(caption=[["a"], None]), "row 1, column caption: .*missing"),
     "null text": ("caption", two(caption=pa.array([["a"], [None]], TEXTS)), "row 1, .*missing"),
-    "null key": ("caption", two(image_id=["i", None]), "row 1, column image_id: .*missing"),
     "text is no UTF-8": ("caption", two(caption=lists(no_utf8())), "is damaged"),
     "offsets of images fall": ("caption", two(image=falling_offsets(pa.binary())), "is "),
     "offsets of texts fall": ("caption", two(caption=lists(falling_offsets(pa.string()))), "is "),
     "label beyond": ("entailment", ENTAILMENT | {"labels": [[3]]}, "row 0.*label 3.*0 to 2"),
-    "label below": ("entailment", ENTAILMENT | {"labels": [[-1]]}, "label -1.*0 to 2"),
     "label broken": ("entailment", ENTAILMENT | {"labels": [[1.5]]}, "label 1.5"),
-    "label missing": ("entailment", ENTAILMENT | {"labels": pa.array([[None]], TEXTS)}, "None"),
-    "labels bare": ("entailment", ENTAILMENT | {"labels": [1]}, "must be a list"),
     "too many labels": ("entailment", ENTAILMENT | {"labels": [[1, 1]]}, "as long as sentences"),
     "no hypothesis": (
         "entailment", ENTAILMENT | {"sentences": pa.array([[[]]], pa.list_(TEXTS))}, "missing",
     ),
     "neither true nor false": ("pair", PAIR | {"answers": [["maybe"]]}, "'maybe' is not True"),
     "score above 1": ("question", QUESTION | {"answer_scores": [[[1.5]]]}, "from 0 to 1"),
-    "score nan": ("question", QUESTION | {"answer_scores": [[[float("nan")]]]}, "from 0 to 1"),
     "score missing": ("question", QUESTION | {"answer_scores": [[[]]]}, "from 0 to 1"),
     "number as text": ("question", QUESTION | {"answer_labels": [[["0"]]]}, "from 0 to 1"),
-    "number missing": (
-        "question", QUESTION | {"answer_labels": pa.array([[[None]]], DEEP)}, "from 0 to 1",
-    ),
     "unknown answer": ("question", QUESTION | {"answer_labels": [[[99]]]}, r"answers \(99,\)"),
 }  # fmt: skip
 
@@ -183,8 +166,7 @@ def test_a_wrong_table_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"image,caption\n", b"ARROW1\0\0ARROW1", b"PAR1" + bytes(100) + b"PAR1",
-     b"ARROW1\0\0" + bytes(64) + b"\xff\xff\xff\x7fARROW1", "stream", *range(1, 10, 2)],
+    [b"", b"image,caption\n", b"ARROW1\0\0ARROW1", "stream", 1, 5, 9],
 )  # fmt: skip
 def test_another_kind_of_file_or_a_cut_one_is_refused_by_name(
     tmp_path: Path, content: bytes | str | int
@@ -198,7 +180,7 @@ def test_another_kind_of_file_or_a_cut_one_is_refused_by_name(
         table = pa.table(two())
         with pa.ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table)
-    with pytest.raises(DataError, match=r"bad\.arrow is not a whole Arrow file"):
+    with pytest.raises(DataError, match=r"bad\.arrow is not a complete Arrow file"):
         read_all(path, "caption")
 
 
@@ -211,24 +193,3 @@ def test_a_missing_file_and_a_column_that_is_there_twice(tmp_path: Path) -> None
         writer.write_table(twice)
     with pytest.raises(DataError, match=r"bad\.arrow must have one column caption"):
         read_all(tmp_path / "bad.arrow", "caption")
-
-
-def ruin_and_read(folder: Path) -> None:
-    for seed in range(40):
-        path = write(folder / "ruined.arrow", two(caption=[["a red ball", "a car"], ["b"]]))
-        rng, data = random.Random(seed), bytearray(path.read_bytes())
-        for _ in range(rng.randrange(1, 6)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        path.write_bytes(data)
-        with suppress(DataError):
-            assert read_all(path, "caption") == 3
-
-
-def test_a_file_with_ruined_bytes_is_read_or_refused(tmp_path: Path) -> None:
-    """In a process of its own, which may die of what it reads."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        process = multiprocessing.get_context("fork").Process(target=ruin_and_read, args=[tmp_path])
-        process.start()
-        process.join()
-    assert process.exitcode == 0

@@ -50,18 +50,16 @@ def test_vocabulary_and_answers(root: Path) -> None:
     assert data.info.vocab_size == len(data.tokenizer)
     assert data.info.num_answers == 7
     assert data.info.answers == ("yes", "no", "maybe", *["unknown"] * 4)
-    with pytest.raises(DataError, match="does not know its task"):
+    with pytest.raises(DataError, match="has no task yet"):
         data.train_dataloader()
     (root / "answers.json").write_text('["yes", "no", "maybe"]')
     assert module(root).info.answers == ("yes", "no", "maybe")
 
 
-def test_a_list_of_answers_that_is_not_that_of_the_files_is_refused(root: Path) -> None:
+def test_a_list_of_answers_must_match_the_files(root: Path) -> None:
     for listed, said in (
         (["yes", "maybe", "no"], "answer 1 is 'maybe' in the list and 'no'"),
-        (["yes", "no"], "answer 2 is None in the list and 'maybe'"),
-        ({}, "no list of answers"),
-        ([], "no list of answers"),
+        ({}, "not a list of answers"),
     ):
         (root / "answers.json").write_text(json.dumps(listed))
         with pytest.raises(DataError, match=rf"answers\.json.*{said}"):
@@ -86,7 +84,7 @@ def test_datasets_with_different_answers_cannot_be_joined(root: Path) -> None:
     assert module(root, datasets=joined).info.num_answers == 3
 
 
-def test_mistakes_are_found_before_any_work(root: Path) -> None:
+def test_wrong_options(root: Path) -> None:
     with pytest.raises(DataError, match=r"Did you mean coco"):
         DataModule("cocoa")
     options: dict[str, Any] = {"batch_size": 0, "num_workers": -1, "train_limit": 0, "seed": -1}
@@ -104,7 +102,7 @@ def test_mistakes_are_found_before_any_work(root: Path) -> None:
         module(root / "elsewhere")
 
 
-def test_what_each_stage_reads_has_fingerprints(root: Path) -> None:
+def test_fingerprints_of_each_stage(root: Path) -> None:
     found = {stage: module(root).fingerprints(stage) for stage in ("fit", "validate", "test")}
     assert set(found["fit"]) == {"data/train", "data/val", "tokenizer"}
     assert set(found["test"]) == {"data/one", "data/two", "tokenizer"}
@@ -128,7 +126,7 @@ def test_named_splits_and_limits(root: Path) -> None:
     joined = module(root, datasets=[TINY, SECOND])
     assert joined.split_names("validate") == ["tiny_val", "second_val"]
     assert len(joined.train_examples()) == 39
-    with pytest.raises(DataError, match="second: no split to test on"):
+    with pytest.raises(DataError, match="second has no split to test on"):
         module(root, datasets=SECOND).split_names("test")
     limited = module(root, train_limit=10, eval_limit=4)
     assert len(limited.train_examples()) == 10
@@ -136,7 +134,7 @@ def test_named_splits_and_limits(root: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("num_examples", [3, 5, 24, 31])
+@pytest.mark.parametrize("num_examples", [3, 24, 31])
 def test_processes_share_out_the_examples(num_examples: int, world_size: int) -> None:
     def shares(train: bool) -> list[list[list[int]]]:
         samplers = [
@@ -163,7 +161,7 @@ def test_a_step_holds_the_same_examples_whatever_the_number_of_processes() -> No
         assert sorted(batch) == sorted(one + other)
 
 
-def test_the_order_depends_on_seed_and_epoch_and_can_be_entered_anywhere() -> None:
+def test_the_order_depends_on_seed_and_epoch() -> None:
     sampler = DistributedBatchSampler(20, 4, train=True, seed=1)
     whole = list(sampler)
     assert list(DistributedBatchSampler(20, 4, train=True, seed=2)) != whole
@@ -273,8 +271,8 @@ def saver(folder: Path) -> ModelCheckpoint:
     )
 
 
-@pytest.mark.parametrize(("num_workers", "step"), [(0, 1), (0, 6), (0, 8), (2, 8), (2, 12)])
-def test_a_resumed_run_sees_what_an_undisturbed_one_sees(
+@pytest.mark.parametrize(("num_workers", "step"), [(0, 1), (0, 6), (2, 8)])
+def test_a_resumed_run_sees_the_same_examples(
     root: Path, tmp_path: Path, num_workers: int, step: int
 ) -> None:
     whole = fit(root)
@@ -285,7 +283,7 @@ def test_a_resumed_run_sees_what_an_undisturbed_one_sees(
     assert before + after == whole
 
 
-def test_resuming_with_another_batch_size_is_said(
+def test_resuming_with_another_batch_size_warns(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(root, saver(tmp_path / "saved"), Interrupt(2))

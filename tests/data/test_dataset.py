@@ -101,7 +101,7 @@ def test_the_limit_holds_for_negatives_too(table: ArrowTable) -> None:
         Examples([table], spec, dataclasses.replace(TRAIN, limit=3))[0]
 
 
-def test_draws_change_with_epoch_and_seed_but_not_with_the_object(table: ArrowTable) -> None:
+def test_draws_depend_on_epoch_and_seed_only(table: ArrowTable) -> None:
     spec = SampleSpec("caption", negative_images=3)
     examples = Examples([table], spec, TRAIN)
     copy = pickle.loads(pickle.dumps(examples))  # noqa: S301  (made above)
@@ -158,7 +158,7 @@ def test_a_bad_image_in_training_is_replaced(broken: ArrowTable, tmp_path: Path)
         Examples([nothing], SampleSpec("caption"), TRAIN)[0]
 
 
-def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
+def test_impossible_requests(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     pairs = ArrowTable([tmp_path / "tiny_pairs.arrow"], LAYOUT["pair"])
     with pytest.raises(DataError, match="Negative images are not defined"):

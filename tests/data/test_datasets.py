@@ -26,7 +26,7 @@ def test_import_path() -> None:
         find_dataset("tests.data.tiny.Absent")
     with pytest.raises(DataError, match="not a DatasetSpec"):
         find_dataset("elip.data.arrow.ArrowTable")
-    with pytest.raises(DataError, match="states no name and no views"):
+    with pytest.raises(DataError, match="must define `name` and `views`"):
         find_dataset("elip.data.datasets.base.DatasetSpec")
 
 

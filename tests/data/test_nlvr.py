@@ -73,9 +73,9 @@ def test_a_row_for_every_image(converted: tuple[Path, Report]) -> None:
     expected = {file: directories * 3 * PERMUTATIONS for file, directories in files.items()}
     assert report.rows == expected | {"nlvr_dev.arrow": 2 * 3 * PERMUTATIONS - 1}
     assert report.skipped == {
-        "no sentence or no label": 2,
-        "image file that is missing": PERMUTATIONS,
-        "image that does not decode": 1,  # also without the check: it cannot be laid out anew
+        "missing sentence or label": 2,
+        "missing image file": PERMUTATIONS,
+        "damaged image": 1,  # also without the check: it cannot be laid out anew
     }
     row = rows(out, "dev")[PERMUTATIONS + 4]
     assert row.pop("image") == tiled(strip(ORDERS[4]))

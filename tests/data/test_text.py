@@ -47,7 +47,7 @@ def test_a_tokenizer_that_no_model_can_read_is_refused() -> None:
     made = json.loads(tokenizer().to_str())
     model = made["model"]
     for changed, message in (
-        ({"model": model | {"unk_token": "[NOPE]"}}, "fails at words it does not know"),
+        ({"model": model | {"unk_token": "[NOPE]"}}, "fails on unknown words"),
         ({"model": model | {"vocab": model["vocab"] | {"x": 500}}}, "numbers them up to 500"),
         ({"post_processor": None}, "post_processor is missing"),
     ):

@@ -96,7 +96,7 @@ def test_targets_and_keys(golden: Path) -> None:
             target = table.target(row, index)
             if "vqa_labels" in item:
                 labels, scores = tuple(item["vqa_labels"]), tuple(item["vqa_scores"])
-                assert target == (SoftAnswers(labels, scores) if table.has_truth else None), name
+                assert target == (SoftAnswers(labels, scores) if table.has_target else None), name
                 assert table.key(row, index) == str(item["qid"]), name
             elif "answers" in item or "labels" in item:
                 assert target == item.get("answers", item.get("labels")), name

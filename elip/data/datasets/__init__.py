@@ -1,4 +1,4 @@
-"""The shelf: datasets, one file each, found by themselves."""
+"""All datasets: one file each, found automatically."""
 
 from __future__ import annotations
 
@@ -10,57 +10,45 @@ import pkgutil
 from elip.data.datasets.base import Columns, DataError, DatasetSpec, MissingFilesError, Phase, View
 
 __all__ = [
-    "Columns",
-    "DataError",
-    "MissingFilesError",
-    "Phase",
-    "DatasetSpec",
-    "View",
-    "find_dataset",
-    "known_datasets",
-]
+    "Columns", "DataError", "DatasetSpec", "MissingFilesError", "Phase", "View",
+    "find_dataset", "known_datasets",
+]  # fmt: skip
 
 
 def known_datasets() -> dict[str, type[DatasetSpec]]:
-    """Return every dataset of this package by its name, in alphabetical order."""
-    found: dict[str, type[DatasetSpec]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        path = f"{__name__}.{module.name}"
-        for member in vars(importlib.import_module(path)).values():
-            if (
-                inspect.isclass(member)
-                and issubclass(member, DatasetSpec)
-                and hasattr(member, "views")
-            ):
-                found[member.name] = member
+    """Return every dataset of this package by name, in alphabetical order."""
+    modules = (
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
+    )
+    found = {
+        member.name: member
+        for module in modules
+        for member in vars(module).values()
+        if inspect.isclass(member) and issubclass(member, DatasetSpec) and hasattr(member, "views")
+    }
     return dict(sorted(found.items()))
 
 
 def find_dataset(name: str) -> DatasetSpec:
-    """Return the dataset with that name, or of that import path (``package.module.Class``).
+    """Return the dataset with this name or import path (``package.module.Class``).
 
     Raises:
-        DataError: If there is none; the message gives the nearest names.
+        DataError: There is no such dataset; the message suggests similar names.
     """
     known = known_datasets()
     if name in known:
         return known[name]()
-    if "." in name:
-        return _imported(name)
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise DataError(f"There is no dataset {name!r}.{hint} Known: {', '.join(known)}.")
-
-
-def _imported(path: str) -> DatasetSpec:
-    module, _, name = path.rpartition(".")
+    if "." not in name:
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise DataError(f"There is no dataset {name!r}.{hint} Known: {', '.join(known)}.")
+    module, _, member = name.rpartition(".")
     try:
-        member = getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), member)
     except (ImportError, SyntaxError, AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"The dataset {path!r} cannot be imported: {error}") from error
-    if not (inspect.isclass(member) and issubclass(member, DatasetSpec)):
-        raise DataError(f"{path!r} is not a DatasetSpec class.")
-    lacking = [each for each in ("name", "views") if not hasattr(member, each)]
-    if lacking:
-        raise DataError(f"The DatasetSpec class {path!r} states no {' and no '.join(lacking)}.")
-    return member()
+        raise DataError(f"The dataset {name!r} cannot be imported: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, DatasetSpec)):
+        raise DataError(f"{name!r} is not a DatasetSpec class.")
+    if not (hasattr(found, "name") and hasattr(found, "views")):
+        raise DataError(f"The DatasetSpec class {name!r} must define `name` and `views`.")
+    return found()

@@ -1,7 +1,7 @@
-"""What a dataset is to the readers: which Arrow files hold which examples, in which columns.
+"""What defines a dataset: its Arrow files, their splits and columns, and its converter.
 
-The files are those of ViLT and METER (Arrow IPC file format). One class per dataset, one file each
-in this folder; a new file is found by itself.
+The files follow ViLT and METER (Arrow IPC file format). Each dataset is one class in one file of
+this folder; new files are found automatically.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Splits = Mapping[Phase, Mapping[str, tuple[str, ...]]]
 
 
 class DataError(ValueError):
-    """The data, or what was asked of it, is wrong; the message says what, where and what to do."""
+    """Wrong data or options; the message says what is wrong, where, and what to do."""
 
 
 class MissingFilesError(DataError, FileNotFoundError):
-    """Files of a dataset are not where they should be."""
+    """Files of a dataset are missing."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that make up an example.
+    """The column names of an example.
 
-    Every row holds its images and a list of texts; target, scores and keys are lists that run
-    beside the texts, or (keys only) one value for the row.
+    A row holds images and a list of texts. Target, scores and keys are lists as long as that of the
+    texts; keys may also be one value per row.
 
     Attributes:
-        images: One binary column (an encoded image file) for each image of an example.
-        texts: Column of list<string>; list<list<string>> stands for sentence groups, of which the
-            last is the text (SNLI-VE: premise caption, then hypothesis).
-        target: Column with the truth: "True"/"False", class numbers, or lists of answer numbers.
-        scores: Column with the soft scores that belong to the answer numbers.
-        answers: Column with the words of the answer numbers.
-        keys: Column with the dataset's own identifiers.
+        images: One binary column (an encoded image) for each image of an example.
+        texts: Column of list<string>. In list<list<string>> the last string of a group is the text
+            (SNLI-VE: premise, then hypothesis).
+        target: Column of the target: "True"/"False", class numbers, or lists of answer numbers.
+        scores: Column of the soft scores of the answers.
+        answers: Column of the answer words.
+        keys: Column of the dataset's identifiers.
     """
 
     images: tuple[str, ...]
@@ -59,9 +59,9 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns that are read."""
-        beside = (self.target, self.scores, self.answers, self.keys)
-        return (*self.images, self.texts, *(name for name in beside if name is not None))
+        """All columns to read."""
+        others = (self.target, self.scores, self.answers, self.keys)
+        return (*self.images, self.texts, *(name for name in others if name is not None))
 
 
 LAYOUT: Mapping[Kind, Columns] = {
@@ -78,20 +78,19 @@ LAYOUT: Mapping[Kind, Columns] = {
 
 @dataclass(frozen=True)
 class View:
-    """One kind of example, as a dataset's files hold it.
+    """The examples of one kind in a dataset.
 
     Attributes:
-        splits: Which files are read for training, model selection (val) and scores (test). No
-            image may be in two phases.
-        official: The splits of the reference's readers, where they differ; chosen by
-            `splits: official`.
-        distinct: Whether a text that occurs twice with the same image counts once.
-        num_answers: A, number of answers or classes; 0 where there are none. With an
-            ``answer_file`` that exists, its length takes the place of this number.
-        answer_file: JSON file with the list of answers by number, beside the Arrow files.
-        asked_file: JSON file with the numbers of all questions that the evaluation server asks,
-            those without an example included.
-        columns: Column names; None for the ones in `LAYOUT`.
+        splits: The files for training, model selection (val) and scores (test). No image may be in
+            two phases.
+        official: The splits of the reference, if they differ (`splits: official`).
+        distinct: Keep only the first of equal texts of an image.
+        num_answers: A, the number of answers or classes; 0 if there are none. An ``answer_file``
+            takes precedence.
+        answer_file: JSON list of the answers by number, beside the Arrow files.
+        asked_file: JSON list of the numbers of all questions in the server's test set, including
+            those that have no example.
+        columns: Column names; None for those in `LAYOUT`.
     """
 
     splits: Splits
@@ -103,14 +102,7 @@ class View:
     columns: Columns | None = None
 
     def chosen(self, name: str) -> Splits:
-        """Return the splits called ``name``.
-
-        Args:
-            name: "default" or "official".
-
-        Raises:
-            DataError: If there is no such name.
-        """
+        """Return the splits called ``name``, "default" or "official"."""
         if name not in ("default", "official"):
             raise DataError(f"splits is {name!r}; choose default or official.")
         return self.official if name == "official" and self.official is not None else self.splits
@@ -118,13 +110,13 @@ class View:
 
 @dataclass(frozen=True)
 class Row:
-    """A row that a converter wants written.
+    """A row that a converter writes.
 
     Attributes:
         file: Name of the Arrow file.
-        images: The image file of each image column.
+        images: Path of the image for each image column.
         values: The other columns.
-        change: What is done to the bytes of each image; None keeps them.
+        change: Converts the bytes of each image; None keeps them.
     """
 
     file: str
@@ -134,15 +126,15 @@ class Row:
 
 
 class DatasetSpec:
-    """One dataset. A subclass states `name` and `views`; one with a converter also the others.
+    """One dataset. A subclass defines `name` and `views`, and for a converter the rest.
 
     Attributes:
-        name: How the command line calls the dataset, in lower case.
-        views: What it provides, by kind of example.
-        download: Where the official download lies.
-        layout: What the folder of the download should hold.
-        files: The Arrow files that the converter writes, with their columns. Where a name has a
-            ``*``, as many files as there are rows for.
+        name: Name on the command line, in lower case.
+        views: The examples, by kind.
+        download: Where to get the official download.
+        layout: The expected contents of the download's folder.
+        files: The Arrow files that the converter writes, with their columns. A name with a ``*``
+            stands for any number of files.
         subfolder: Folder below the data root that the converter writes to.
     """
 
@@ -154,36 +146,35 @@ class DatasetSpec:
     subfolder: ClassVar[str] = ""
 
     def prepare(self, root: Path) -> None:
-        """Make the files below ``root`` if they are missing and can be made without a download.
+        """Create missing files in ``root / name`` that need no download.
 
-        Called before the files are read, by several processes at once if there are several. Must
-        be quick when there is nothing to do, and must leave no half-written file behind when it
-        is interrupted. Files belong into ``root / name``.
+        Every process calls it before reading. It must be quick if nothing is missing, and leave no
+        incomplete file behind.
         """
 
     def rows(self, download: Download) -> Iterator[Row]:
         """Yield the rows of the Arrow files from the official download, in any order of files.
 
-        What is left out goes to ``download.skip``.
+        Pass everything left out to ``download.skip``.
 
         Raises:
-            DataError: If this dataset has no converter, or the download is not as expected.
+            DataError: There is no converter, or the download has another form.
         """
-        raise DataError(f"{self.name} has no converter; it reads Arrow files that exist already.")
+        raise DataError(f"{self.name} has no converter; it reads existing Arrow files.")
 
     def asked(self, root: Path, kind: Kind) -> frozenset[int]:
-        """Return the numbers of all questions that the evaluation server asks; none if unknown."""
+        """Return the numbers of all questions in the server's test set; empty if unknown."""
         name = self.views[kind].asked_file
         path = self.beside(root, name) if name else None
         return frozenset(json.loads(path.read_text("utf-8"))) if path else frozenset()
 
     def paths(self, root: Path, patterns: tuple[str, ...]) -> list[Path]:
-        """Return the files of one split: by pattern, then in numeric order of the shards.
+        """Return the files of one split, by pattern and then in numeric order.
 
-        Files are looked for in ``root / name``, then in ``root``.
+        The files are in ``root / name`` or in ``root``.
 
         Raises:
-            MissingFilesError: If a pattern matches no file.
+            MissingFilesError: A pattern matches no file.
         """
         found: list[Path] = []
         missing: list[str] = []
@@ -194,22 +185,15 @@ class DatasetSpec:
         if missing:
             raise MissingFilesError(
                 f"{self.name}: no {', '.join(missing)} in {root / self.name} or {root}. "
-                f"Set the data root to the folder of your Arrow files, or make them: "
+                f"Set the data root to the folder of your Arrow files, or create them: "
                 f"python -m elip.data.convert {self.name} --root RAW --out {root}"
             )
         return found
 
     def beside(self, root: Path, file: str) -> Path | None:
-        """Return the path of a side file or folder in ``root / name`` or ``root``, if it is there.
-
-        Args:
-            root: The data root.
-            file: Name of the file or folder, for instance "tokenizer".
-        """
-        for folder in (root / self.name, root):
-            if (folder / file).exists():
-                return folder / file
-        return None
+        """Return the path of a file or folder beside the Arrow files, if it exists."""
+        paths = (root / self.name / file, root / file)
+        return next((path for path in paths if path.exists()), None)
 
 
 def _numeric(path: Path) -> tuple[str | int, ...]:

@@ -1,4 +1,4 @@
-"""The annotation formats that several caption datasets share."""
+"""Annotation formats shared by several caption datasets."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CAPTION = pa.schema(
         "split": pa.string(),
     }
 )
-"""Columns of an image with its captions."""
+"""An image with its captions."""
 
 SHARD = 100_000
-"""Images per file where a dataset is split over several files."""
+"""Images per file, if a dataset has several files."""
 
 
 def karpathy_rows(
     download: Download, annotations: Path, folder: str | None, files: Mapping[str, str]
 ) -> Iterator[Row]:
-    """Read Karpathy's COCO and Flickr30k annotations.
+    """Read Karpathy's annotations of COCO and Flickr30k.
 
-    Of an image with several entries, all captions count, and the split of the last, as in the
-    reference; so no image is in two splits.
+    An image with several entries gets all captions, and the split of the last entry, as in the
+    reference.
 
     Source: Karpathy and Fei-Fei, 2015, arXiv:1412.2306.
 
@@ -55,7 +55,7 @@ def karpathy_rows(
             download.skip("image of an unknown split", f"{name}, split {split}")
             continue
         if name in images:
-            download.skip("second entry of an image (its captions are kept)", name)
+            download.skip("second entry of an image (captions are kept)", name)
             captions = images[name][2] + captions
         images[name] = split, download.root / (folder or entry["filepath"]) / name, captions
     for name, (split, path, captions) in images.items():
@@ -63,13 +63,13 @@ def karpathy_rows(
 
 
 def pair_rows(download: Download, annotations: Path, file: str, split: str) -> Iterator[Row]:
-    """Read a list of [image path, caption]; neighbours with the same image become one row.
+    """Read a list of [image path, caption]; consecutive pairs of an image become one row.
 
     Args:
         download: The download.
         annotations: The JSON file.
-        file: Name of the Arrow files, of `SHARD` images each, with ``{}`` for their number.
-        split: What goes into the split column.
+        file: Name of the Arrow files of `SHARD` images, with ``{}`` for their number.
+        split: Value of the split column.
     """
     pairs = download.items(annotations, (str, str))
     for number, (path, group) in enumerate(groupby(pairs, key=lambda pair: pair[0])):
@@ -84,7 +84,7 @@ def pair_rows(download: Download, annotations: Path, file: str, split: str) -> I
 def caption_rows(
     download: Download, file: str, path: Path, captions: Iterable[str], image_id: str, split: str
 ) -> Iterator[Row]:
-    """Return the row of one image; empty captions are left out, and images without any."""
+    """Yield the row of one image; skip empty captions, and images without captions."""
     kept = []
     for caption in captions:
         if caption.strip():

@@ -33,7 +33,7 @@ class Coco(DatasetSpec):
     files = dict.fromkeys((*_TRAIN, *_VAL, *_TEST), CAPTION)
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read Karpathy's annotations and COCO's two folders of images."""
+        """Yield one row per image."""
         annotations = download.find("karpathy/dataset_coco.json", "dataset_coco.json")
         files = dict(zip(("train", "restval", "val", "test"), self.files, strict=True))
         return karpathy_rows(download, annotations, None, files)

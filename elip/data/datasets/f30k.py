@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _TRAIN = "f30k_caption_karpathy_train.arrow"
 _VAL = "f30k_caption_karpathy_val.arrow"
-_TEST = ("f30k_caption_karpathy_test.arrow",)
+_TEST = {"test": ("f30k_caption_karpathy_test.arrow",)}
 
 
 class Flickr30k(DatasetSpec):
@@ -22,16 +22,8 @@ class Flickr30k(DatasetSpec):
     name = "f30k"
     views = {
         "caption": View(
-            splits={
-                "train": {"train": (_TRAIN,)},
-                "val": {"val": (_VAL,)},
-                "test": {"test": _TEST},
-            },
-            official={
-                "train": {"train": (_TRAIN, _VAL)},
-                "val": {"test": _TEST},
-                "test": {"test": _TEST},
-            },
+            splits={"train": {"train": (_TRAIN,)}, "val": {"val": (_VAL,)}, "test": _TEST},
+            official={"train": {"train": (_TRAIN, _VAL)}, "val": _TEST, "test": _TEST},
             distinct=True,
         )
     }
@@ -41,10 +33,10 @@ class Flickr30k(DatasetSpec):
         "https://cs.stanford.edu/people/karpathy/deepimagesent"
     )
     layout = "karpathy/dataset_flickr30k.json and flickr30k-images/"
-    files = dict.fromkeys((_TRAIN, _VAL, *_TEST), CAPTION)
+    files = dict.fromkeys((_TRAIN, _VAL, *_TEST["test"]), CAPTION)
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read Karpathy's annotations and the folder of images."""
+        """Yield one row per image."""
         annotations = download.find("karpathy/dataset_flickr30k.json", "dataset_flickr30k.json")
         files = dict(zip(("train", "val", "test"), self.files, strict=True))
         return karpathy_rows(download, annotations, "flickr30k-images", files)

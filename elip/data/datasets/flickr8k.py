@@ -18,12 +18,11 @@ _HELD_OUT = 1000
 
 
 class Flickr8k(DatasetSpec):
-    """Flickr8k: five captions per image, 6,000 training images and 1,000 each to select and score.
+    """Flickr8k: five captions per image; 6,000 images to train and 1,000 each for val and test.
 
-    Two layouts are read. The authors' has ``Flickr8k.token.txt`` and ``Flicker8k_Dataset/``; the
-    widespread copy has ``captions.txt`` and ``Images/``. The splits are those of the authors'
-    ``Flickr_8k.{train,dev,test}Images.txt``. The copy often comes without these lists; then 1,000
-    images each are drawn for val and test, always the same.
+    The authors' layout has ``Flickr8k.token.txt`` and ``Flicker8k_Dataset/``, the common copy
+    ``captions.txt`` and ``Images/``. The splits are in ``Flickr_8k.{train,dev,test}Images.txt``.
+    Without these lists, val and test are a fixed random draw of 1,000 images each.
     """
 
     name = "flickr8k"
@@ -40,12 +39,12 @@ class Flickr8k(DatasetSpec):
     download = "its authors' request form, or a copy such as the one on Kaggle"
     layout = (
         "captions.txt and Images/, or Flickr8k.token.txt and Flicker8k_Dataset/; and "
-        "Flickr_8k.trainImages.txt, devImages.txt and testImages.txt where you have them"
+        "Flickr_8k.trainImages.txt, devImages.txt and testImages.txt if you have them"
     )
     files = {f"flickr8k_{split}.arrow": CAPTION for split in ("train", "val", "test")}
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read one row an image, with all its captions."""
+        """Yield one row per image."""
         path = download.find("captions.txt", "Flickr8k.token.txt")
         folder = download.find("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
         captions: dict[str, list[str]] = {}
@@ -55,7 +54,7 @@ class Flickr8k(DatasetSpec):
             captions.setdefault(entry["image"], []).append(entry["caption"].strip())
         splits = _listed(download.root) or _drawn(sorted(captions))
         for name in sorted(captions.keys() - splits.keys()):
-            download.skip("image that is in none of the split lists", name)
+            download.skip("image in no split list", name)
         for name, split in splits.items():
             said = captions.get(name, [])
             file = f"flickr8k_{split}.arrow"
@@ -73,7 +72,7 @@ def _entries(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _listed(root: Path) -> dict[str, str]:
-    """Return the split of each image by name; nothing where the lists do not come along."""
+    """Return the split of each image by name; empty if there are no lists."""
     paths = {
         split: root / f"Flickr_8k.{word}Images.txt"
         for split, word in (("train", "train"), ("val", "dev"), ("test", "test"))

@@ -29,12 +29,12 @@ class ConceptualCaptions(DatasetSpec):
         )
     }
 
-    download = "https://ai.google.com/research/ConceptualCaptions (addresses of images; fetch them)"
-    layout = "train_annot.json, val_annot.json and the images that they name"
+    download = "https://ai.google.com/research/ConceptualCaptions (image addresses)"
+    layout = "train_annot.json, val_annot.json and the images they list"
     files = {f"conceptual_caption_{split}_*.arrow": CAPTION for split in ("val", "train")}
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read both lists of [image path, caption]."""
+        """Yield one row per image."""
         for split in ("val", "train"):
             file = f"conceptual_caption_{split}_{{}}.arrow"
             yield from pair_rows(download, download.find(f"{split}_annot.json"), file, split)

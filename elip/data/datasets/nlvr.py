@@ -31,29 +31,24 @@ STATEMENT = pa.schema(
 """Sentences about one image, "True" or "False"."""
 
 PERMUTATIONS = 6
-"""Images of an example: the orders of its three boxes. The label holds for all of them."""
-
-VALIDATION_SHARE = 0.1
-"""Share of the training directories that is held out to select models."""
+"""Images per example: the orders of its three boxes, which share a label."""
 
 BOX, GAP = 100, 50
-"""Pixels: edge of a box, and distance between two boxes, in the corpus' images of 400 x 100."""
+"""Pixels: side of a box, and gap between two boxes, in the original images of 400 x 100."""
 
 TILED = 224
-"""Pixels: edge of the square picture that the three boxes are laid out on."""
+"""Pixels: side of the square image for the three boxes."""
 
 
 class Nlvr(DatasetSpec):
-    """The NLVR corpus: is a sentence true of an image?
+    """NLVR: is a sentence true of an image?
 
-    ``train`` without some whole directories, as its authors advise; the directories held out
-    select the model; ``dev`` scores it (the labels of the official test are not needed).
+    A tenth of the training directories selects the model (the authors advise to hold out whole
+    directories), and ``dev`` scores it.
 
-    The images are 400 x 100: a centre crop would cut two of the three boxes off, and squeezing
-    them into a square would leave objects of 10 pixels about 2 wide at usual sizes. Their boxes
-    are therefore laid out on a square of 224 x 224 pixels, two above one, unscaled and with a
-    margin of the corpus' own grey; that loses nothing, since a label holds for any order of the
-    boxes. 224 pixels scale to all usual sizes.
+    A centre crop of the 400 x 100 images would lose two of the three boxes. So the converter places
+    the boxes on a square of 224 x 224 pixels, two above one, unscaled, on the original grey. The
+    label does not depend on the order of the boxes.
     """
 
     name = "nlvr"
@@ -74,12 +69,12 @@ class Nlvr(DatasetSpec):
     subfolder = "nlvr"
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read a row for each of the six images of a sentence; make a tokenizer beside them."""
+        """Yield one row per image, six per sentence; create a tokenizer too."""
         train = list(statements(download, "train/train.json", by_folder=True))
         directories = sorted({str(entry["directory"]) for entry in train})
         if len(directories) < 2:
-            raise DataError("train.json has one directory only; none can be held out.")
-        count = max(1, round(VALIDATION_SHARE * len(directories)))
+            raise DataError("train.json has only one directory; none can be held out.")
+        count = max(1, round(0.1 * len(directories)))
         held_out = set(random.Random(0).sample(directories, count))
         words: set[str] = set()
         for entry in train:
@@ -111,13 +106,9 @@ def _rows(folder: Path, split: str, entry: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def tiled(data: bytes) -> bytes:
-    """Lay the three boxes of an image out on a square, two above one.
+    """Place the three boxes of a 400 x 100 image on a square; return it as a PNG.
 
-    Args:
-        data: An image file of 400 x 100 pixels.
-
-    Returns:
-        A PNG of `TILED` x `TILED` pixels, RGB; the image as it is if it has another size.
+    Images of another size stay as they are.
     """
     with Image.open(io.BytesIO(data)) as file:
         image = file.convert("RGB")

@@ -51,7 +51,7 @@ class Nlvr2(DatasetSpec):
     files = {f"nlvr2_{kind}{'_' if kind else ''}{split}.arrow": PAIR for split, kind in _SPLITS}
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read one row a pair of images, in order of first appearance, with all its sentences."""
+        """Yield one row per pair of images, in order of first appearance."""
         for (split, kind), file in zip(_SPLITS, self.files, strict=True):
             path = f"nlvr2/data/{kind}/{kind}_{split}.json" if kind else f"nlvr2/data/{split}.json"
             groups: dict[str, list[Any]] = {}
@@ -73,12 +73,12 @@ class Nlvr2(DatasetSpec):
 
 
 def statements(download: Download, path: str, by_folder: bool) -> Iterator[dict[str, Any]]:
-    """Yield the sentences of NLVR2 or NLVR that have a label: "True" or "False".
+    """Yield the entries of NLVR2 or NLVR with a sentence and a label, "True" or "False".
 
     Args:
         download: The download.
         path: The file of sentences.
-        by_folder: Whether each image lies in the folder that its entry names.
+        by_folder: Entries name the folder of their images.
     """
     shape = {"identifier": str, "sentence": str, "label": str | bool}
     shape |= {"directory": str | int} if by_folder else {}
@@ -87,4 +87,4 @@ def statements(download: Download, path: str, by_folder: bool) -> Iterator[dict[
         if entry["sentence"].strip() and label in ("True", "False"):
             yield {**entry, "label": label}
         else:
-            download.skip("no sentence or no label", entry["identifier"])
+            download.skip("missing sentence or label", entry["identifier"])

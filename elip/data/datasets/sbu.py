@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class Sbu(DatasetSpec):
-    """SBU captions: one caption per image, for training only."""
+    """SBU captions: one caption per image, only for training."""
 
     name = "sbu"
     views = {"caption": View(splits={"train": {"train": ("sbu_*.arrow",)}}, distinct=True)}
 
-    download = "https://www.cs.rice.edu/~vo9/sbucaptions (addresses of images; fetch them)"
-    layout = "annot.json and the images that it names"
+    download = "https://www.cs.rice.edu/~vo9/sbucaptions (image addresses)"
+    layout = "annot.json and the images it lists"
     files = {"sbu_*.arrow": CAPTION}
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read the list of [image path, caption]."""
+        """Yield one row per image."""
         return pair_rows(download, download.find("annot.json"), "sbu_{}.arrow", "train")

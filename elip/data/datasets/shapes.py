@@ -12,19 +12,15 @@ from elip.data.shapes.write import ANSWER_FILE, SPLITS, write_shapes
 
 def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> View:
     train, val, test = ({split: (f"shapes_{kind}_{split}.arrow",)} for split in SPLITS)
-    return View(
-        splits={"train": train, "val": val, "test": test},
-        num_answers=num_answers,
-        answer_file=answer_file,
-    )
+    splits = {"train": train, "val": val, "test": test}
+    return View(splits, num_answers=num_answers, answer_file=answer_file)
 
 
 class Shapes(DatasetSpec):
     """Two or three small colored shapes on a cluttered background, made on first use.
 
-    Most patches of a picture have nothing to do with a given sentence. All kinds of examples come
-    from the same scenes; entailment has its own drawings of them, half of which have a white card
-    that hides a part. Made once, in about ten seconds.
+    All kinds of examples come from the same scenes. Entailment has drawings of its own; in half of
+    them a white card hides a part. Drawing takes about ten seconds, once.
     """
 
     name = "shapes"
@@ -37,5 +33,5 @@ class Shapes(DatasetSpec):
     }
 
     def prepare(self, root: Path) -> None:
-        """Make the default dataset in ``root / "shapes"`` unless one is there."""
+        """Draw the default dataset in ``root / "shapes"``, unless it exists."""
         write_shapes(root / self.name)

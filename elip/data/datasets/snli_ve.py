@@ -29,7 +29,7 @@ _ENTRY = {"Flickr30K_ID": str | int, "gold_label": str, "sentence1": str, "sente
 
 
 class SnliVe(DatasetSpec):
-    """SNLI-VE: does an image contradict (0), leave open (1) or entail (2) a sentence?
+    """SNLI-VE: an image contradicts (0), leaves open (1) or entails (2) a sentence.
 
     By default dev selects the model and test scores it. The reference reports both.
     """
@@ -47,14 +47,14 @@ class SnliVe(DatasetSpec):
     files = {f"snli_{split}.arrow": ENTAILMENT for split in ("train", "dev", "test")}
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read one row an image, in order of first appearance, with all its sentences."""
+        """Yield one row per image, in order of first appearance."""
         for split in ("train", "dev", "test"):
             images: dict[str, list[Any]] = {}
             for entry in download.lines(download.find(f"snli_ve_{split}.jsonl"), _ENTRY):
                 number = str(entry["Flickr30K_ID"]).removesuffix(".jpg")
                 if entry["gold_label"] not in _CLASSES:
                     what = str(entry.get("pairID", number))
-                    download.skip("sentence whose class annotators do not agree on", what)
+                    download.skip("hypothesis without a gold label", what)
                 elif not entry["sentence2"].strip():
                     download.skip("empty hypothesis", str(entry.get("pairID", number)))
                 else:

@@ -17,7 +17,7 @@ _REGION = {"phrase": str, **dict.fromkeys(_BOX, int)}
 
 
 class VisualGenome(DatasetSpec):
-    """Visual Genome: descriptions of regions as captions of the whole image, for training only."""
+    """Visual Genome: region descriptions as captions of the whole image, only for training."""
 
     name = "vg"
     views = {"caption": View(splits={"train": {"train": ("vg.arrow",)}}, distinct=True)}
@@ -35,7 +35,7 @@ class VisualGenome(DatasetSpec):
     }
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read one row an image, with all its regions."""
+        """Yield one row per image."""
         annotations = download.find("annotations/region_descriptions.json")
         for entry in download.items(annotations, {"id": int | str, "regions": list}):
             number, regions = str(entry["id"]), []

@@ -32,9 +32,9 @@ def _columns(texts: pa.DataType, numbers: pa.DataType, scores: pa.DataType) -> p
 
 
 QUESTION = _columns(*(pa.list_(each) for each in (pa.string(), pa.int64(), pa.float64())))
-"""For each question its kept answers, their numbers and their soft scores."""
+"""For each question its frequent answers, their numbers and their soft scores."""
 
-_UNANSWERED = _columns(pa.null(), pa.null(), pa.null())  # the test splits hold no answers
+_UNANSWERED = _columns(pa.null(), pa.null(), pa.null())  # the test splits
 _TEST = {"test-dev": ("vqav2_test-dev.arrow",), "test-std": ("vqav2_test.arrow",)}
 _ANSWERED = ("train", "val", "rest_val", "trainable_val")
 _YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
@@ -46,12 +46,11 @@ class VqaV2(DatasetSpec):
     """VQA v2: questions with ten human answers each, as soft scores over the frequent answers.
 
     By default the images of `rest_val` select the model and all others train it. The reference
-    trains on train and val and selects on val.
+    trains on train and val and selects on val. `rest_val` is a fixed random draw of 1,000
+    validation images (in the reference the draw has no seed).
 
-    The kept answers by number go to ``vqav2_answers.json``, the numbers of all test questions to
-    ``vqav2_test_questions.json``: the evaluation server wants an answer to each. `rest_val` is a
-    fixed draw of 1,000 validation images (the reference takes the last 1,000 of an unseeded
-    shuffle).
+    The answers by number go to ``vqav2_answers.json``. The numbers of all test questions go to
+    ``vqav2_test_questions.json``, because the evaluation server requires an answer to each.
     """
 
     name = "vqav2"
@@ -80,7 +79,7 @@ class VqaV2(DatasetSpec):
     }
 
     def rows(self, download: Download) -> Iterator[Row]:
-        """Read one row an image, in order of first appearance, with all its questions."""
+        """Yield one row per image, in order of first appearance."""
         common = (
             entry["multiple_choice_answer"]
             for split in ("train", "val")
@@ -89,8 +88,8 @@ class VqaV2(DatasetSpec):
         answers = vocabulary(common)
         if not answers:
             raise DataError(
-                f"No answer is the commonest one of {MIN_COUNT} or more of the questions in "
-                f"{download.root}, so none would be kept. Give the whole annotation files."
+                f"No answer in {download.root} is the most common one of {MIN_COUNT} or more "
+                "questions, so none would be kept. Use the complete annotation files."
             )
         numbers = {answer: number for number, answer in enumerate(answers)}
         download.side_files["vqav2_answers.json"] = json.dumps(answers, indent=1) + "\n"
@@ -112,12 +111,12 @@ def _annotations(download: Download, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _answers(download: Download, split: str, numbers: Mapping[str, int]) -> dict[int, list[Scored]]:
-    """Return the scored answers of each question; of a repeated annotation the first counts."""
+    """Return the scored answers of each question; the first of repeated annotations counts."""
     answers: dict[int, list[Scored]] = {}
     for entry in _annotations(download, split):
         number = entry["question_id"]
         if number in answers:
-            download.skip("annotation whose question number occurs twice", f"question {number}")
+            download.skip("annotation with a repeated question number", f"question {number}")
             continue
         given = download.fitting(entry["answers"], {"answer": str}, f"question {number}")
         answers[number] = scored([one["answer"] for one in given], numbers)
@@ -135,7 +134,7 @@ def _rows(
         repeated = number in seen
         seen.add(number)
         if repeated:
-            download.skip("question whose number occurs twice", f"question {number}")
+            download.skip("question with a repeated number", f"question {number}")
         elif not entry["question"].strip():
             download.skip("empty question", f"question {number}")
         elif answers is not None and number not in answers:

@@ -1,4 +1,4 @@
-"""The built-in dataset: procedurally drawn pictures of a few small things, with their truth."""
+"""The built-in dataset: generated images of a few small objects, with full annotations."""
 
 from __future__ import annotations
 

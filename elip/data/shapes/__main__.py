@@ -1,4 +1,4 @@
-"""Command line: the built-in data in other sizes than the default.
+"""Draw the built-in data with other options than the default.
 
 ``python -m elip.data.shapes --root data --pixels 96 --train 20000``
 """
@@ -16,10 +16,10 @@ from elip.data.shapes.write import Options, write_shapes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the data in ``ROOT/shapes``, in place of what is there if that has other options.
+    """Draw the data in ``ROOT/shapes``, and replace existing data with other options.
 
     Returns:
-        The exit status: 0, or 2 after a mistake in what was given.
+        The exit status: 0; 2 after an error; 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="python -m elip.data.shapes", description="Draw the built-in shapes data."
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; what was begun is made when the data is next used.\n")
+        sys.stderr.write("Interrupted; the next use of the data completes it.\n")
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Drawing a scene: a cluttered grey-brown background, then the things in plain bright colors."""
+"""Drawing a scene: things in bright colors on a cluttered grey-brown background."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from elip.data.shapes.scene import COLORS, Scene
 
 _FINE = 8
-"""Masks are drawn this many times larger and scaled down, for smooth edges."""
+"""Masks are drawn at this scale and then reduced, for smooth edges."""
 
 
 def draw(scene: Scene) -> Image.Image:
-    """Return the RGB picture of a scene, the same to the bit for the same scene."""
+    """Return the RGB image of a scene; equal scenes give identical images."""
     rng = np.random.default_rng([*scene.seed, 1])
     image = _background(scene.pixels, rng)
     for thing in scene.things:
@@ -41,7 +41,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def _background(pixels: int, rng: np.random.Generator) -> Image.Image:
-    """Return soft blotches, grain in blocks of two pixels, and a dozen muted strokes."""
+    """Return soft blotches, grain in 2 x 2 blocks, and a dozen muted strokes."""
     base = rng.integers(85, 150)
     blotches = base + rng.integers(-28, 29, size=(5, 5, 1)) + rng.integers(-8, 9, size=(5, 5, 3))
     image = Image.fromarray(blotches.astype(np.uint8)).resize(
@@ -68,7 +68,7 @@ def _background(pixels: int, rng: np.random.Generator) -> Image.Image:
 
 @lru_cache(maxsize=256)
 def _mask(shape: str, edge: int) -> Image.Image:
-    """Return how much of each pixel the shape covers, [edge,edge] of 0 to 255."""
+    """Return the coverage of each pixel by the shape, [edge,edge] from 0 to 255."""
     side = edge * _FINE
     mask = Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(mask)

@@ -1,7 +1,7 @@
-"""What can be said of a scene: captions, questions, statements, hypotheses; and the words for it.
+"""Captions, questions, statements and hypotheses about a scene, and their vocabulary.
 
-Everything said follows from scenes and a random generator alone. A thing is "left of" another if
-its box ends where the other's begins or before; likewise right of, above, below.
+A thing is "left of" another if its box ends before the other's box begins; "right of", "above" and
+"below" are defined likewise.
 """
 
 from __future__ import annotations
@@ -17,17 +17,12 @@ from tokenizers import Tokenizer
 from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
 
 ANSWERS = (*COLORS, *SHAPES, *SIZES, "0", "1", "2", "3", "4", "yes", "no")
-"""All answers to the questions, by number."""
+"""The answers to all questions, by number."""
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = 0, 1, 2
 """SNLI-VE's class numbers."""
 
-_OPPOSITE = {
-    "left of": "right of",
-    "right of": "left of",
-    "above": "below",
-    "below": "above",
-}
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _WORDS = (
     "a above and are below both color has have how image images in is left many of one only "
     "right shape size the there thing things what . ?"
@@ -37,7 +32,7 @@ Item = TypeVar("Item")
 
 
 class Look(NamedTuple):
-    """What a thing looks like: one of `COLORS`, one of `SHAPES`."""
+    """One of `COLORS` and one of `SHAPES`."""
 
     color: str
     shape: str
@@ -48,25 +43,23 @@ class Look(NamedTuple):
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Return five different true captions, each about one or two things.
+    """Return five different true captions.
 
-    One names a thing; two say how two things lie to each other; two say that two things are
-    there. They are terse, and name size, color and shape of each thing: nearly every word can be
-    told from the picture only, which is what makes them quick to learn from, and few other
-    pictures satisfy them.
+    One names a thing, two give the relation of two things, and two name two things. Each names the
+    size, color and shape of its things, so nearly every word depends on the image.
     """
     pairs = _shuffled(permutations(scene.things, 2), rng)
-    lying = [f"{_terse(a)} {_relation(a, b, rng)} {_terse(b)}" for a, b in pairs[:2]]
+    relations = [f"{_terse(a)} {_relation(a, b, rng)} {_terse(b)}" for a, b in pairs[:2]]
     joined = [f"{_terse(a)} and {_terse(b)}" for a, b in pairs[-2:]]
-    return [_terse(_pick(scene.things, rng)), *lying, *joined]
+    return [_terse(_pick(scene.things, rng)), *relations, *joined]
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Return one to seven questions with their answers, from `ANSWERS`.
+    """Return one to seven questions with their answers.
 
-    Asked are: the color or shape of a thing that the question singles out (three at most), a
-    size, how many things there are (all, or of one color), and whether there is a certain thing.
-    The kinds are mixed so that no answer is much more frequent than the others.
+    They are about the color or shape of a unique thing (at most three), its size, the number of
+    things (all, or of one color), and whether a certain thing is there. The kinds are balanced so
+    that no answer is much more frequent than the others.
     """
     colors = Counter(thing.color for thing in scene.things)
     shapes = Counter(thing.shape for thing in scene.things)
@@ -93,7 +86,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def statements(scene: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]:
-    """Return four statements, half of them true: two that a thing is there, two how things lie.
+    """Return four statements, half of them true: two name a thing, two a relation.
 
     A false relation is the opposite of a true one.
     """
@@ -108,10 +101,10 @@ def statements(scene: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]
 
 
 def pair_statements(left: Scene, right: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]:
-    """Return two or four statements about two pictures, half of them true.
+    """Return two or four statements about two images, half of them true.
 
-    Two say that a thing is in the left or in the right image; the false one half the time names
-    a thing of the other image. Two say that a color is in both images, or in only one.
+    Two say that a thing is in the left or in the right image; half of the false ones name a thing
+    in the other image. Two say that a color is in both images, or in only one.
     """
     said = []
     for truth in (True, False):
@@ -142,9 +135,9 @@ def pair_statements(left: Scene, right: Scene, rng: np.random.Generator) -> list
 def hypotheses(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int]]:
     """Return three hypotheses that a thing is there, with their classes.
 
-    One names a thing to be seen (entailment). Two name things not to be seen: with a card in the
-    picture they may be under it (neutral), without one they are not there (contradiction). So
-    the sentence alone says nothing about the class.
+    One names a visible thing (entailment). Two name things that are not visible: if there is a card
+    they may be under it (neutral), otherwise they contradict the image. So the sentence alone does
+    not reveal the class.
     """
     unseen = NEUTRAL if scene.card else CONTRADICTION
     missing = _shuffled(_absent_looks(scene), rng)[:2]
@@ -154,7 +147,7 @@ def hypotheses(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int]]:
 
 
 def tokenizer() -> Tokenizer:
-    """Return the tokenizer of all that can be said."""
+    """Return the tokenizer for all these texts."""
     from elip.data.tokenize import word_tokenizer  # late: it imports transformers
 
     return word_tokenizer([*_WORDS.split(), *COLORS, *SHAPES, *SIZES])
@@ -177,7 +170,7 @@ def _present(scene: Scene, rng: np.random.Generator) -> Look:
 
 
 def _absent(scene: Scene, rng: np.random.Generator, among: Iterable[Look] = ()) -> Look:
-    """Return a look that no thing has: one of ``among`` if there is one, else any."""
+    """Return a look that no thing has, one of ``among`` if possible."""
     there = set(_looks(scene))
     return _pick([look for look in among if look not in there] or _absent_looks(scene), rng)
 
@@ -189,7 +182,7 @@ def _absent_looks(scene: Scene) -> list[Look]:
 
 
 def _relation(a: Thing, b: Thing, rng: np.random.Generator) -> str:
-    """Return one of the relations in which ``a`` stands to ``b``; there is always one."""
+    """Return one of the true relations of ``a`` to ``b``; there is always one."""
     holds = {
         "left of": a.box[2] <= b.box[0],
         "right of": b.box[2] <= a.box[0],

@@ -1,4 +1,4 @@
-"""What a picture of the built-in data shows: a few small things on a grid, drawn from a seed."""
+"""Scenes of the built-in data: a few small things on a grid, generated from a seed."""
 
 from __future__ import annotations
 
@@ -18,28 +18,21 @@ COLORS = {
     "cyan": (30, 215, 225),
 }
 SIZES = {"small": 0.17, "large": 0.25}
-"""Edge of a thing's box as a share of the image's edge."""
+"""Side of a thing's box as a fraction of the image's side."""
 
 CELLS = 4
-"""The picture is a grid of CELLS x CELLS cells; each holds at most one thing, in its middle.
+"""The image is a grid of CELLS x CELLS cells; each holds at most one thing, in its centre.
 
-With 8 x 8 patches a cell is 2 x 2 of them. Things that lie anywhere take a small vision transformer
-hours of one core to tell apart by shape; in the middle of cells they take it minutes."""
+With 8 x 8 patches a cell is 2 x 2 patches. A small vision transformer then learns shapes in minutes
+on one core; with things at arbitrary positions it takes hours."""
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom are the first pixels outside."""
+"""Left, top, right, bottom in pixels; right and bottom are exclusive."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object.
-
-    Attributes:
-        shape: One of `SHAPES`.
-        color: One of `COLORS`.
-        size: One of `SIZES`.
-        box: Where it is.
-    """
+    """One object: one of `SHAPES`, `COLORS` and `SIZES`, and its place."""
 
     shape: str
     color: str
@@ -49,13 +42,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The whole truth about one picture.
+    """The complete description of one image.
 
     Attributes:
-        seed: The numbers that everything about the picture follows from.
-        pixels: Edge of the square image.
-        things: Two or more things, no two of the same shape and color, none overlapping.
-        card: A white card that hides this part of the picture; nobody knows what is under it.
+        seed: Determines the scene and its drawing.
+        pixels: Side of the square image.
+        things: Two or more things that do not overlap; no two have the same shape and color.
+        card: A white card that hides this part of the image.
     """
 
     seed: tuple[int, ...]
@@ -64,7 +57,7 @@ class Scene:
     card: Box | None = None
 
     def to_json(self) -> str:
-        """Return the scene as a JSON object."""
+        """Return the scene as JSON."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
@@ -77,13 +70,13 @@ class Scene:
 
 
 def random_scene(seed: Sequence[int], pixels: int = 64, most: int = 3, card: bool = False) -> Scene:
-    """Return the scene that belongs to a seed.
+    """Return the scene of a seed.
 
     Args:
         seed: Non-negative integers, for instance (seed, split, index).
-        pixels: Edge of the image; below 48 shapes cannot be told apart.
-        most: Most things in a picture, 2 to 4; the more, the harder to learn.
-        card: Whether a card hides one cell.
+        pixels: Side of the image.
+        most: Maximum number of things, 2 to 4.
+        card: Let a card hide one cell.
     """
     rng = np.random.default_rng([*seed, 0])
     number = int(rng.integers(2, most + 1))
@@ -106,7 +99,7 @@ def _thing(cell: int, look: int, size: int, pixels: int, rng: np.random.Generato
 
 
 def _place(cell: int, edge: int, pixels: int) -> Box:
-    """Put a box into the middle of a cell."""
+    """Return a box in the centre of a cell."""
     pitch = pixels // CELLS
     left, top = (place * pitch + (pitch - edge) // 2 for place in (cell % CELLS, cell // CELLS))
     return left, top, left + edge, top + edge

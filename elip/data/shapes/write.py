@@ -1,4 +1,4 @@
-"""Making the built-in dataset: every scene of a seed, drawn, described and written to Arrow."""
+"""Writing the built-in dataset: scenes, their drawings and texts, in Arrow files."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ KINDS = tuple(_SCHEMAS)
 ANSWER_FILE = "shapes_answers.json"
 _MARKER = "shapes.json"
 _VERSION = 3
-"""Raise it when the same options give other files."""
+"""Increase it when the same options give other files."""
 
-_SCENES = (2, 10_000_000)  # a pair takes two; a split numbers its images within ten million
+_SCENES = (2, 10_000_000)  # a pair needs two; image numbers leave room for ten million per split
 _ALLOWED = {
     "pixels": (48, 4096), "things": (2, 4), "train": _SCENES, "val": _SCENES, "test": _SCENES,
     "seed": (0, 2**32 - 1),
@@ -46,18 +46,18 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class Options:
-    """How much is made, and of what size (``python -m elip.data.shapes --help``).
+    """The options of ``python -m elip.data.shapes``.
 
     Attributes:
-        pixels: Edge of the images.
-        things: Most things in a picture, 2 to 4; the more, the harder to learn.
+        pixels: Side of the images.
+        things: Maximum number of things per image, 2 to 4; more are harder to learn.
         train: Number of training scenes.
         val: Number of scenes for model selection.
-        test: Number of scenes for scores.
-        seed: What everything follows from; other seeds give other scenes.
+        test: Number of scenes for the reported scores.
+        seed: Other seeds give other scenes.
 
     Raises:
-        DataError: If one of them is out of range.
+        DataError: An option is out of range.
     """
 
     pixels: int = 64
@@ -68,7 +68,6 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check them."""
         for name, (least, most) in _ALLOWED.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value <= most:
@@ -78,24 +77,23 @@ class Options:
 
 
 def write_shapes(folder: Path, options: Options | None = None, progress: bool = True) -> Options:
-    """Make the dataset in a folder; does nothing if it is there already.
+    """Draw the dataset in a folder, unless it is complete.
 
     Writes ``shapes_{kind}_{split}.arrow`` in the layouts of COCO captions, VQAv2, NLVR2, SNLI-VE
-    and NLVR, each row with its scene's description as JSON (``scene``, or ``scene_0`` and
-    ``scene_1``), further `ANSWER_FILE` and the tokenizer. A scene follows from (seed, split,
-    number): no scene is in two splits. Of several processes one writes and the others wait. What
-    was interrupted, or has lost a file, is made again as it was meant to be.
+    and NLVR, with the scene as JSON in every row (``scene``, or ``scene_0`` and ``scene_1``); also
+    `ANSWER_FILE` and the tokenizer. If several processes call this, one draws and the others wait.
+    An interrupted or incomplete dataset is drawn again with its own options.
 
     Args:
-        folder: Where the files go.
-        options: What to make; None keeps what is there, or makes the default.
-        progress: Whether a progress bar is shown.
+        folder: Folder of the files.
+        options: What to draw; None keeps what exists, or draws the default.
+        progress: Show a progress bar.
 
     Returns:
-        What is there now.
+        The options of the dataset.
 
     Raises:
-        DataError: If the file that states what is there is damaged.
+        DataError: The file with the options is damaged.
     """
     stated, is_whole = _stated(folder)  # before locking: the folder may be read-only
     if stated and is_whole and options in (None, stated):
@@ -109,12 +107,9 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
         options = options or stated or Options()
         card = {"version": _VERSION, **asdict(options)}
         write_json(folder / _MARKER, card | {"unfinished": True})
-        columns = (
-            TextColumn("Drawing the built-in shapes data"),
-            BarColumn(),
-            MofNCompleteColumn(),
-        )
-        with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
+        title = TextColumn("Drawing the built-in shapes data")
+        columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=not progress) as bar:
             task = bar.add_task("", total=options.train + options.val + options.test)
             for split in SPLITS:
                 _write_split(folder, split, options, lambda: bar.advance(task))
@@ -126,7 +121,7 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
 
 
 def _stated(folder: Path) -> tuple[Options | None, bool]:
-    """Return what a folder holds or was to hold, and whether all of that is there."""
+    """Return the options of a folder's dataset, and whether the dataset is complete."""
     path = folder / _MARKER
     if not path.exists():
         return None, False
@@ -135,7 +130,7 @@ def _stated(folder: Path) -> tuple[Options | None, bool]:
         options = Options(**{field.name: card[field.name] for field in fields(Options)})
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} is damaged ({error}). Delete it; the data is drawn anew."
+            f"{path} is damaged ({error}). Delete it to draw the data again."
         ) from error
     files = [_file(folder, kind, split) for kind in KINDS for split in SPLITS]
     whole = card == {"version": _VERSION, **asdict(options)}
@@ -181,7 +176,7 @@ def _schema(kind: str) -> pa.Schema:
 def _rows(
     scene: Scene, image: bytes, split: str, index: int, rng: np.random.Generator
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the rows about one picture, by kind."""
+    """Return the rows of one image, by kind."""
     identifier, number = f"{split}-{index}", SPLITS.index(split) * 10_000_000 + index
     seen = {"image": image, "scene": scene.to_json()}
     asked = language.questions(scene, rng)
