@@ -86,15 +86,14 @@ class ArrowTable:
         self.has_target = with_target == {True}
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("paths", "columns", "distinct", "num_classes", "_offsets")
-        return {name: self.__dict__[name] for name in kept}
+        opened = ("_batches", "_files", "_starts")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
 
     def __str__(self) -> str:
-        """Return the paths of the files."""
         return ", ".join(map(str, self.paths))
 
     def _num_texts(self, number: int) -> NDArray[np.int64]:
@@ -194,9 +193,8 @@ class ArrowTable:
         if not self.has_target or self.columns.answers is None:
             return words
         for batch, (path, _) in zip(self._batches, self._files, strict=True):
-            labels, texts = (
-                _flat(batch.column(name)) for name in (self.columns.target, self.columns.answers)
-            )
+            labels = pc.list_flatten(batch.column(self.columns.target), recursive=True)
+            texts = pc.list_flatten(batch.column(self.columns.answers), recursive=True)
             if len(labels) != len(texts):
                 raise DataError(f"{path}: some answers have a word or a number, but not both.")
             numbers, first = np.unique(labels.to_numpy(zero_copy_only=False), return_index=True)
@@ -263,17 +261,7 @@ def _checked(batch: pa.RecordBatch, columns: Columns, path: Path) -> pa.RecordBa
     return batch
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
 def _leaf(kind: pa.DataType) -> pa.DataType:
-    while _is_list(kind):
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
     return kind
-
-
-def _flat(column: pa.Array) -> pa.Array:
-    while _is_list(column.type):
-        column = column.flatten()
-    return column

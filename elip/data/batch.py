@@ -6,8 +6,9 @@ in pixels, A answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -103,14 +104,7 @@ class Batch:
     masked_places: int | None = None
 
     def __len__(self) -> int:
-        """Return B."""
         return len(self.example)
-
-    def rows(self, which: slice) -> Batch:
-        """Return some of the examples."""
-        part: Batch = _map(self, lambda tensor: tensor[which])
-        strings, keys, numbers = self.strings[which], self.keys[which], self.numbers[which]
-        return replace(part, strings=strings, keys=keys, numbers=numbers)
 
     def host_numbers(self) -> list[tuple[int, int]]:
         """Return ``numbers``; if they are empty, copy them from the device, which synchronises."""
@@ -149,21 +143,22 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        moved: Batch = _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return moved
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned memory (the data loader calls this)."""
-        pinned: Batch = _map(self, Tensor.pin_memory)
-        return pinned
+        return _map(self, Tensor.pin_memory)
 
 
 def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def _map(part: Any, function: Any) -> Any:
-    changed = {}
+Part = TypeVar("Part", Batch, TextBatch)
+
+
+def _map(part: Part, function: Callable[[Tensor], Tensor]) -> Part:
+    changed: dict[str, Any] = {}
     for field in fields(part):
         value = getattr(part, field.name)
         if isinstance(value, Tensor):

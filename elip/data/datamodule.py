@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,21 +118,13 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.eval_config = DatasetConfig(
-            transform=TRANSFORMS[eval_transform],
-            image_size=image_size,
-            train=False,
-            seed=seed,
-            limit=eval_limit,
-            skip_bad=skip_bad,
-            exclude_own=exclude_own,
-        )
-        self.train_config = replace(
-            self.eval_config,
-            transform=TRANSFORMS[train_transform],
-            train=True,
-            limit=train_limit,
-            fast=fast_decode,
-        )
+            TRANSFORMS[eval_transform], image_size, train=False, seed=seed, limit=eval_limit,
+            skip_bad=skip_bad, exclude_own=exclude_own,
+        )  # fmt: skip
+        self.train_config = DatasetConfig(
+            TRANSFORMS[train_transform], image_size, train=True, seed=seed, limit=train_limit,
+            fast=fast_decode, exclude_own=exclude_own,
+        )  # fmt: skip
         self.spec: SampleSpec | None = None
         self._tables: dict[tuple[str, ...], ArrowTable] = {}
         self._examples: dict[str, Examples] = {}
@@ -327,7 +318,12 @@ class DataModule(LightningDataModule):
         seed, size = self.eval_config.seed, len(examples)
         sampler = DistributedBatchSampler(size, batch_size, train, seed, rank, world_size)
         collate = Collator(self.encoder, self._needed_spec().masked, seed, self.info.num_answers)
-        num_done = self._num_done if train else _none_done
+
+        def num_done() -> int:
+            if self.trainer is None or not train:
+                return 0
+            return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
         workers = self._resolved_workers()
         return Loader(examples, sampler, collate, workers, self.prefetch_factor, num_done)
 
@@ -346,12 +342,6 @@ class DataModule(LightningDataModule):
         if self.spec is None:
             raise DataError("The data has no task yet: call setup() or set `spec`.")
         return self.spec
-
-    def _num_done(self) -> int:
-        """Return how many batches of the current epoch Lightning has processed."""
-        if self.trainer is None:
-            return 0
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
 
 class Loader:
@@ -386,7 +376,6 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Return the number of batches in a whole epoch, including empty ones."""
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -412,10 +401,6 @@ class Loader:
                 "examples. Later epochs are not affected.",
                 ", ".join(changed),
             )
-
-
-def _none_done() -> int:
-    return 0
 
 
 def _quiet_tokenizers(_: int) -> None:

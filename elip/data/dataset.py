@@ -107,7 +107,6 @@ class Examples(Dataset[Example | None]):
             raise DataError(f"There is no example in {', '.join(map(str, tables)) or 'no file'}.")
 
     def __len__(self) -> int:
-        """Return the number of examples."""
         return int(self._ends[-1]) if self._ends else 0
 
     @property
@@ -184,15 +183,12 @@ class Examples(Dataset[Example | None]):
     # The purposes below seed the draws: other names would give other negatives.
 
     def _negative_images(self, index: SampleIndex, number: int, row: int) -> Pixels | None:
-        if not self.spec.negative_images:
-            return None
         rng, table = sample_rng(self.config.seed, index, "false images"), self.tables[number]
         items = self._others(number, row, self.spec.negative_images, rng)
-        return np.concatenate([self._decode(table, table.locate(i)[0], rng) for i in items])
+        images = [self._decode(table, table.locate(item)[0], rng) for item in items]
+        return np.concatenate(images) if images else None
 
     def _negative_texts(self, index: SampleIndex, number: int, row: int) -> tuple[str, ...]:
-        if not self.spec.negative_texts:
-            return ()
         rng, table = sample_rng(self.config.seed, index, "false texts"), self.tables[number]
         items = self._others(number, row, self.spec.negative_texts, rng)
         return tuple(table.text(*table.locate(item)) for item in items)
@@ -204,7 +200,7 @@ class Examples(Dataset[Example | None]):
         own = table.items(row) if self.config.exclude_own else range(0)
         first, last = own.start, min(own.stop, end)
         candidates = end - (last - first)
-        if candidates < 1:
+        if count and candidates < 1:
             raise DataError(f"{table.where(row)}: there is no other image to draw negatives from.")
         drawn = [rng.randrange(candidates) for _ in range(count)]
         return [item if item < first else item + last - first for item in drawn]

@@ -97,7 +97,6 @@ class DistributedBatchSampler(Sampler[list[SampleIndex]]):
         return range(first, last)
 
     def __len__(self) -> int:
-        """Return the number of batches in a whole epoch."""
         if self.train:
             return self.num_examples // (self.batch_size * self.world_size)
         return -(-len(self._own_examples()) // self.batch_size)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -233,9 +234,8 @@ def training_texts(folder: Path) -> Iterator[str]:
             for number in range(reader.num_record_batches):
                 for name in sorted(names):
                     column = reader.get_batch(number).column(name)
-                    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-                        column = column.flatten()
-                    yield from filter(None, column.to_pylist())
+                    texts = pc.list_flatten(column, recursive=True)
+                    yield from filter(None, texts.to_pylist())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

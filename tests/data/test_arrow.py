@@ -148,9 +148,9 @@ TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def read_all(path: Path, kind: str) -> int:
     """Read every cell of a file as a run does; return the number of examples."""
-    table = ArrowTable([path], LAYOUT[kind], num_classes=3)  # type: ignore[index]
+    table = ArrowTable([path], LAYOUT[kind], num_classes=3)
     config = DatasetConfig(TRANSFORMS["clip"], 8, train=False)
-    found = Examples([table], SampleSpec(kind), config)  # type: ignore[arg-type]
+    found = Examples([table], SampleSpec(kind), config)
     collate = Collator(TextTokenizer(wrap(tokenizer()), length=12), num_answers=5)
     return sum(len(collate([found[i]]) or ()) for i in range(len(found)))
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from elip.data.convert import Report, main
 from elip.data.convert import convert as converted
 from elip.data.datasets import DataError, find_dataset
 from elip.data.datasets.captions import CAPTION
+from elip.data.download import mismatch
 from elip.data.transforms import TRANSFORMS
 
 TRAIN = "f30k_caption_karpathy_train.arrow"
@@ -124,49 +123,27 @@ def annotation(number: int, answer: str, *others: str) -> dict[str, Any]:
 
 
 REGION = {"region_id": 7, "width": 1, "height": 2, "x": 3, "y": 4, "phrase": "a cat"}
-QUESTIONS = [question(1), question(2, 2)]
 TWOS = [annotation(number, "2") for number in range(1, 11)]
-Case = tuple[str, Callable[[Path, list[Any]], Path], list[Any]]
-CASES: dict[str, Case] = {
-    "f30k": ("f30k", flickr, [karpathy(split, f"{name}.jpg", ["x"]) for split, name in
-                              (("train", "a"), ("train", "b"), ("val", "c"))]),
-    "sbu": ("sbu", pairs, [["a.jpg", "x"], ["b.jpg", "y"]]),
-    "vg": ("vg", genome, [{"id": number, "regions": [REGION]} for number in (1, 2)]),
-    "snli": ("snli_ve", snli, [entailment(image, "neutral", "h") for image in "12"]),
-    "nlvr2": ("nlvr2", nlvr2, [
-        {"identifier": f"{pair}-0-0", "sentence": "s", "label": "True", "directory": "1"}
-        for pair in "ab"
-    ]),
-    "questions": ("vqav2", lambda raw, given: vqa(raw, given, TWOS), QUESTIONS),
-}  # fmt: skip
-WRONG: list[Any] = [
-    None, [], "\ud800", [{"raw": None, "phrase": "x", "width": "a", "answer": 5}],
-]  # fmt: skip
+ENTRY = {"id": int | str, "parts": list, "pair": (str, float)}
 
 
-def spoilt(entry: Any) -> Iterator[Any]:
-    """Yield variants of the entry with a wrong or missing part, and values that are not entries."""
-    yield from WRONG
-    for key in range(len(entry)) if isinstance(entry, list) else entry:
-        for wrong in WRONG:
-            changed = copy.deepcopy(entry)
-            changed[key] = wrong
-            yield changed
-        changed = copy.deepcopy(entry)
-        del changed[key]
-        yield changed
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_wrong_entry_is_counted_and_the_others_are_kept(tmp_path: Path, name: str) -> None:
-    dataset, lay_out, entries = CASES[name]
-    whole = convert(dataset, lay_out(tmp_path, entries), tmp_path / "out", check=False)
-    for entry in spoilt(entries[0]):
-        lay_out(tmp_path, [entry, *entries[1:]])
-        report = convert(dataset, tmp_path, tmp_path / "out", check=False)
-        assert sum(report.rows.values()) > 0, entry
-        lost = any(count < whole.rows[file] for file, count in report.rows.items())
-        assert not lost or report.skipped, entry
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"id": None}, "id null is not a whole number or text"),
+        ({"id": True}, "id true is not a whole number"),
+        ({"id": "\ud800"}, "not valid Unicode"),
+        ({"parts": {}}, "parts {} is not a list"),
+        ({"pair": ["a"]}, "is not a list [text, number]"),
+        ({"pair": ["a", "b"]}, '"b" is not a number'),
+    ],
+)
+def test_a_malformed_entry_is_described(changed: dict[str, Any], problem: str) -> None:
+    entry = {"id": 1, "parts": [], "pair": ["a", 1.0, "more"], "more": None}
+    assert mismatch(entry, ENTRY) == ""
+    assert problem in mismatch(entry | changed, ENTRY)
+    assert "id is missing" in mismatch({}, ENTRY)
+    assert "is not an object" in mismatch([], ENTRY)
 
 
 def test_everything_left_out_is_counted_and_listed(tmp_path: Path) -> None:

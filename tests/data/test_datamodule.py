@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -18,7 +17,7 @@ from elip.data.batch import Batch, SampleSpec
 from elip.data.datamodule import DataModule
 from elip.data.datasets.base import DataError, MissingFilesError
 from elip.data.sampling import DistributedBatchSampler, SampleIndex
-from tests.data.tiny import Tiny, captions, noise, png, write, write_tiny
+from tests.data.tiny import captions, noise, png, write, write_tiny
 
 SPEC = SampleSpec("caption", masked=True, negative_images=1)
 TINY, SECOND = "tests.data.tiny.Tiny", "tests.data.tiny.Second"
@@ -67,21 +66,6 @@ def test_a_list_of_answers_must_match_the_files(root: Path) -> None:
     (root / "answers.json").write_text('["yes", "n')
     with pytest.raises(DataError, match=r"answers\.json is not JSON"):
         module(root)
-
-
-class AnswersElsewhere(Tiny):
-    name = "elsewhere"
-    views = {"question": dataclasses.replace(Tiny.views["question"], answer_file="others.json")}
-
-
-def test_datasets_with_different_answers_cannot_be_joined(root: Path) -> None:
-    (root / "answers.json").write_text('["yes", "no", "maybe"]')
-    (root / "others.json").write_text('["yes", "no", "maybe", "2"]')
-    joined = [TINY, f"{__name__}.AnswersElsewhere"]
-    with pytest.raises(DataError, match="different answers cannot be joined"):
-        module(root, datasets=joined)
-    (root / "others.json").write_text('["yes", "no", "maybe"]')
-    assert module(root, datasets=joined).info.num_answers == 3
 
 
 def test_wrong_options(root: Path) -> None:
@@ -291,11 +275,6 @@ def test_resuming_with_another_batch_size_warns(
         last, again = tmp_path / "saved" / "last.ckpt", saver(tmp_path / "saved")
         fit(root, again, last=last, batch_size=3)
     assert "had other batch_size" in caplog.text
-
-
-def test_prediction_goes_through_each_test_split_in_order(root: Path) -> None:
-    found = trainer().predict(Toy(), module(root, spec=None))
-    assert found == [[[0, 1, 2, 3], [4, 5, 6, 7], [8]], [[0, 1, 2, 3], [4, 5]]]
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")

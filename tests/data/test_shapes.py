@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from elip.data.datasets import DataError, find_dataset
 from elip.data.shapes import Options, Scene, language, random_scene, write_shapes
 from elip.data.shapes.__main__ import main
 from elip.data.shapes.draw import draw
@@ -211,13 +210,6 @@ def test_the_same_options_give_the_same_files_and_a_seed_others(tmp_path: Path) 
 SHIPPED = "f66d360a895faad3"
 
 
-def test_size_and_number_of_things_are_options(tmp_path: Path) -> None:
-    write_shapes(tmp_path, Options(pixels=96, things=4, train=60, val=2, test=2), progress=False)
-    seen = list(rows(tmp_path, "caption"))
-    assert Image.open(io.BytesIO(seen[0]["image"])).size == (96, 96)
-    assert {len(things(row)) for row in seen} == {2, 3, 4}
-
-
 def test_the_tokenizer_knows_every_word(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
     assert [tokenizer.id_to_token(i) for i in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
@@ -266,15 +258,6 @@ def test_wrong_options_change_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", ['{"version": 3, "pix', "[]"])
-def test_a_damaged_options_file(tmp_path: Path, content: str) -> None:
-    (tmp_path / "shapes").mkdir()
-    (tmp_path / "shapes" / "shapes.json").write_text(content)
-    with pytest.raises(DataError, match=r"shapes\.json is damaged .*Delete it"):
-        find_dataset("shapes").prepare(tmp_path)
-    assert not list(tmp_path.rglob("*.arrow"))
-
-
 def _make(folder: Path) -> None:
     write_shapes(folder, Options(train=30, val=2, test=2), progress=False)
 
@@ -288,12 +271,3 @@ def test_several_processes(tmp_path: Path) -> None:
         maker.join()
     assert [maker.exitcode for maker in makers] == [0, 0, 0]
     assert len(list(rows(tmp_path, "statement"))) == 30
-
-
-def test_the_dataset_finds_its_files(folder: Path) -> None:
-    dataset = find_dataset("shapes")
-    for view in dataset.views.values():
-        for splits in view.splits.values():
-            for patterns in splits.values():
-                assert dataset.paths(folder.parent, patterns)
-    assert dataset.beside(folder.parent, "tokenizer") == folder / "tokenizer"

@@ -131,7 +131,6 @@ class DatasetSpec:
     Attributes:
         name: Name on the command line, in lower case.
         views: The examples, by kind.
-        download: Where to get the official download.
         layout: The expected contents of the download's folder.
         files: The Arrow files that the converter writes, with their columns. A name with a ``*``
             stands for any number of files.
@@ -140,7 +139,6 @@ class DatasetSpec:
 
     name: ClassVar[str]
     views: ClassVar[Mapping[Kind, View]]
-    download: ClassVar[str] = ""
     layout: ClassVar[str] = ""
     files: ClassVar[Mapping[str, pa.Schema]] = {}
     subfolder: ClassVar[str] = ""

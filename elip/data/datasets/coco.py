@@ -28,7 +28,6 @@ class Coco(DatasetSpec):
         )
     }
 
-    download = "https://cocodataset.org and https://cs.stanford.edu/people/karpathy/deepimagesent"
     layout = "karpathy/dataset_coco.json, train2014/ and val2014/"
     files = dict.fromkeys((*_TRAIN, *_VAL, *_TEST), CAPTION)
 

@@ -28,10 +28,6 @@ class Flickr30k(DatasetSpec):
         )
     }
 
-    download = (
-        "https://shannon.cs.illinois.edu/DenotationGraph and "
-        "https://cs.stanford.edu/people/karpathy/deepimagesent"
-    )
     layout = "karpathy/dataset_flickr30k.json and flickr30k-images/"
     files = dict.fromkeys((_TRAIN, _VAL, *_TEST["test"]), CAPTION)
 

@@ -36,7 +36,6 @@ class Flickr8k(DatasetSpec):
             distinct=True,
         )
     }
-    download = "its authors' request form, or a copy such as the one on Kaggle"
     layout = (
         "captions.txt and Images/, or Flickr8k.token.txt and Flicker8k_Dataset/; and "
         "Flickr_8k.trainImages.txt, devImages.txt and testImages.txt if you have them"

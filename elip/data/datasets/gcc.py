@@ -29,7 +29,6 @@ class ConceptualCaptions(DatasetSpec):
         )
     }
 
-    download = "https://ai.google.com/research/ConceptualCaptions (image addresses)"
     layout = "train_annot.json, val_annot.json and the images they list"
     files = {f"conceptual_caption_{split}_*.arrow": CAPTION for split in ("val", "train")}
 

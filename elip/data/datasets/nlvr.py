@@ -63,7 +63,6 @@ class Nlvr(DatasetSpec):
         )
     }
 
-    download = "https://lil.nlp.cornell.edu/nlvr"
     layout = "train/train.json, dev/dev.json and their images in train/images/ and dev/images/"
     files = {f"nlvr_{split}.arrow": STATEMENT for split in ("train", "val", "dev")}
     subfolder = "nlvr"

@@ -46,7 +46,6 @@ class Nlvr2(DatasetSpec):
             num_answers=2,
         )
     }
-    download = "https://lil.nlp.cornell.edu/nlvr"
     layout = "nlvr2/data/ with its JSON files, images/train/, dev/ and test1/"
     files = {f"nlvr2_{kind}{'_' if kind else ''}{split}.arrow": PAIR for split, kind in _SPLITS}
 

@@ -18,7 +18,6 @@ class Sbu(DatasetSpec):
     name = "sbu"
     views = {"caption": View(splits={"train": {"train": ("sbu_*.arrow",)}}, distinct=True)}
 
-    download = "https://www.cs.rice.edu/~vo9/sbucaptions (image addresses)"
     layout = "annot.json and the images it lists"
     files = {"sbu_*.arrow": CAPTION}
 

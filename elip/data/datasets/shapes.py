@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from elip.data.batch import Kind
-from elip.data.datasets.base import DatasetSpec, View
+from elip.data.datasets.base import DatasetSpec, Splits, View
 from elip.data.shapes.language import ANSWERS
 from elip.data.shapes.write import ANSWER_FILE, SPLITS, write_shapes
 
 
 def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> View:
     train, val, test = ({split: (f"shapes_{kind}_{split}.arrow",)} for split in SPLITS)
-    splits = {"train": train, "val": val, "test": test}
+    splits: Splits = {"train": train, "val": val, "test": test}
     return View(splits, num_answers=num_answers, answer_file=answer_file)
 
 

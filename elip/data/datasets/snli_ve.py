@@ -42,7 +42,6 @@ class SnliVe(DatasetSpec):
             num_answers=3,
         )
     }
-    download = "https://github.com/necla-ml/SNLI-VE, and the images of Flickr30k"
     layout = "snli_ve_train.jsonl, snli_ve_dev.jsonl, snli_ve_test.jsonl and Flickr30K/images/"
     files = {f"snli_{split}.arrow": ENTAILMENT for split in ("train", "dev", "test")}
 

@@ -21,7 +21,6 @@ class VisualGenome(DatasetSpec):
 
     name = "vg"
     views = {"caption": View(splits={"train": {"train": ("vg.arrow",)}}, distinct=True)}
-    download = "https://homes.cs.washington.edu/~ranjay/visualgenome"
     layout = "annotations/region_descriptions.json, images/VG_100K/ and images/VG_100K_2/"
     files = {
         "vg.arrow": pa.schema(

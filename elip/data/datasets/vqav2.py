@@ -71,7 +71,6 @@ class VqaV2(DatasetSpec):
             asked_file="vqav2_test_questions.json",
         )
     }
-    download = "https://visualqa.org/download.html"
     layout = "the v2_*.json files, train2014/, val2014/ and test2015/"
     files = {
         **{f"vqav2_{split}.arrow": QUESTION for split in _ANSWERED},

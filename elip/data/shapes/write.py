@@ -70,7 +70,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, (least, most) in _ALLOWED.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or not least <= value <= most:
+            if not least <= value <= most:
                 raise DataError(
                     f"{name} of the shapes data is {value!r}; it must be {least} to {most}."
                 )
