@@ -311,21 +311,14 @@ def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
     Columns: `CELL`, ``group``, ``family``, ``acts``, ``metric``, ``seeds``, ``score`` and ``share``
     with ``_low`` and ``_high``, and the medians of `COSTS`.
     """
-    rows = []
-    about = ["group", "family", "acts", "metric"]
-    for cell, group in scores.groupby(CELL, sort=False):
-        row = dict(zip(CELL, cell, strict=True)) | group.iloc[0][about].to_dict()
-        row["seeds"] = len(group)
-        for name in ("score", "share"):
-            found = t_interval(group[name].to_numpy(float))
-            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        rows.append(row)
-    ends = [f"{name}_{end}" for name in ("score", "share") for end in ("low", "high")]
-    if not rows:
-        return pd.DataFrame(columns=[*CELL, *about, "seeds", "score", "share", *ends, *COSTS])
-    costs = scores[[*CELL, *COSTS]].astype(dict.fromkeys(COSTS, float)).groupby(CELL).median()
-    frame = pd.DataFrame(rows).merge(costs.reset_index(), on=CELL)
-    return frame.astype(dict.fromkeys(ends, float))
+    groups = scores.astype(dict.fromkeys(COSTS, float)).groupby(CELL, sort=False)
+    frame = groups[["group", "family", "acts", "metric"]].first().assign(seeds=groups.size())
+    for name in ("score", "share"):
+        found = [t_interval(values.to_numpy(float)) for _, values in groups[name]]
+        frame[name] = [each.value for each in found]
+        frame[f"{name}_low"] = np.array([each.low for each in found], dtype=float)
+        frame[f"{name}_high"] = np.array([each.high for each in found], dtype=float)
+    return frame.join(groups[list(COSTS)].median()).reset_index()
 
 
 def over_tasks(scores: pd.DataFrame) -> pd.DataFrame:

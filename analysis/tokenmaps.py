@@ -1,8 +1,8 @@
-"""Which patches reducers keep, merge or drop, drawn over the image, side by side.
+"""Draw which patches reducers keep, merge or drop, side by side.
 
     python -m analysis.tokenmaps RUNS [RUNS ...] --out maps.png [--stages] [--image test-3-0]
 
-``RUNS`` are folders in which ``run_experiment.py predict`` left token maps, searched at any depth.
+``RUNS`` are folders, searched at any depth for token maps of ``run_experiment.py predict``.
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ from analysis.figures import FAMILY_COLOURS, INK, MUTED, style
 from elip.record import RECORD_NAME
 
 TILE = 288
-"""Pixels a side of a drawn image."""
+"""Width and height of a drawn image in pixels."""
 
 _DROPPED, _MERGED = 0.12, 0.4
 """Brightness of a dropped patch, and of one in a very large group."""
 
 _TINT = 0.22
-"""How far a merged patch takes the colour of its group."""
+"""Share of its group's colour in a merged patch."""
 
 _GROUPS = ("#ffd23f", "#3fd0ff", "#ff7ab8", "#8dff6e", "#ff8a3d", "#b69cff", "#2ee6b6", "#ff5252")
-# Background that dropped patches fade to.
 _DARK = np.array([18, 20, 24], dtype=float)
 
 # Inches.
 _PANEL, _GAP, _TITLE, _HEADING, _MARGIN = 1.1, 0.1, 0.32, 0.36, 0.1
-_LEGEND = "as it was: kept     within one colour: merged into one token     dark: dropped"
+_LEGEND = "unchanged: kept     outlined in one colour: merged into one token     dark: dropped"
 
 Key = tuple[str, int, int]
-"""Split, example and image: the same for every reducer."""
+"""Split, example and image."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Stage:
     Attributes:
         where: "block" or "fusion layer".
         layer: Its number, from 0.
-        origin: For each patch the token that stands for it from then on, or -1.
+        origin: For each patch, the token that represents it afterwards, or -1.
     """
 
     where: str
@@ -64,28 +63,28 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        """How many tokens stand for a patch."""
+        """Number of tokens that represent a patch."""
         return len({token for token in self.origin if token >= 0})
 
     @property
     def dropped(self) -> int:
-        """How many patches no token stands for."""
+        """Number of dropped patches."""
         return self.origin.count(-1)
 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """What one reducer did to one image beside one text.
+    """What one reducer did to one image with its text.
 
     Attributes:
-        reducer: Class name, and options where several of one class differ in them.
-        family: The idea of the method, in one word.
-        keep_ratio: As asked; None where there is none.
+        reducer: Class name, with the options that differ between its runs.
+        family: Family of the method.
+        keep_ratio: The configured keep ratio, if any.
         grid: Rows and columns of patches.
         image: The PNG file.
         key: Split, example and image.
         text: The text.
-        stages: The reductions in their order.
+        stages: The reductions in order.
     """
 
     reducer: str
@@ -99,7 +98,7 @@ class TokenMap:
 
     @property
     def title(self) -> str:
-        """Name and keep ratio."""
+        """The name, and the keep ratio if there is one."""
         if self.keep_ratio is None or not self.stages:
             return self.reducer
         return f"{self.reducer} {self.keep_ratio:g}"
@@ -117,7 +116,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _File:
-    """What ``tokens.json`` holds."""
+    """The content of ``tokens.json``."""
 
     reducer: str
     family: str
@@ -130,32 +129,37 @@ _ADAPTER = TypeAdapter(_File)
 
 
 def load_tokens(places: Iterable[Path | str], damaged: list[str] | None = None) -> list[TokenMap]:
-    """Read the token maps that ``predict`` left anywhere below some folders.
-
-    Where reducers of one class differ in their options, their names say so.
+    """Read all token maps in some folders.
 
     Args:
         places: Folders, searched at any depth.
-        damaged: Takes what is wrong with files that are passed over; None refuses them.
+        damaged: Collects messages on damaged files, which are skipped. If None, they raise.
 
     Raises:
         ValueError: A file of token maps or one of its images is damaged; the message names it.
     """
-    found: dict[Path, tuple[list[TokenMap], dict[str, Any]]] = {}
+    found: list[tuple[list[TokenMap], dict[str, Any]]] = []
     for path in sorted({p for place in places for p in Path(place).rglob("tokens/tokens.json")}):
         try:
-            found[path] = (_read(path), _options(path.parents[1] / RECORD_NAME))
+            maps = _read(path)
         except ValueError as error:
             if damaged is None:
                 raise
             damaged.append(str(error))
+            continue
+        try:
+            options = dict(
+                json.loads((path.parents[1] / RECORD_NAME).read_bytes())["reducer_options"]
+            )
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            options = {}
+        found.append((maps, options))
     values: dict[tuple[str, str], set[str]] = {}
-    for maps, options in found.values():
-        for name, value in options.items():
-            for each in maps[:1]:
-                values.setdefault((each.reducer, name), set()).add(str(value))
+    for maps, options in found:
+        for name, value in options.items() if maps else ():
+            values.setdefault((maps[0].reducer, name), set()).add(str(value))
     result = []
-    for maps, options in found.values():
+    for maps, options in found:
         for each in maps:
             names = sorted(n for n in options if len(values[each.reducer, n]) > 1)
             said = ", ".join(f"{name}={options[name]}" for name in names)
@@ -164,45 +168,30 @@ def load_tokens(places: Iterable[Path | str], damaged: list[str] | None = None) 
 
 
 def _read(path: Path) -> list[TokenMap]:
+    maps = []
     try:
         content = _ADAPTER.validate_json(path.read_bytes())
-        return [_token_map(content, picture, path.parent) for picture in content.images]
+        for picture in content.images:
+            image = path.parent / picture.file
+            if Path(picture.file).name != picture.file:
+                raise ValueError(f"the image {picture.file!r} is not in the same folder.")
+            try:
+                with Image.open(image, formats=["PNG"]) as opened:
+                    opened.verify()
+            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                raise ValueError(f"cannot read the image {picture.file!r}: {error}") from error
+            for stage in picture.stages:
+                _check_grid(stage.origin, content.grid)
+            key = (picture.split, picture.example, picture.image)
+            about = (content.reducer, content.family, content.keep_ratio, content.grid)
+            maps.append(TokenMap(*about, image, key, picture.text, picture.stages))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} holds no token maps: {place} {first['msg']}.") from error
+        raise ValueError(f"{path} is not a file of token maps: {place} {first['msg']}.") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} holds no token maps: {error}") from error
-
-
-def _token_map(content: _File, picture: _Picture, folder: Path) -> TokenMap:
-    if Path(picture.file).name != picture.file:
-        raise ValueError(f"the image {picture.file!r} does not lie beside it.")
-    try:
-        with Image.open(folder / picture.file, formats=["PNG"]) as image:
-            image.verify()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {picture.file!r} cannot be read: {error}") from error
-    for stage in picture.stages:
-        _check_grid(stage.origin, content.grid)
-    return TokenMap(
-        reducer=content.reducer,
-        family=content.family,
-        keep_ratio=content.keep_ratio,
-        grid=content.grid,
-        image=folder / picture.file,
-        key=(picture.split, picture.example, picture.image),
-        text=picture.text,
-        stages=picture.stages,
-    )
-
-
-def _options(record: Path) -> dict[str, Any]:
-    """Return the reducer's options of the record beside the maps; none where it is unreadable."""
-    try:
-        return dict(json.loads(record.read_bytes())["reducer_options"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return {}
+        raise ValueError(f"{path} is not a file of token maps: {error}") from error
+    return maps
 
 
 def _check_grid(origin: Sequence[int], grid: tuple[int, int]) -> None:
@@ -213,17 +202,16 @@ def _check_grid(origin: Sequence[int], grid: tuple[int, int]) -> None:
 def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Image.Image:
     """Draw one reduction over its image.
 
-    A patch that a token of its own stands for is as it was. Patches that share a token lie within
-    an outline in their group's colour, take a little of it, and are the darker the more they are.
-    Dropped patches are all but black.
+    A patch with its own token is unchanged. Patches that share a token are outlined in their
+    group's colour and tinted with it; larger groups are darker. Dropped patches are almost black.
 
     Args:
-        image: The image, square patches in ``grid``.
-        origin: For each patch the token that stands for it, or -1.
+        image: The image, with square patches in ``grid``.
+        origin: For each patch, the token that represents it, or -1.
         grid: Rows and columns of patches.
 
     Raises:
-        ValueError: There are more or fewer patches than the grid has.
+        ValueError: The number of patches does not fit the grid.
     """
     _check_grid(origin, grid)
     rows, columns = grid
@@ -231,7 +219,7 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
     sizes = Counter(token for token in origin if token >= 0)
     colours = _colours(tokens, sizes)
     light = {token: _MERGED + (1 - _MERGED) * size**-0.5 for token, size in sizes.items()}
-    # Over each patch lies a colour: its group's, or for dropped ones the dark.
+    # The colour over each patch: that of its group, or dark if it was dropped.
     over = np.zeros((rows, columns, 3))
     share, bright = np.zeros((rows, columns, 1)), np.ones((rows, columns, 1))
     for place, token in np.ndenumerate(tokens):
@@ -249,13 +237,13 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
 
 
 def _neighbours(row: int, column: int, shape: tuple[int, ...]) -> list[tuple[int, int] | None]:
-    """Return the places above, below, left and right; None beyond the edge."""
+    """Return the positions above, below, left and right; None outside the grid."""
     places = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
     return [p if 0 <= p[0] < shape[0] and 0 <= p[1] < shape[1] else None for p in places]
 
 
 def _colours(tokens: NDArray[np.int64], sizes: Counter[int]) -> dict[int, str]:
-    """Give every group a colour, neighbours different ones while there are enough."""
+    """Give every group a colour, distinct from its neighbours' if enough colours are left."""
     colours: dict[int, str] = {}
     for group, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         if size < 2:
@@ -294,7 +282,7 @@ def _outline(
 
 
 class _Page:
-    """A figure on which things are placed in inches from the upper left corner."""
+    """A figure with coordinates in inches from the upper left corner."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
@@ -307,7 +295,7 @@ class _Page:
         self.figure.text(*place, text, fontsize=size, color=colour, fontweight=weight)
 
     def title(self, x: float, y: float, name: str, said: str, colour: str, width: float) -> None:
-        """Write a name and a line below it, in type that fits the width."""
+        """Write a name and a line below it, in a size that fits the width."""
         size = min(7.0, 7.0 * width / max(0.01, 0.068 * len(name)))
         self.write(x, y + 0.14, name, size, colour, "bold")
         self.write(x, y + 0.26, said, min(5.5, 5.5 * width / (0.045 * len(said) + 0.01)), MUTED)
@@ -329,14 +317,14 @@ def gallery(
     """Draw several reducers side by side, for each image under its text.
 
     Args:
-        maps: From `load_tokens`; images that all reducers have come first.
-        examples: How many images.
-        columns: Pictures a line.
-        stages: Draw what every reduction left; False draws the last only.
-        first: The image to begin with, from 0.
+        maps: From `load_tokens`. Images that all reducers have come first.
+        examples: Number of images.
+        columns: Pictures per row.
+        stages: Draw every reduction instead of the last.
+        first: Index of the first image.
 
     Raises:
-        ValueError: There are no maps.
+        ValueError: ``maps`` is empty.
     """
     if not maps:
         raise ValueError("There are no token maps; run predict first.")
@@ -377,7 +365,7 @@ def gallery(
 def _draw_method(
     page: _Page, x: float, y: float, title: str, colour: str, found: TokenMap | None, every: bool
 ) -> None:
-    """Draw the last stage of one method on one image, or every one, under its count."""
+    """Draw the last stage of one method on one image, or every stage."""
     if found is None:
         page.title(x, y, title, "no token map of this image", colour, _PANEL)
         return
@@ -399,7 +387,7 @@ def _picture(found: TokenMap) -> Image.Image:
 
 
 def _various(keys: Sequence[Key], by_key: dict[Key, dict[str, TokenMap]]) -> list[Key]:
-    """Put one text of each image first."""
+    """Move further texts of the same image to the end."""
     seen: Counter[bytes] = Counter()
     turns = []
     for key in keys:
@@ -410,10 +398,10 @@ def _various(keys: Sequence[Key], by_key: dict[Key, dict[str, TokenMap]]) -> lis
 
 
 def save_png(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a figure on white: as PNG, or as what the file's ending says.
+    """Write a figure on white, in the format of the file's suffix, or as PNG.
 
     Raises:
-        ValueError: The ending is that of no format.
+        ValueError: The suffix is not a known format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"savefig.transparent": False}):
@@ -421,35 +409,34 @@ def save_png(figure: Figure, path: Path, dpi: int = 150) -> Path:
     return path
 
 
-def _of_images(maps: Sequence[TokenMap], names: Sequence[str]) -> list[TokenMap]:
-    """Return the maps of some images, by their files' names."""
-    known = sorted({each.image.stem for each in maps})
-    for name in names:
-        if known and name not in known:
-            raise ValueError(f"--image {name}: no token maps of it. There are {', '.join(known)}.")
-    return [each for each in maps if each.image.stem in names]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.tokenmaps",
-        description="What reducers keep of some images, side by side, as one picture.",
+        description="Draw what reducers keep of some images, side by side, in one picture.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders with token maps, at any depth")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders, searched for token maps")
     parser.add_argument("--out", type=Path, required=True, help="the PNG file")
-    parser.add_argument("--examples", type=int, default=2, help="how many images")
-    parser.add_argument("--columns", type=int, default=8, help="pictures a line")
-    parser.add_argument("--stages", action="store_true", help="draw every reduction, not the last")
-    parser.add_argument("--image", action="append", help="only these images, by their file's name")
+    parser.add_argument("--examples", type=int, default=2, help="number of images")
+    parser.add_argument("--columns", type=int, default=8, help="pictures per row")
+    parser.add_argument(
+        "--stages", action="store_true", help="draw every reduction, not only the last"
+    )
+    parser.add_argument(
+        "--image", action="append", help="only this image, such as test-3-0; repeatable"
+    )
     given = parser.parse_args(arguments)
     try:
         for place in given.runs:
             if not place.is_dir():
-                raise ValueError(f"There is no folder {place}.")
+                raise ValueError(f"{place} is not a folder.")
         maps = load_tokens(given.runs)
         if given.image:
-            maps = _of_images(maps, given.image)
+            known = sorted({each.image.stem for each in maps})
+            if unknown := sorted(set(given.image) - set(known)):
+                said = f"No token maps of {', '.join(unknown)}. There are: {', '.join(known)}."
+                raise ValueError(said)
+            maps = [each for each in maps if each.image.stem in given.image]
         figure = gallery(maps, max(1, given.examples), max(1, given.columns), given.stages)
         path = save_png(figure, given.out)
     except (OSError, ValueError) as error:

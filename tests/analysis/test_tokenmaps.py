@@ -86,8 +86,8 @@ def test_only_the_images_that_are_asked_for(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "g.png"), "--image", "test-7-0"]) == 2
     said = capsys.readouterr().err
     assert main([str(tmp_path / "none"), "--out", str(tmp_path / "g.png")]) == 2
-    assert "There is no folder" in capsys.readouterr().err
-    assert "no token maps" in said
+    assert "is not a folder" in capsys.readouterr().err
+    assert "No token maps of test-7-0" in said
     assert "test-0-0" in said
     assert main([str(tmp_path), "--out", str(tmp_path / "plain"), "--image", "test-0-0"]) == 0
     assert (tmp_path / "plain").is_file()
@@ -98,7 +98,7 @@ def test_damaged_or_missing_maps_are_named(tmp_path: Path) -> None:
         gallery(load_tokens([tmp_path]))
     write_maps(tmp_path, "ToMe", ORIGIN)
     (tmp_path / "ToMe" / "tokens" / "tokens.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokens\.json holds no token maps"):
+    with pytest.raises(ValueError, match=r"tokens\.json is not a file of token maps"):
         load_tokens([tmp_path])
 
 
@@ -122,9 +122,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no JSON": (lambda place: (place / "tokens.json").write_bytes(b"\xff"), "tokens.json"),
     "deep": (lambda place: (place / "tokens.json").write_bytes(b"[" * 10**5), "tokens.json"),
     "a list": (lambda place: (place / "tokens.json").write_bytes(b"[]"), "tokens.json"),
-    "image outside": (_edited(file="../../secret.png"), "does not lie beside it"),
-    "image is the folder": (_edited(file=".."), "'..' cannot be read"),
-    "image is absolute": (_edited(file="/etc/passwd"), "does not lie beside it"),
+    "image outside": (_edited(file="../../secret.png"), "is not in the same folder"),
+    "image is the folder": (_edited(file=".."), "cannot read the image '..'"),
+    "image is absolute": (_edited(file="/etc/passwd"), "is not in the same folder"),
     "image is no text": (_edited(file=3), "file"),
     "image is missing": (_edited(file="none.png"), "none.png"),
     "image is cut": (_cut, "test-0-0.png"),
