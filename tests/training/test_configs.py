@@ -13,7 +13,7 @@ from elip.training.cli import parse
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
     file
-    for folder in ("", "paper", "shapes")
+    for folder in ("", "flickr8k", "paper", "shapes")
     for file in (ROOT / "experiments" / folder).glob("*.yaml")
 )
 
