@@ -1,4 +1,4 @@
-"""The one entry: train, validate, test, or predict with METER and a token reducer."""
+"""Train, validate, test, or predict with METER and a token reducer."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ USAGE = """usage: python run_experiment.py {fit,validate,test,predict} [options]
   fit       train            python run_experiment.py fit --config experiments/elip_0.7.yaml
   validate  score on val     python run_experiment.py validate --config ... --ckpt_path last
   test      score on test    python run_experiment.py test --config ... --ckpt_path best
-  predict   write what the model says of each example, and which tokens were kept
+  predict   write the answer to each example, and which tokens were kept
 
 options of a command:     python run_experiment.py fit --help
 options of a reducer:     python run_experiment.py fit --model.reducer.help=ELIP
-what a config resolves to: python run_experiment.py fit --config ... --print_config
+resolved configuration:   python run_experiment.py fit --config ... --print_config
 """
 
 
 def main() -> None:
-    """Answer a plain call for help at once; hand everything else to the command line."""
+    """Print the usage, or run the command line."""
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         sys.stdout.write(USAGE)
         return
     try:
-        # Imported late: the command line takes seconds to import, and help should not.
+        # Imported late, because it takes seconds and the usage should not.
         from elip.training.cli import main as run
 
         run()
-    except KeyboardInterrupt:  # before or after training, which says more itself
+    except KeyboardInterrupt:  # before or after training
         sys.stderr.write("Interrupted.\n")
         raise SystemExit(130) from None
 

@@ -1,4 +1,4 @@
-"""Where a run computes: code, packages, processor, memory."""
+"""Describes code, packages, processor and memory for the run record."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Return the fields of a `elip.record.Record` that tell of code and machine, by name."""
-    # Reading results needs no torch; looking for GPUs does.
+    """Return the fields of an `elip.record.Record` that describe code and machine."""
     import torch
 
     version, commit, dirty = code_version()
@@ -37,9 +36,9 @@ def environment() -> dict[str, Any]:
 
 
 def precision_advice(precision: str) -> str | None:
-    """Return which precision is faster on this processor than the given one; None if it is best.
+    """Advise on a faster precision for this processor; None if the given one is best.
 
-    Processors with the flag avx512_bf16 or amx_bf16 multiply in bfloat16; others only imitate it.
+    Processors with the flag avx512_bf16 or amx_bf16 compute in bfloat16; others emulate it.
     """
     try:
         has_bf16 = "_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -55,18 +54,18 @@ def precision_advice(precision: str) -> str | None:
 
 
 def code_version() -> tuple[str, str | None, bool | None]:
-    """Return the package's version, and in a git checkout its commit and whether it has changed."""
+    """Return the package's version, commit, and whether the checkout has changes."""
     root = Path(__file__).resolve().parent.parent
     try:
         version = metadata.version("elip")
     except metadata.PackageNotFoundError:
         version = "not installed"
-    # Without its own .git, a repository further up would answer for code that is not its own.
+    # Without its own .git, git would describe a repository further up.
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     if not commit:
         return version, None, None
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    # A method that was never added is not in the commit either.
+    # New files of code are not in the commit either.
     added = _git(root, "ls-files", "--others", "--exclude-standard", "--", "elip", "reducers")
     return version, commit, None if changes is None else bool(changes or added)
 
@@ -83,7 +82,7 @@ def package_versions() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -100,7 +99,7 @@ def cpu_name() -> str | None:
 
 
 def memory_bytes() -> int | None:
-    """Return the main memory of the machine."""
+    """Return the main memory of the machine in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -108,7 +107,7 @@ def memory_bytes() -> int | None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the highest resident memory that this process ever had."""
+    """Return the peak resident memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,4 +1,4 @@
-"""Files that are there wholly or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a path to write to; what was written takes the name ``path`` in one step at the end.
+    """Yield a temporary path in the same folder, and rename it to ``path`` at the end.
 
-    The temporary file lies in the same folder, which is made if need be. Where the block raises, it
-    is removed and a file that was at ``path`` before is untouched.
+    If the block raises, the temporary file is removed and an older ``path`` is untouched.
 
     Args:
-        path: The file that is wanted.
-        durable: Force the content to disk first, so that not even a power cut leaves half of it.
+        path: The file to write; its folder is created.
+        durable: Sync the content to disk first, so that it survives a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -32,14 +31,14 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove what killed processes were writing in a folder that belongs to this one alone."""
+    """Remove the temporary files of killed processes; no other process may be writing here."""
     for temporary in folder.glob(".*.part"):
         temporary.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> None:
-    """Rename a file, where it is there, to its name with the next number: ``log-1.txt``."""
-    with suppress(FileNotFoundError):  # none, or another process was faster
+    """Rename a file, if it exists, to the next free numbered name, such as ``log-1.txt``."""
+    with suppress(FileNotFoundError):  # it does not exist, or another process renamed it
         path.stat()
         earlier = (each.stem.removeprefix(f"{path.stem}-") for each in path.parent.glob("*-*"))
         number = max((int(each) for each in earlier if each.isdigit()), default=0) + 1

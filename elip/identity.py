@@ -1,8 +1,8 @@
-"""Who a run is: run id, protocol and fingerprints. Decided once, when the run starts.
+"""Identity of a run: run id, protocol and fingerprints, computed once when the run starts.
 
-The *stated config* is what differs from the defaults, so a new option or a newer Lightning changes
-no identity. Options that say where a run computes and how it logs (`MACHINE_OPTIONS`) and paths of
-weights never count; weights count by the run that made them, or by their content.
+The *stated config* holds the options that differ from the defaults, so a new option or a newer
+Lightning changes no identity. Options of the machine (`MACHINE_OPTIONS`) and paths of weights never
+count; weights count by the run that made them, or by their content.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FOLDER = "checkpoints"
 
 BEST: Final = "best"
 LAST: Final = "last"
-"""The two that a run keeps: of the best validation, and of the last step."""
+"""The checkpoints of a run: of its best validation and of its last step."""
 
 INFO_KEY = "elip_run"
-"""Where a checkpoint or the metadata of a weights file holds its `CheckpointInfo`, as JSON."""
+"""Key of the `CheckpointInfo` (JSON) in a checkpoint or the metadata of a weights file."""
 
 MACHINE_OPTIONS = (
     "config",
@@ -63,16 +63,16 @@ MACHINE_OPTIONS = (
 )
 """Options that say where a run computes and how it reports, not what it computes.
 
-How many processes share a training step changes its batch: `protocol_options` has that by itself.
+The number of processes changes the batch of a step; `protocol_options` includes that batch.
 """
 
 WEIGHT_OPTIONS = ("model.weights", "model.image_weights", "model.text_weights")
-"""Paths of weights: the lineage or a fingerprint of the content stands for them."""
+"""Paths of weights; their lineage or a fingerprint of their content counts instead."""
 
 LENGTH_OPTIONS = tuple(
     f"trainer.{name}" for name in ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")
 )
-"""Options that say how long a run trains; a resumed run may change them."""
+"""Options for the length of training; a continued run may change them."""
 
 TRAINING_OPTIONS = (
     *LENGTH_OPTIONS,
@@ -91,14 +91,14 @@ TRAINING_OPTIONS = (
     "trainer.num_sanity_val_steps",
     "trainer.val_check_interval",
 )
-"""Options that only training reads: they are no part of a test, validation or prediction."""
+"""Options that only training reads; they do not count for test, validate and predict."""
 
 METHOD_OPTIONS = ("model.reducer", "model.schedule")
-"""What a comparison varies."""
+"""Options that a comparison varies."""
 
 SEED_OPTION = "seed_everything"
 
-# Lightning's names of one thing; None is its default.
+# Aliases in Lightning; None is its default.
 _PRECISIONS = {"32": None, "32-true": None, "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -122,7 +122,7 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without(config: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
-    """Return the leaves of a config, save those that are or lie below some dotted options."""
+    """Return the leaves of a config except those at or below some dotted options."""
     left_out = tuple(options)
     return {
         name: value
@@ -132,7 +132,7 @@ def without(config: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]
 
 
 def identifying(command: str, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the leaves of a stated config that tell one run of a command from another."""
+    """Return the leaves of a stated config that identify a run of a command."""
     unused = () if command == "fit" else TRAINING_OPTIONS
     leaves = without(stated, (*MACHINE_OPTIONS, *WEIGHT_OPTIONS, *unused))
     if (given := leaves.pop("trainer.precision", None)) is not None:
@@ -147,8 +147,8 @@ def run_id(command: str, stated: Mapping[str, Any], parent: str | None) -> str:
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         stated: The stated config.
-        parent: What it starts from: the run id of the weights (with ``/last`` for a last
-            checkpoint), or the fingerprint of a file that names no run; None for random weights.
+        parent: Run id of the initial weights (with ``/last`` for a last checkpoint), or the
+            fingerprint of a file that names no run; None for random weights.
     """
     return digest([command, identifying(command, stated), parent])
 
@@ -160,13 +160,13 @@ def protocol_options(
     parent: RunHeader | None,
     examples_per_step: int | None = None,
 ) -> dict[str, Any]:
-    """Return what two runs must share to be comparable, by dotted name.
+    """Return the values that two comparable runs share, by dotted name.
 
     Args:
         command: The command.
         stated: The stated config.
         fingerprints: Of data splits (``data/<split>``) and of weights files that name no run.
-        parent: The run whose weights it starts from.
+        parent: The run that made the initial weights.
         examples_per_step: Of a fit: the batch of an optimiser step over all processes.
     """
     left_out = (*METHOD_OPTIONS, SEED_OPTION)
@@ -183,7 +183,7 @@ def protocol_options(
 def differences(
     one: Mapping[str, Any], other: Mapping[str, Any], left_out: Iterable[str] = MACHINE_OPTIONS
 ) -> dict[str, tuple[Any, Any]]:
-    """Return where two configs differ: dotted option, and its value in each (or None)."""
+    """Return the dotted options that differ between two configs, with both values (or None)."""
     left, right = without(one, left_out), without(other, left_out)
     pairs = {name: (left.get(name), right.get(name)) for name in (*left, *right)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -195,7 +195,7 @@ def arrow_fingerprint(files: Iterable[Path]) -> str:
     for file in files:
         size = file.stat().st_size
         with file.open("rb") as content:
-            # The footer lists schema and record batches; its length stands before the magic.
+            # The footer lists schema and record batches; its length precedes the magic bytes.
             content.seek(max(0, size - 10))
             length = int.from_bytes(content.read(4), "little", signed=True)
             content.seek(max(0, size - 10 - max(0, length)))
@@ -225,7 +225,7 @@ def _content(path: Path, files: tuple[Path, ...], newest: int) -> str:
 
 
 def source_fingerprint(kind: type) -> str | None:
-    """Return a hash of the source file of a class; None for ours, which the commit tells."""
+    """Return a hash of a class's source file; None for our own code, which the commit covers."""
     module = sys.modules.get(kind.__module__)
     file = getattr(module, "__file__", None)
     if kind.__module__.partition(".")[0] in ("elip", "reducers", "builtins") or file is None:
@@ -234,7 +234,7 @@ def source_fingerprint(kind: type) -> str | None:
 
 
 def method_name(reducer: str, schedule: Mapping[str, Any]) -> str:
-    """Return a method in words, such as "ELIP 0.7", "ELIP 44/34/22" or "No reduction"."""
+    """Return the name of a method, such as "ELIP 0.7", "ELIP 44/34/22" or "No reduction"."""
     return " ".join([display_name(reducer), *_amount(reducer, schedule)])
 
 
@@ -254,50 +254,47 @@ def _amount(reducer: str, schedule: Mapping[str, Any]) -> list[str]:
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written, found, read or used; the message says which one and why."""
+    """A checkpoint cannot be written, found, read or used."""
 
 
 def checkpoint_path(run: Path, name: str) -> Path:
-    """Return where a run keeps the checkpoint ``best`` or ``last``."""
+    """Return the path of a run's checkpoint ``best`` or ``last``."""
     return run / FOLDER / f"{name}.ckpt"
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint was written to its end: the directory of a zip archive comes last."""
+    """Whether a checkpoint is complete: the directory of a zip archive is written last."""
     return path.is_file() and zipfile.is_zipfile(path)
 
 
 def find_checkpoint(path: str | Path, first: str = BEST) -> Path:
-    """Return a whole checkpoint of a run directory; a file as it is.
+    """Return the complete checkpoint of a run directory, or ``path`` itself if it is a file.
 
     Args:
         path: A run directory or a file; ``~`` is the home folder.
-        first: Which of the two is wanted; the other one takes its place, with a warning.
+        first: The preferred one; the other is used with a warning if it is missing.
 
     Raises:
-        CheckpointError: There is none that is whole; the message says what there is.
+        CheckpointError: There is no complete checkpoint.
     """
     path = Path(os.path.expanduser(path))
     if path.is_file() and path.suffix == ".ckpt" and not is_whole(path):
-        raise CheckpointError(f"{path} was cut short, or is no checkpoint. Delete it.")
+        raise CheckpointError(f"{path} is incomplete or not a checkpoint. Delete it.")
     if not path.is_dir():
         return path
     choices = [checkpoint_path(path, name) for name in (first, LAST if first == BEST else BEST)]
     for choice in choices:
         if is_whole(choice):
             if choice != choices[0]:
-                log.warning("%s is not there or not whole; %s takes its place.", *choices)
+                log.warning("%s is missing or incomplete; using %s.", *choices)
             return choice
     if there := [choice.name for choice in choices if choice.is_file()]:
-        raise CheckpointError(f"{path}: {there[0]} was cut short. Delete it and train again.")
-    raise CheckpointError(f"There is no checkpoint in {path}: run fit first.")
+        raise CheckpointError(f"{path}: {there[0]} is incomplete. Delete it and train again.")
+    raise CheckpointError(f"There is no checkpoint in {path}. Run fit first.")
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo | None:
-    """Return what a checkpoint or weights file says of its run; None where it says nothing.
-
-    The tensors are not read.
-    """
+    """Return the run information in a checkpoint or weights file, or None; reads no tensors."""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -311,6 +308,6 @@ def read_checkpoint_info(path: Path) -> CheckpointInfo | None:
         else:
             return None
         return None if text is None else CheckpointInfo.model_validate_json(text)
-    # A file of another program; what is wrong with it, reading its weights will say.
+    # A file of another program; loading its weights will report what is wrong.
     except Exception:  # noqa: BLE001
         return None

@@ -1,6 +1,6 @@
-"""The run record: the one file that a run leaves for grids, tables, figures and notebooks.
+"""The run record: the file that grids, tables, figures and notebooks read.
 
-This module imports neither torch nor the model, so results can be read anywhere.
+This module imports neither torch nor the model, so records can be read anywhere.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from elip.files import whole_file
 
 SCHEMA = 2
-"""Version of the record. It rises when a field changes its meaning or goes."""
+"""Version of the record; increased when a field is removed or changes its meaning."""
 
 RECORD_NAME = "run.json"
 SCORES_NAME = "examples.parquet"
-GFLOPS_UNIT = "G multiply-adds an example; one multiply-add = 1"
+GFLOPS_UNIT = "G multiply-adds per example; one multiply-add = 1"
 
 Scalar = str | int | float | bool | None
 Command = Literal["fit", "validate", "test", "predict"]
@@ -30,12 +30,12 @@ Status = Literal["completed", "failed", "interrupted"]
 
 
 def display_name(reducer: str) -> str:
-    """Return how a reducer is called in tables and figures."""
+    """Return the name of a reducer in tables and figures."""
     return "No reduction" if reducer == "Identity" else reducer
 
 
 class RecordError(ValueError):
-    """A record cannot be read; the message says which one and why."""
+    """A record cannot be read."""
 
 
 class _Model(BaseModel):
@@ -43,16 +43,16 @@ class _Model(BaseModel):
 
 
 class RunHeader(_Model):
-    """Who a run is, in short. A checkpoint carries the header of the run that wrote it.
+    """The identity of a run in short. A checkpoint carries the header of the run that wrote it.
 
     Attributes:
         run_id: Hash of command, stated config and parent.
         command: The command that ran.
         reducer: Class name of the reducer.
-        method: The method in words, such as "ELIP 0.7" or "No reduction".
+        method: Name of the method, such as "ELIP 0.7" or "No reduction".
         protocol: Hash of everything but method and seed.
         seed: Seed of the run.
-        steps: Optimiser steps that these weights have seen; None where unknown.
+        steps: Optimiser steps of these weights; None if unknown.
         checkpoint: Which of the run's checkpoints: "best" or "last"; None for another file.
     """
 
@@ -67,14 +67,14 @@ class RunHeader(_Model):
 
 
 class CheckpointInfo(_Model):
-    """What a checkpoint, or weights exported from one, says of the run that wrote it.
+    """What a checkpoint, or weights exported from one, says about the run that wrote it.
 
     Attributes:
         lineage: Header of that run, then of the runs that it started from.
         stated_config: Options that differ from the defaults.
-        protocol_options: What it shares with comparable runs; see `Record`.
-        model: What the shapes of tensors do not tell: numbers of heads, tokenizer and the like.
-        processes: How many processes trained it.
+        protocol_options: Values shared by comparable runs; see `Record`.
+        model: Facts that tensor shapes do not show, such as numbers of heads and the tokenizer.
+        processes: Number of processes that trained it.
     """
 
     lineage: tuple[RunHeader, ...]
@@ -91,8 +91,8 @@ class Evaluation(_Model):
         split: Name of the split; a record has each at most once.
         dataset: Name of the dataset.
         examples: Number of examples scored.
-        metrics: Scores by name; None where a score was not finite.
-        chance: Scores of guessing, under the same names.
+        metrics: Scores by name; None if a score was not finite.
+        chance: Scores of guessing, by the same names.
     """
 
     split: str
@@ -103,12 +103,12 @@ class Evaluation(_Model):
 
 
 class Gflops(_Model):
-    """Cost in G multiply-adds an example (one multiply-add = 1); None where it was not measured.
+    """Cost in G multiply-adds per example (one multiply-add = 1); None if not measured.
 
     Attributes:
         vision: The image encoder without probe and reducer.
         probe: Passes that only score tokens.
-        reducer: The method's own work and the signals made for it.
+        reducer: The method itself and the signals made for it.
         text: The text encoder.
         fusion: Projections, co-attention layers and poolers.
         head: The task's head.
@@ -125,14 +125,14 @@ class Gflops(_Model):
 
     @property
     def total(self) -> float | None:
-        """One forward pass; None when a part is missing."""
+        """Cost of one forward pass; None if a part is missing."""
         parts = [self.vision, self.probe, self.reducer, self.text, self.fusion, self.head]
         known = [part for part in parts if part is not None]
         return math.fsum(known) if len(known) == len(parts) else None
 
 
 class Record(_Model):
-    """Everything that is known of one run. What is not known is None, never 0.
+    """All facts about one run. Unknown values are None, never 0.
 
     Attributes:
         name: Name of the run directory.
@@ -142,43 +142,43 @@ class Record(_Model):
         started: Date and time in ISO 8601, UTC.
         ended: Likewise.
         protocol: Hash of everything but method and seed; runs with one protocol are comparable.
-        protocol_options: What was hashed for it, by dotted name, to print what differs.
-        lineage: The runs whose weights it started from, newest first; empty for random weights.
-        weights: Where the weights came from, in words.
+        protocol_options: The hashed values by dotted name, to show what differs.
+        lineage: The runs behind its initial weights, newest first; empty for random weights.
+        weights: Origin of the weights, in words.
         stated_config: Options that differ from the defaults.
-        config: The full resolved configuration, for the reader; never hashed.
+        config: The full resolved configuration; never hashed.
         fingerprints: Of data splits (``data/<split>``), weights and code outside the repository.
         seed: Seed of the run.
         task: Class name of the task.
         datasets: Names of the datasets.
         reducer: Class name of the reducer; ``Identity`` for no reduction.
-        reducer_family: Its idea in one word, for tables and colours.
+        reducer_family: Its kind in one word, for tables and colours.
         reducer_options: Its resolved options.
-        placement: Where it acts: ``never``, ``before_block``, ``after_attention`` or ``fusion``.
+        placement: Where it reduces: ``never``, ``before_block``, ``after_attention`` or ``fusion``.
         patches: P, patch tokens without reduction.
         tokens_per_block: Mean patch tokens that enter each block (fusion: layer), then those that
             leave the last.
-        tokens_per_block_sd: Standard deviation over images; None where the count is fixed.
-        keep_ratio_asked: The keep ratio of the configuration; None where counts were given.
+        tokens_per_block_sd: Standard deviation over images; None if the count is fixed.
+        keep_ratio_asked: The keep ratio of the configuration; None if counts were given.
         keep_ratio: Measured mean share of patch tokens that enter an encoder block; 1 for a method
-            that acts in the fusion.
+            that reduces in the fusion.
         fusion_keep_ratio: The same over the fusion layers; None for a method of the encoder.
-        main_metric: The score that heads the tables.
-        evaluations: Scores, one entry a split.
+        main_metric: The main score of the task.
+        evaluations: Scores, one entry per split.
         gflops: Cost of this model.
         gflops_unreduced: Cost of the same model without reduction.
-        batch_size: Examples a batch in the latencies.
+        batch_size: Batch size of the latencies.
         precision: Of training, scoring and timing.
         latency_ms: Median inference time of a batch.
         latency_p95_ms: 95th percentile of it.
-        latency_unreduced_ms: The same without reduction, timed in turn.
+        latency_unreduced_ms: Median without reduction, timed alternately.
         examples_per_second: Inference throughput at the median.
         peak_memory_bytes: Highest resident memory of the process.
         peak_gpu_memory_bytes: Highest GPU memory in tensors.
         train_steps: Optimiser steps.
         train_epochs: Passes over the training data.
         train_seconds: Wall-clock time of training, validation included.
-        train_images_per_second: Images trained on a second; loading and validation left out.
+        train_images_per_second: Training throughput, without loading and validation.
         version: Version of the package.
         commit: Git commit of the code.
         dirty: Whether the checkout had uncommitted changes.
@@ -190,8 +190,8 @@ class Record(_Model):
         processes: Number of processes.
         error: Error message of a failed run.
         log_tail: Last lines of its log.
-        notes: What a reader of the numbers should know: skipped data, missing measurements.
-        grid: Name of the grid that the run is a cell of; None for a run of its own.
+        notes: Remarks on the numbers: skipped data, missing measurements.
+        grid: Name of the run's grid; None outside a grid.
         stage: Stage of that grid.
         axes: Label of the cell on each axis of the grid.
     """
@@ -293,9 +293,9 @@ class Record(_Model):
 
 
 def write_record(record: Record, folder: Path | str) -> Path:
-    """Write ``run.json`` into ``folder``, wholly or not at all; return its path.
+    """Write ``run.json`` into ``folder`` atomically; return its path.
 
-    A score that is not finite is stored as None, and a note says so.
+    A score that is not finite is stored as None, with a note.
     """
     notes, evaluations = list(record.notes), []
     for evaluation in record.evaluations:
@@ -317,7 +317,7 @@ def read_record(path: Path | str) -> Record:
     """Read a record from its file, or from the folder of its run.
 
     Raises:
-        RecordError: There is none, it is half written, of another version, or no record.
+        RecordError: It is missing, damaged, of another version, or not a record.
     """
     path = Path(path)
     path = path / RECORD_NAME if path.is_dir() else path
@@ -329,10 +329,10 @@ def read_record(path: Path | str) -> Record:
 
 
 def parse_record(text: bytes | str, path: Path | str) -> Record:
-    """Return the record in a file's text; ``path`` is for the message.
+    """Parse the text of a record; ``path`` is for error messages.
 
     Raises:
-        RecordError: The text is half written, of another version, or no record.
+        RecordError: The text is damaged, of another version, or not a record.
     """
     try:
         content = json.loads(text)
@@ -386,7 +386,7 @@ def scores_table(scores: dict[str, NDArray[Any]]) -> pa.Table:
 
 
 def write_scores(scores: dict[str, NDArray[Any]], folder: Path | str) -> None:
-    """Write ``examples.parquet`` into ``folder``; nothing where there is no example."""
+    """Write ``examples.parquet`` into ``folder`` unless there is no example."""
     table = scores_table(scores)
     if table.num_rows:
         with whole_file(Path(folder) / SCORES_NAME) as temporary:
@@ -394,7 +394,7 @@ def write_scores(scores: dict[str, NDArray[Any]], folder: Path | str) -> None:
 
 
 def read_scores(folder: Path | str) -> pa.Table | None:
-    """Return the per-example scores of a run; None where it has none.
+    """Return the per-example scores of a run, or None.
 
     Raises:
         RecordError: The file is damaged.

@@ -1,4 +1,4 @@
-"""The end of a run in plain words: what was reached, what it cost, where the record lies."""
+"""Prints the summary at the end of a run: scores, cost, and the path of the record."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def print_summary(
 
     Args:
         record: The run.
-        path: Where its record lies.
-        next_command: What to type next.
-        console: Where to print; None takes the terminal.
+        path: The file of its record.
+        next_command: The command to type next.
+        console: Console to print to; None is the terminal.
     """
     console = console or Console()
     console.print(Group(*_lines(record)))
-    # Paths and commands are printed unbroken, to be copied.
+    # Never break paths and commands, so that they can be copied.
     console.print(Text(f"Record: {path}"), soft_wrap=True)
     if next_command is not None:
         console.print(Text(f"Next:   {next_command}"), soft_wrap=True)
@@ -54,7 +54,7 @@ def _scores(record: Record) -> Table:
     table = _table("split", "examples", "score", "", "chance")
     for evaluation in record.evaluations:
         first = (evaluation.split, f"{evaluation.examples:,}")
-        # The main score leads; the others follow in their own order.
+        # The main score comes first.
         names = sorted(evaluation.metrics, key=lambda name: name != record.main_metric)
         for name in names:
             style = "bold" if name == record.main_metric else ""

@@ -9,7 +9,7 @@ import pytest
 from elip.files import set_aside, whole_file
 
 
-def test_a_file_is_there_wholly_or_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     with whole_file(path, durable=True) as temporary:
         temporary.write_text("one")
@@ -27,7 +27,7 @@ def test_a_file_is_there_wholly_or_as_it_was(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
 
 
-def test_what_is_set_aside_never_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_set_aside_never_overwrites(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     set_aside(log)  # nothing there
     for text in ("first", "second"):

@@ -40,7 +40,7 @@ HEADER = RunHeader(
 )
 
 
-def test_where_a_run_computes_does_not_tell_it_from_another() -> None:
+def test_machine_options_do_not_change_the_run_id() -> None:
     moved = {**STATED, "trainer": {"max_steps": 9, "accelerator": "gpu", "logger": False}}
     assert run_id("fit", moved, None) == run_id("fit", STATED, None)
     for other in ({"max_steps": 10}, {"max_steps": 9, "precision": "bf16-mixed"}):
@@ -49,7 +49,7 @@ def test_where_a_run_computes_does_not_tell_it_from_another() -> None:
     assert run_id("test", STATED, None) != run_id("fit", STATED, None)
 
 
-def test_what_only_training_reads_does_not_tell_tests_apart() -> None:
+def test_training_options_do_not_change_the_id_of_a_test() -> None:
     longer = {**STATED, "trainer": {"max_steps": 10}}
     assert run_id("test", longer, "0a") == run_id("test", STATED, "0a")
     assert identifying("test", STATED) == {
@@ -88,14 +88,14 @@ def test_the_protocol_leaves_out_method_and_seed() -> None:
         ("Identity", {"keep_ratio": 0.7}, "No reduction", "Identity-s0-ab"),
     ],
 )
-def test_a_method_in_words(
+def test_names_of_methods_and_directories(
     reducer: str, schedule: dict[str, object], said: str, folder: str
 ) -> None:
     assert method_name(reducer, schedule) == said
     assert directory_name(reducer, schedule, 0, "ab") == folder
 
 
-def test_a_checkpoint_and_exported_weights_say_whose_they_are(tmp_path: Path) -> None:
+def test_checkpoints_and_exported_weights_carry_their_run(tmp_path: Path) -> None:
     info = CheckpointInfo(lineage=(HEADER,), stated_config=STATED)
     torch.save({"state_dict": {}, INFO_KEY: info.model_dump_json()}, tmp_path / "a.ckpt")
     exported = safetensors.torch.save(
@@ -110,27 +110,27 @@ def test_a_checkpoint_and_exported_weights_say_whose_they_are(tmp_path: Path) ->
         assert read_checkpoint_info(tmp_path / name) is None
 
 
-def test_a_run_directory_stands_for_its_best_checkpoint(
+def test_a_run_directory_means_its_best_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(CheckpointError, match="run fit first"):
+    with pytest.raises(CheckpointError, match="Run fit first"):
         find_checkpoint(tmp_path)
     best, last = (checkpoint_path(tmp_path, name) for name in ("best", "last"))
     best.parent.mkdir()
     torch.save({}, last)
     assert find_checkpoint(tmp_path) == last
-    assert "last.ckpt takes its place" in caplog.text
+    assert "missing or incomplete; using" in caplog.text
     torch.save({}, best)
     assert find_checkpoint(tmp_path) == best
     assert find_checkpoint(tmp_path, "last") == last
     assert find_checkpoint(tmp_path / "other.pt") == tmp_path / "other.pt"
     for path in (best, last):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="was cut short"):
+    with pytest.raises(CheckpointError, match="is incomplete"):
         find_checkpoint(tmp_path)
 
 
-def test_the_fingerprint_of_data_is_of_names_sizes_and_rows(tmp_path: Path) -> None:
+def test_data_fingerprints_depend_on_names_sizes_and_rows(tmp_path: Path) -> None:
     def written(name: str, values: list[int]) -> Path:
         table = pa.table({"a": values})
         with (
@@ -146,7 +146,7 @@ def test_the_fingerprint_of_data_is_of_names_sizes_and_rows(tmp_path: Path) -> N
     assert arrow_fingerprint([written("b.arrow", [1, 2])]) != first
 
 
-def test_the_fingerprint_of_weights_is_their_content_wherever_they_lie(tmp_path: Path) -> None:
+def test_weights_fingerprints_depend_on_content_only(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(3))
     (tmp_path / "b.npy").write_bytes((tmp_path / "a.npy").read_bytes())
     first = content_fingerprint(tmp_path / "a.npy")

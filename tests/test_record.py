@@ -93,7 +93,7 @@ BARE = Record(
 
 
 @pytest.mark.parametrize("record", [FULL, BARE])
-def test_what_is_written_is_read(record: Record, tmp_path: Path) -> None:
+def test_a_record_survives_a_round_trip(record: Record, tmp_path: Path) -> None:
     path = write_record(record, tmp_path / "new" / "run")
     assert path.name == RECORD_NAME
     assert read_record(path) == read_record(path.parent) == record
@@ -115,7 +115,7 @@ def test_an_interrupted_write_leaves_the_old_record(
     assert [file.name for file in tmp_path.iterdir()] == [RECORD_NAME]
 
 
-def test_a_half_written_record_is_named_as_such(tmp_path: Path) -> None:
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     path = write_record(FULL, tmp_path)
     whole = path.read_bytes()
     for share in (0, 1, len(whole) // 2, len(whole) - 3):

@@ -1,4 +1,4 @@
-"""The summary at the end of a run, as it looks in a terminal of 80 columns."""
+"""The summary at the end of a run, as it looks in an 80-column terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def printed(record: Record) -> str:
     return output.getvalue()
 
 
-def test_scores_stand_beside_chance_and_cost_beside_no_reduction() -> None:
+def test_scores_come_with_chance_and_cost_with_no_reduction() -> None:
     lines = [" ".join(line.split()) for line in printed(FULL).splitlines()]
     assert "fit completed: ELIP on shapes, Pretrain" in lines
     assert "Weights: started from weights trained with ELIP 0.7." in lines

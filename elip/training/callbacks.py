@@ -1,4 +1,4 @@
-"""What every run carries: its record, checkpoints, progress bar, and a guard on the reducer."""
+"""The callbacks of every run: record, checkpoints, progress bar, and checks of the reducer."""
 
 from __future__ import annotations
 
@@ -69,20 +69,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONSOLE = Console(stderr=True)
-"""Where progress, log lines and summaries go."""
+"""Progress, log lines and summaries are printed here."""
 
 SAVE_SECONDS = 120.0
-"""Time from one last checkpoint to the next."""
+"""Seconds between two saves of the last checkpoint."""
 
 _LEAST_PAUSE = 19.0
-"""Times that it takes to save, between the end of one and the next: at most a twentieth is lost."""
+"""Shortest pause between two saves, in save times: saving takes at most 5% of a run."""
 
 _ONE_REQUEST_SECONDS = 1.0
 _LOG_LINES = 40
 
 
 class LogLines(logging.Handler):
-    """Prints log lines, above the progress bar where there is one; of the first process only."""
+    """Prints log lines of the first process, above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
@@ -92,7 +92,7 @@ class LogLines(logging.Handler):
 
 
 class _Tail(logging.Handler):
-    """Keeps the last lines of the log."""
+    """Keeps the last log lines for the record."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -104,10 +104,10 @@ class _Tail(logging.Handler):
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same folder, forces it to disk, and renames it.
+    """Writes to a temporary file in the same folder, syncs it to disk, and renames it.
 
-    Lightning goes through the system's temporary folder; where that is another disk, a process
-    that is killed leaves half a checkpoint under the final name.
+    Lightning writes to the system's temporary folder first. If that is on another disk, a killed
+    process leaves half a checkpoint under the final name.
     """
 
     def save_checkpoint(
@@ -116,7 +116,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            CheckpointError: It could not be written; an older one of that name is untouched.
+            CheckpointError: Writing failed. An older checkpoint of that name is untouched.
         """
         try:
             with whole_file(Path(path), durable=True) as temporary, temporary.open("wb") as file:
@@ -130,33 +130,33 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, tensors and plain values only.
+        """Read a checkpoint that holds only tensors and plain values.
 
         Raises:
-            CheckpointError: It is damaged, carries code, or is no checkpoint of a run.
+            CheckpointError: The file is damaged, carries code, or is not a checkpoint of a run.
         """
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{path} carries objects beside tensors and plain values, which are not loaded. "
-                "To take only its weights: --model.weights."
+                f"{path} carries objects that are not loaded because they may run code. "
+                "To load only its weights, give --model.weights."
             ) from error
         except BROKEN as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         if not isinstance(loaded, dict) or "state_dict" not in loaded:
             raise CheckpointError(
-                f"{path} is no checkpoint of a run. To start from weights: --model.weights."
+                f"{path} is no checkpoint of a run. To start from weights, give --model.weights."
             )
         return loaded
 
 
 class Recorder(Callback):
-    """Knows who the run is, keeps its best scores, and writes ``run.json`` however it ends.
+    """Identifies the run, keeps its best scores, and writes ``run.json`` however it ends.
 
     Args:
         parsed: The run.
-        labels: ``grid``, ``stage`` and ``axes`` of a cell of a grid.
+        labels: ``grid``, ``stage`` and ``axes`` of a grid cell.
     """
 
     def __init__(self, parsed: ParsedRun, labels: dict[str, Any]) -> None:
@@ -179,14 +179,14 @@ class Recorder(Callback):
         self._timer = StepTimer()
         self._log = _Tail()
 
-    # ------------------------------------------------------------------ who it is
+    # ------------------------------------------------------------------ identity
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the protocol, and listen to the log and to the reducer.
+        """Compute the protocol, and start listening to the log and the reducer.
 
         Raises:
-            CheckpointError: A run goes on with other data or another number of processes, or the
-                weights were trained as another model.
+            CheckpointError: A resumed run has other data or another number of processes, or the
+                weights were trained as a different model.
         """
         module = _module(pl_module)
         logging.getLogger("elip").addHandler(self._log)
@@ -220,31 +220,31 @@ class Recorder(Callback):
             self._advise(trainer)
 
     def _check_weights(self, trainer: Trainer, module: MeterModule) -> None:
-        """Hold a run against what the weights say that it begins from."""
+        """Compare the run with what the checkpoint of its weights says."""
         path = self.parsed.checkpoint or module.weights_file
         info = None if path is None else read_checkpoint_info(path)
         if info is None:
             return
-        if self.parsed.goes_on:
+        if self.parsed.resumes:
             differ = differences(info.protocol_options, self._options, ())
             if info.processes != trainer.world_size:
                 differ["processes"] = (info.processes, trainer.world_size)
-            what = "A run can go on only with the data and processes that it began with"
+            what = "A run can resume only with the data and number of processes it began with"
         else:
             differ = differences(info.model, self._model_facts(module), ())
             differ = {name: pair for name, pair in differ.items() if None not in pair}
-            what = f"{path} was trained as another model, though its tensors fit"
+            what = f"{path} fits, but was trained as a different model"
         if differ:
             said = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differ.items())
             raise CheckpointError(f"{what}: {said}.")
 
     def _model_facts(self, module: MeterModule) -> dict[str, Any]:
-        """Return what the shapes of tensors do not tell of the model and its data."""
+        """Return facts about the model and its data that tensor shapes do not show."""
         sizes, facts = module.meter.sizes, dict[str, Any]()
-        # The weights that timm has of one architecture stand behind a dot.
+        # timm puts the name of the weights after a dot; the architecture is before it.
         facts["image_encoder"] = sizes.image_encoder.partition(".")[0]
         facts |= {"fusion_heads": sizes.fusion_heads, "pixels": sizes.pixels}
-        if sizes.image_encoder == "vit":  # others bring their own number of heads
+        if sizes.image_encoder == "vit":  # other encoders fix their number of heads
             facts["image_heads"] = sizes.image_heads
         if sizes.text_encoder in ("roberta", "bert"):
             facts["text_heads"] = sizes.text_heads
@@ -252,7 +252,7 @@ class Recorder(Callback):
         return facts | {name: value for name, value in data.items() if value is not None}
 
     def _advise(self, trainer: Trainer) -> None:
-        """Allow TF32 on a GPU, and say what would be faster."""
+        """Allow TF32 on a GPU, and mention a faster precision."""
         if trainer.precision == "32-true":
             torch.set_float32_matmul_precision("high")
             said = "float32 with TF32 products"
@@ -263,7 +263,7 @@ class Recorder(Callback):
     def header(
         self, trainer: Trainer, checkpoint: Literal["best", "last"] | None = None
     ) -> RunHeader:
-        """Return who the run is."""
+        """Return the identity of the run."""
         parsed = self.parsed
         return RunHeader.model_validate(
             {
@@ -279,7 +279,7 @@ class Recorder(Callback):
         )
 
     def info(self, trainer: Trainer, checkpoint: Literal["best", "last"]) -> str:
-        """Return what a checkpoint says of this run, as JSON."""
+        """Return the `CheckpointInfo` of this run, as JSON."""
         module = _module(trainer.lightning_module)
         return CheckpointInfo(
             lineage=(self.header(trainer, checkpoint), *self.parsed.lineage),
@@ -289,7 +289,7 @@ class Recorder(Callback):
             processes=trainer.world_size,
         ).model_dump_json()
 
-    # ------------------------------------------------------------------ what it sees
+    # ------------------------------------------------------------------ scores and counts
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
@@ -300,12 +300,12 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, idx: int
     ) -> None:
-        """Count images, and the time of the step."""
+        """Add up images and step time."""
         self._timer.stop()
         self._images += len(batch) * batch.images.shape[1] * trainer.world_size
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the scores of the best validation, the one whose checkpoint is kept."""
+        """Keep the scores of the best validation."""
         assert self._watch is not None
         if not trainer.sanity_checking:
             main = float(trainer.callback_metrics.get("val/main", math.nan))
@@ -326,7 +326,7 @@ class Recorder(Callback):
         self._skipped = _all_skipped(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep how many images were skipped, while all processes are there to tell."""
+        """Count skipped images while all processes are still alive."""
         self._skipped = _all_skipped(trainer)
 
     on_predict_end = on_train_end
@@ -349,7 +349,7 @@ class Recorder(Callback):
     def _count_tokens(
         self, module: MeterModule, join: Callable[[Tensor], Tensor]
     ) -> dict[str, Any]:
-        """Return the record's token counts, measured where they depend on content."""
+        """Return the record's token counts; they are measured if they depend on content."""
         assert self._watch is not None
         plan, reducer = module.meter.plan, module.meter.reducer
         counts, spread = self._watch.tokens_per_block(join)
@@ -370,7 +370,7 @@ class Recorder(Callback):
     # ------------------------------------------------------------------ resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must not forget; Lightning saves it."""
+        """Return what a resumed run needs; Lightning saves it."""
         return {
             "best": self.best,
             "best_step": self.best_step,
@@ -383,7 +383,7 @@ class Recorder(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what an interrupted training run had seen."""
+        """Restore the state of an interrupted training run."""
         if self.parsed.command != "fit":
             return
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
@@ -395,13 +395,13 @@ class Recorder(Callback):
         self._timer = StepTimer(state_dict["step_seconds"])
 
     def forget_best(self) -> None:
-        """Let the next validation be the best one."""
+        """Make the next validation the best one."""
         self.best, self.best_step, self._evaluations, self._scores = -math.inf, None, (), {}
 
     # ------------------------------------------------------------------ the record
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the record of a training run that came to its end, behind its last checkpoint."""
+        """Write the record of a completed training run, after its last checkpoint."""
         self._write(trainer, _module(pl_module), "completed")
 
     def on_exception(
@@ -409,8 +409,7 @@ class Recorder(Callback):
     ) -> None:
         """Write the record of a run that was stopped or failed.
 
-        Of several processes, the one with an error of its own writes it: the others are killed, or
-        end because it is gone.
+        Of several processes, the one that raised the error writes it; the others end because of it.
         """
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         said = lost_process(exception) or f"{type(exception).__name__}: {exception}"
@@ -418,7 +417,7 @@ class Recorder(Callback):
         self._write(trainer, _module(pl_module), "interrupted" if stopped else "failed", error)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the record of a run without training, and stop listening."""
+        """Write the record of a run without training, and stop listening to the log."""
         command = self.parsed.command
         if command == "predict" or (command != "fit" and self._evaluations):
             self._write(trainer, _module(pl_module), "completed")
@@ -446,7 +445,7 @@ class Recorder(Callback):
     def _costs(
         self, trainer: Trainer, module: MeterModule, notes: tuple[str, ...]
     ) -> dict[str, Any]:
-        """Return GFLOPs and times; measured once for all runs of one model."""
+        """Return GFLOPs and times, which all runs of one model share."""
         given_root = self.parsed.config["trainer"]["default_root_dir"]
         home = Path("runs") if given_root is None else self.parsed.run_dir.parent
         found = cached_cost(
@@ -458,7 +457,7 @@ class Recorder(Callback):
         return {**costs, "notes": (*notes, *found.notes)}
 
     def _is_explained(self) -> bool:
-        """Whether the process that died has written why."""
+        """Whether the process that died recorded the reason."""
         try:
             found = read_record(self.parsed.run_dir)
         except RecordError:
@@ -472,14 +471,14 @@ class Recorder(Callback):
         if self.parsed.command == "fit":
             return self.parsed.again("test", BEST)
         folder = self.parsed.run_dir
-        found_by_name = folder.name == self.parsed.command  # it lies below its fit
+        found_by_name = folder.name == self.parsed.command  # it is inside the directory of its fit
         return f"python -m analysis {(folder.parents if found_by_name else [0, folder])[1]}"
 
     def _record(
         self, trainer: Trainer, module: MeterModule, status: Status, error: str | None
     ) -> Record:
         parsed, config, reducer = self.parsed, self.parsed.config, module.meter.reducer
-        # Of a run that ends before its processes could tell each other, its own count is known.
+        # If the run ended before its processes shared their counts, use those of this process.
         skipped = self._skipped | _own_skipped(trainer)
         notes = [
             *self.notes,
@@ -532,7 +531,7 @@ class Recorder(Callback):
         )
 
     def _weights(self, module: MeterModule) -> str:
-        """Return in words where the weights came from."""
+        """Describe where the weights came from."""
         parsed, model = self.parsed, self.parsed.config["model"]
         if parsed.lineage:
             before = parsed.lineage[0]
@@ -546,7 +545,7 @@ class Recorder(Callback):
         scored = None if parsed.command == "fit" else parsed.checkpoint
         given = scored or module.weights
         if given is not None:
-            return f"{given}, which does not say how it was trained"
+            return f"{given}, of unknown training"
         encoders = {"image": model["image_weights"], "text": model["text_weights"]}
         known = [f"{name} encoder from {path}" for name, path in encoders.items() if path]
         return ", ".join(["random", *known])
@@ -558,10 +557,10 @@ def _module(module: LightningModule) -> MeterModule:
 
 
 class StepTimer:
-    """Time of training steps; on CUDA by events, so that nothing waits for the device.
+    """Adds up the time of training steps; on CUDA with events, so that the host never waits.
 
     Args:
-        seconds: What was spent before.
+        seconds: Time spent before a resume.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -599,10 +598,10 @@ class StepTimer:
 
 
 class StepFlags:
-    """What the host reads of a step: whether a loss is not finite, and what a process wishes.
+    """Shares after each step whether the loss is finite and whether to save or stop.
 
-    On CUDA that is of the step before, copied while the device works on this one: one read a step,
-    which waits for nothing. All processes get the same answer at the same step.
+    All processes get the same answer at the same step. On CUDA it is that of the previous step,
+    copied while the device works on this one, so that the host never waits.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -611,10 +610,10 @@ class StepFlags:
         self._copied: Any = None
         self._buffer = torch.empty(3, pin_memory=True) if self._cuda else torch.empty(3)
 
-    def exchange(self, loss: Tensor, wish: int) -> tuple[bool, int, float] | None:
-        """Hand in a step's loss [] and wish; return what is known: finite, wish, loss."""
+    def exchange(self, loss: Tensor, request: int) -> tuple[bool, int, float] | None:
+        """Submit a step's loss [] and request; return the latest (finite, request, loss)."""
         loss = loss.detach().float()
-        flags = torch.stack([(~loss.isfinite()).float(), torch.full_like(loss, wish)])
+        flags = torch.stack([(~loss.isfinite()).float(), torch.full_like(loss, request)])
         if self._many:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         before = self.read()
@@ -626,7 +625,7 @@ class StepFlags:
         return before
 
     def read(self) -> tuple[bool, int, float] | None:
-        """Return what is known of the last step that was handed in; waits for its copy."""
+        """Return (finite, request, loss) of a step whose copy is pending; waits for the copy."""
         if self._copied is None:
             return None
         self._copied.synchronize()
@@ -634,38 +633,38 @@ class StepFlags:
         return self._values()
 
     def _values(self) -> tuple[bool, int, float]:
-        broken, wish, loss = self._buffer.tolist()
-        return not broken, int(wish), loss
+        broken, request, loss = self._buffer.tolist()
+        return not broken, int(request), loss
 
 
-_GO_ON, _SAVE, _STOP = range(3)
+_CONTINUE, _SAVE, _STOP = range(3)
 
 
 class Checkpoints(Checkpoint):
     """Keeps the best and the last state, and stops a run between two steps.
 
-    The last one is saved from time to time, when the run is to stop, and at its end. Always behind
-    a batch with which a step was taken, since gradients that wait for more batches are in no
-    checkpoint; and where a validation is due, behind that, since a run that goes on from before it
-    would leave it out. (Being a `Checkpoint` makes it come behind the other callbacks.)
+    The last state is saved every few minutes, when the run is stopped, and at its end. Saves
+    happen only after an optimiser step, because accumulated gradients are in no checkpoint, and
+    only after a validation that is due, because a resumed run would skip it. (Lightning calls a
+    `Checkpoint` after all other callbacks.)
 
-    Ctrl-C and SIGTERM let the step finish and stop all processes there; another signal, a second
-    later or more, stops at once.
+    Ctrl-C and SIGTERM let the step finish and stop all processes there. A second signal, at least
+    a second later, stops at once.
 
     Args:
         parsed: The run.
-        recorder: Says which validation is the best.
-        saves: Whether anything is saved.
+        recorder: Knows which validation is the best.
+        saves: False saves nothing.
     """
 
     def __init__(self, parsed: ParsedRun, recorder: Recorder, saves: bool = True) -> None:
         self.parsed = parsed
         self.recorder = recorder
         self.loss = math.nan
-        self.asked: float | None = None
+        self.stop_requested: float | None = None
         self._saves = saves
         self._flags: StepFlags | None = None
-        self._wish = _GO_ON
+        self._request = _CONTINUE
         self._pause = SAVE_SECONDS
         self._saved = 0.0
         self._step = 0
@@ -673,55 +672,55 @@ class Checkpoints(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and listen for signals in the place of Lightning.
+        """Start the clock, and replace Lightning's signal handlers.
 
-        Lightning's own handler broadcasts from within a signal, and processes wait forever for one
-        that was not asked to stop.
+        Lightning's handler broadcasts from inside the signal, so processes would wait forever for
+        one that got no signal.
         """
         self._saved = time.monotonic()
         self._flags = StepFlags(trainer)
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._ask)
+            self._handlers[number] = signal.signal(number, self._on_signal)
         if self.parsed.checkpoint is not None:
             self._match_best(trainer)
 
     def _match_best(self, trainer: Trainer) -> None:
-        """Drop a best checkpoint that is not the one which this run's last state knows of.
+        """On resume, delete a best checkpoint that is newer than the last one.
 
-        A run that is killed behind a validation leaves one that is newer. It will be made again.
+        A run that is killed right after a validation leaves one. Training will make it again.
         """
         recorder, path = self.recorder, checkpoint_path(self.parsed.run_dir, BEST)
         source = path
         if self.parsed.checkpoint is not None and not path.exists():
-            source = self.parsed.checkpoint.with_name(path.name)  # of a run that is made longer
+            source = self.parsed.checkpoint.with_name(path.name)  # the extended run's
         info = read_checkpoint_info(source) if source.exists() else None
         if info is not None and info.lineage[0].steps == recorder.best_step:
             if source != path and trainer.is_global_zero:
                 with whole_file(path, durable=True) as temporary:
                     temporary.write_bytes(source.read_bytes())
             return
-        trainer.strategy.barrier()  # all have seen it
+        trainer.strategy.barrier()  # all processes have read it
         if recorder.best_step is not None:
-            log.info("%s is not of this run's best step; the next validation makes it anew.", path)
+            log.info("%s is not of this run's best step; the next validation replaces it.", path)
         recorder.forget_best()
         if trainer.is_global_zero:
             path.unlink(missing_ok=True)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.asked is not None:
-            # A cluster signals every process of a job, and the one above hands it on as well.
-            if now - self.asked < _ONE_REQUEST_SECONDS:
+        if self.stop_requested is not None:
+            # A cluster signals every process of a job, and their parent forwards it as well.
+            if now - self.stop_requested < _ONE_REQUEST_SECONDS:
                 return
             raise KeyboardInterrupt
-        self.asked = now
+        self.stop_requested = now
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the step that this batch is part of.
+        """Note the step of this batch.
 
-        Lightning's own count for logs is one too high in a run that goes on from its end.
+        Lightning's step count for logs is one too high when a completed run is extended.
         """
         self._step = trainer.global_step
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
@@ -729,47 +728,47 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Read the flags of the step; save or stop, unless a validation comes first."""
-        if trainer.global_step == self._step:  # gradients wait
+        """Read the flags of the step; save or stop unless a validation comes first."""
+        if trainer.global_step == self._step:  # gradients are accumulating
             return
         assert self._flags is not None
         due = self._saves and time.monotonic() - self._saved >= self._pause
-        wish = _STOP if self.asked is not None else _SAVE if due else _GO_ON
-        self._heed(trainer, self._flags.exchange(outputs["loss"], wish))
+        request = _STOP if self.stop_requested is not None else _SAVE if due else _CONTINUE
+        self._take(trainer, self._flags.exchange(outputs["loss"], request))
         loop = trainer.fit_loop
         fetcher: Any = loop._data_fetcher
         if not loop.epoch_loop._should_check_val_fx(fetcher):
-            self._act(trainer)
+            self._save_or_stop(trainer)
 
-    def _heed(self, trainer: Trainer, told: tuple[bool, int, float] | None) -> None:
-        if told is None:
+    def _take(self, trainer: Trainer, flags: tuple[bool, int, float] | None) -> None:
+        if flags is None:
             return
-        finite, wish, self.loss = told
+        finite, request, self.loss = flags
         if not finite:
             raise LossError(_module(trainer.lightning_module).loss_error(self.loss))
-        self._wish = max(self._wish, wish)
+        self._request = max(self._request, request)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate no weights that a step has broken."""
+        """Refuse to validate weights after a loss that is not finite."""
         if self._flags is not None and not trainer.sanity_checking:
-            self._heed(trainer, self._flags.read())
+            self._take(trainer, self._flags.read())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the best state; save or stop, unless training has not begun."""
+        """Save the best state; save or stop if requested."""
         if trainer.sanity_checking:
             return
         if self.recorder.best_step == trainer.global_step:
             self._save(trainer, BEST)
-        self._act(trainer)
+        self._save_or_stop(trainer)
 
-    def _act(self, trainer: Trainer) -> None:
-        if self._wish == _GO_ON:
+    def _save_or_stop(self, trainer: Trainer) -> None:
+        if self._request == _CONTINUE:
             return
         assert self._flags is not None
-        self._heed(trainer, self._flags.read())  # save no weights that a step has broken
-        wish, self._wish = self._wish, _GO_ON
-        if wish == _STOP and not trainer.validating:
-            # Lightning logs a step after this hook, which this step will not live to see.
+        self._take(trainer, self._flags.read())  # never save broken weights
+        request, self._request = self._request, _CONTINUE
+        if request == _STOP and not trainer.validating:
+            # Lightning would log this step after this hook, which is about to raise.
             metrics = trainer.logged_metrics.items()
             last = {name: float(value) for name, value in metrics if name.startswith("train/")}
             for logger in trainer.loggers:
@@ -778,7 +777,7 @@ class Checkpoints(Checkpoint):
         self._save(trainer, LAST)
         self._saved = time.monotonic()
         self._pause = max(self._pause, _LEAST_PAUSE * (self._saved - begun))
-        if wish == _STOP:
+        if request == _STOP:
             raise KeyboardInterrupt
 
     def _save(self, trainer: Trainer, name: Literal["best", "last"]) -> None:
@@ -789,36 +788,36 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a checkpoint say whose it is."""
+        """Store the identity of the run in the checkpoint."""
         checkpoint[INFO_KEY] = self.recorder.info(trainer, self._name)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last state."""
         if self._flags is not None:
-            self._heed(trainer, self._flags.read())
+            self._take(trainer, self._flags.read())
         self._save(trainer, LAST)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Say how to go on with a run that was stopped."""
+        """Say how to resume a run that was stopped."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             path, step = checkpoint_path(self.parsed.run_dir, LAST), trainer.global_step
-            go_on = f"Go on: {self.parsed.again('fit', LAST)}"
-            log.warning("Stopped at step %d. %s", step, go_on if path.exists() else "")
+            resume = f"Resume with: {self.parsed.again('fit', LAST)}"
+            log.warning("Stopped at step %d. %s", step, resume if path.exists() else "")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the signals back."""
+        """Restore the signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
 
 class Progress(Callback):
-    """One bar that counts steps of steps, or batches of batches, and is gone when done.
+    """One progress bar that counts steps in training and batches otherwise.
 
     Args:
-        checkpoints: Knows the last loss that was read, and whether the run is to stop.
+        checkpoints: Knows the latest loss and whether a stop was requested.
     """
 
     def __init__(self, checkpoints: Checkpoints | None = None) -> None:
@@ -828,7 +827,7 @@ class Progress(Callback):
         self._updated = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the bar."""
+        """Create the bar."""
         count = "{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"
         self._bar = RichProgress(
             TextColumn("{task.description}"), BarColumn(), TextColumn(count),
@@ -841,7 +840,7 @@ class Progress(Callback):
         if bar is None or now - self._updated < 0.1:
             return
         self._updated = now
-        if self.checkpoints is not None and self.checkpoints.asked is not None:
+        if self.checkpoints is not None and self.checkpoints.stop_requested is not None:
             note = "stopping after this step; Ctrl-C again stops at once"
         unit = "steps" if what == "training" else "batches"
         if self._task is None:
@@ -850,13 +849,13 @@ class Progress(Callback):
         bar.update(self._task, completed=done, total=total, note=note)
 
     def on_train_batch_end(self, trainer: Trainer, *given: Any) -> None:
-        """Show the step, and the loss that was read last."""
+        """Show the step and the latest loss."""
         loss = math.nan if self.checkpoints is None else self.checkpoints.loss
         note = "" if math.isnan(loss) else f"loss {loss:.3f}"
         self._show("training", trainer.global_step, trainer.estimated_stepping_batches, note)
 
     def on_validation_batch_end(self, trainer: Trainer, *given: Any) -> None:
-        """Show the batch; within training as a note."""
+        """Show the batch; in training as a note."""
         done, total = given[3] + 1, sum(trainer.num_val_batches)
         if trainer.state.fn == "fit":
             note = f"validating: batch {done} of {total:.0f}"
@@ -882,33 +881,33 @@ class Progress(Callback):
 
 
 class ReducerWatch:
-    """Watches what the reducer returns: its contract, and how many tokens it really kept.
+    """Checks the contract of what a reducer returns, and counts the tokens it keeps.
 
-    The first batch and every ``every``-th one is examined closely. On a CPU every other call gets
-    a cheap look, and a close one where that looks wrong; elsewhere a look makes the host wait for
-    the device. A compiled model is not looked at.
+    The first batch and every ``every``-th one get the full check. On a CPU all other calls get a
+    cheap check, followed by the full one if something looks wrong. On a GPU a check makes the host
+    wait for the device, so they get none. A compiled model is not checked.
 
     Args:
         reducer: The method.
         plan: The planned counts.
-        every: Batches from one close look to the next.
+        every: Batches between two full checks.
     """
 
     def __init__(self, reducer: Reducer, plan: Plan, every: int = 100) -> None:
         self._plan, self._every = plan, every
         self._calls = 0
-        # For each reduction, where the count depends on content: images, tokens, their squares.
+        # If counts depend on content, for each reduction: images, tokens, squared tokens.
         self._sums: Tensor | None = None
         if not reducer.fixed_count:
             self._sums = torch.zeros(len(plan.keep), 3, dtype=torch.int64)
         self._hook = reducer.register_forward_hook(self._look)
 
     def stop(self) -> None:
-        """Look no more: what the record times and counts is the model alone."""
+        """Stop checking, so that timing and counting see the model alone."""
         self._hook.remove()
 
     def clear(self) -> None:
-        """Count tokens from 0 again."""
+        """Reset the token counts."""
         if self._sums is not None:
             self._sums.zero_()
 
@@ -932,14 +931,14 @@ class ReducerWatch:
     def tokens_per_block(
         self, join: Callable[[Tensor], Tensor]
     ) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
-        """Return how many tokens enter each block and leave the last: means, and their spread.
+        """Return how many tokens enter each block and leave the last.
 
         Args:
             join: Adds up a tensor over all processes.
 
         Returns:
-            Mean numbers, and standard deviations over images; the planned numbers and None where
-            the count is fixed.
+            Means and standard deviations over images; for fixed counts the planned numbers and
+            None.
         """
         plan = self._plan
         if self._sums is None:
@@ -960,21 +959,20 @@ _LOST_PROCESS = "another process of this run has died"
 
 
 def lost_process(error: BaseException) -> str | None:
-    """Return what to say where a run ends because another of its processes died; else None."""
+    """Return a message if this error means that another process of the run died; else None."""
     text = str(error).splitlines()[0] if str(error) else ""
     lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
     return f"{_LOST_PROCESS}; see what it printed last ({text})" if lost else None
 
 
 def _data_fingerprints(data: Any, command: str, module: MeterModule) -> dict[str, str]:
-    """Return the fingerprints of the data that the command reads."""
     data.spec = module.task.spec
     found: dict[str, str] = data.fingerprints(command)
     return found
 
 
 def _epochs(trainer: Trainer) -> float:
-    """Return how often the training data was gone through, parts of a pass included."""
+    """Return the passes over the training data, fractions included."""
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
     return float(batches / trainer.num_training_batches) if trainer.num_training_batches else 0.0
 
@@ -989,7 +987,7 @@ def _own_skipped(trainer: Trainer) -> Counter[str]:
 
 
 def _all_skipped(trainer: Trainer) -> Counter[str]:
-    """Return how many images of each split all processes together have skipped."""
+    """Count skipped images by split, over all processes."""
     every = [_own_skipped(trainer)]
     if trainer.world_size > 1:
         every *= trainer.world_size
@@ -998,7 +996,7 @@ def _all_skipped(trainer: Trainer) -> Counter[str]:
 
 
 def _sum(trainer: Trainer, count: Tensor) -> Tensor:
-    """Add up what each process counted."""
+    """Add up a tensor over all processes."""
     if trainer.world_size == 1:
         return count
     total: Tensor = trainer.strategy.reduce(count.to(trainer.strategy.root_device), reduce_op="sum")

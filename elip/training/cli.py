@@ -1,6 +1,6 @@
 """The command line: ``fit``, ``validate``, ``test``, ``predict`` on a typed configuration.
 
-`parse` decides who a run is without building anything; `run` builds it and runs it.
+`parse` works out the identity of a run and builds nothing; `run` builds and runs it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache, partial
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from traceback import extract_tb
@@ -84,7 +85,7 @@ COMMANDS = {
     "fit": "Train.",
     "validate": "Score on the validation split.",
     "test": "Score on the test split.",
-    "predict": "Write what the model says of each example, and which tokens it kept.",
+    "predict": "Write the answer to each example, and which tokens were kept.",
 }
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _LOCK_SECONDS = 5.0
@@ -93,21 +94,21 @@ _ALIKE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class ParsedRun:
-    """A run that was asked for; nothing is built or written yet.
+    """A requested run; nothing is built or written yet.
 
     Attributes:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         config: The full resolved configuration, as plain values.
         stated: The stated config: options that differ from the defaults.
-        run_id: Who it is.
-        run_dir: Where it writes.
-        parent_id: What it starts from, see `elip.identity.run_id`.
+        run_id: Its identity, see `elip.identity.run_id`.
+        run_dir: The directory it writes to.
+        parent_id: Identity of the weights it starts from, see `elip.identity.run_id`.
         lineage: The runs whose weights it starts from, newest first.
-        checkpoint: The file of ``--ckpt_path``: what it goes on from, or what it scores.
-        goes_on: Whether it is the run that left that checkpoint, which goes on.
-        start_id: What its first weights were; ``parent_id``, save for a run that was made longer
-            and for the scores of a fit.
-        args: What it was asked with.
+        checkpoint: The file of ``--ckpt_path``, to resume or to score.
+        resumes: Whether it resumes the run that wrote that checkpoint.
+        start_id: Identity of the weights in its configuration; differs from ``parent_id`` if
+            ``--ckpt_path`` gives others.
+        args: The command line.
     """
 
     command: str
@@ -118,7 +119,7 @@ class ParsedRun:
     parent_id: str | None = None
     lineage: tuple[RunHeader, ...] = ()
     checkpoint: Path | None = None
-    goes_on: bool = False
+    resumes: bool = False
     start_id: str | None = None
     args: tuple[str, ...] = ()
 
@@ -133,7 +134,7 @@ class ParsedRun:
         return method_name(self.reducer, self.config["model"]["schedule"])
 
     def again(self, command: str, name: str) -> str:
-        """Return what to type for another command with these options and this run's checkpoint."""
+        """Return the line to type for another command on this run's checkpoint."""
         by_options = run_id("fit", self.stated, self.start_id) == self.run_id
         given_root = self.config["trainer"]["default_root_dir"] is not None
         ckpt_path = name if by_options or given_root else str(self.run_dir)
@@ -147,11 +148,11 @@ class ParsedRun:
 
 
 Around = Callable[[ParsedRun, Trainer, MeterModule], AbstractContextManager[None]]
-"""What is entered around a run, with all that it is made of."""
+"""Makes a context to run a command in."""
 
 
 class UsageError(SystemExit):
-    """What was asked for cannot be; `message` says why, and what would be right."""
+    """The command line is wrong; `message` says why and what is allowed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(2)
@@ -159,15 +160,15 @@ class UsageError(SystemExit):
 
 
 def parse(args: Sequence[str], parent_id: str | None = None) -> ParsedRun:
-    """Return the run that a command line asks for.
+    """Return the run that a command line describes.
 
     Args:
         args: The command and its options.
-        parent_id: Run id of the weights that it starts from, for one that has not run yet; None
-            reads it from the weights that are given.
+        parent_id: Run id of the weights it starts from, if that run does not exist yet; None
+            reads it from the given weights.
 
     Raises:
-        ValueError: The command line is wrong; the message says in what.
+        ValueError: The command line is wrong.
     """
     try:
         return _resolve(*_parse(args), args, parent_id)
@@ -178,7 +179,7 @@ def parse(args: Sequence[str], parent_id: str | None = None) -> ParsedRun:
 def parse_config(
     command: str, config: Mapping[str, Any], parent_id: str | None = None
 ) -> ParsedRun:
-    """Return the run that a command and a configuration in plain values ask for; see `parse`."""
+    """Return the run of a command and a configuration of plain values; see `parse`."""
     try:
         given = {"command": command, command: copy.deepcopy(dict(config))}
         resolved = _parsers()[0].parse_object(given)
@@ -198,10 +199,10 @@ def run(
 
     Args:
         args: The command and its options.
-        grid: Name of the grid that the run is a cell of; its launcher looks after the directory.
+        grid: Name of the grid if the run is a grid cell; its launcher manages the directory.
         stage: Stage of that grid.
         axes: Label of the cell on each axis.
-        around: Is entered when all is built, around the command itself.
+        around: Makes a context around the command, after everything is built.
     """
     _quiet()
     folder: Path | None = None
@@ -215,7 +216,7 @@ def run(
         return _say(error.message)
     except (DataError, CheckpointError, ContractError, LossError, OSError) as error:
         return _say(str(error), folder)
-    except (KeyboardInterrupt, SIGTERMException, SystemExit):  # the last is how Lightning ends it
+    except (KeyboardInterrupt, SIGTERMException, SystemExit):  # the last is from Lightning
         return 130
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         said = lost_process(error) or _refused_by_trainer(error)
@@ -225,7 +226,7 @@ def run(
 
 
 def main() -> None:
-    """Run what the terminal asks for."""
+    """Run the command line of the terminal."""
     if status := run(sys.argv[1:]):
         raise SystemExit(status)
 
@@ -234,29 +235,29 @@ def main() -> None:
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors are one message, with the nearest valid names."""
+    """A parser that reports an error as one message, with the nearest valid names."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and what would be right, and end with status 2."""
+        """Say what is wrong and what is allowed, and exit with status 2."""
         message = re.sub(r"\b(fit|validate|test|predict)\.(?=model|data|trainer)", "", message)
         lines = [_first_cause(message)]
         for word in dict.fromkeys(_words(message)):
             near = get_close_matches(word, _known_names(), n=3, cutoff=0.6)
             if near and word not in near:
-                lines.append(f"{word!r} is not known here; near it: {', '.join(near)}.")
+                lines.append(f"{word!r} is unknown. Did you mean: {', '.join(near)}?")
         if "import path" in message and "reducer" in message:
             lines.append(f"Reducers: {', '.join(shelf())}; or the import path of a class.")
         elif "import path" in message and re.search(r"\btask\b", message):
             lines.append(f"Tasks: {', '.join(tasks())}; or the import path of a class.")
         if "'class_path' is not accepted" in message:
-            lines.append("Options of a class stand below it: class_path: NAME, init_args: {...}.")
+            lines.append("Write a class with options as class_path: NAME, init_args: {...}.")
         if "model.task" in message and "required" in message:
-            lines.append("Give --config, for instance experiments/elip_0.7.yaml.")
+            lines.append("Give --config, such as experiments/elip_0.7.yaml.")
         lines.append("See: python run_experiment.py fit --help")
         raise UsageError("\n  ".join(lines)) from ex
 
 
-# Lines in which jsonargparse lists every type it tried; the line that says what is wrong stays.
+# Lines in which jsonargparse lists every type it tried.
 _NOISE = re.compile(
     r"(- )?(Expected a path but|Does not validate against|Subtypes:|Errors:|Given value type"
     r"|Expected a <class 'NoneType'>)"
@@ -265,7 +266,7 @@ _PLAIN = ((r"<class '([\w.]+)'>", r"\1"), (r"a typing\.Literal\[(.*)\]", r"one o
 
 
 def _first_cause(message: str) -> str:
-    """Return the message without jsonargparse's listing of every alternative that it tried."""
+    """Return a message of jsonargparse without the types that it tried."""
     message = re.sub(r"Call to compute_fn of link .* failed: ", "", message, flags=re.DOTALL)
     for pattern, plain in _PLAIN:
         message = re.sub(pattern, plain, message)
@@ -290,8 +291,8 @@ def _known_names() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _parsers() -> tuple[Parser, dict[str, Parser]]:
-    """Return the parser of the command line, and that of each command."""
-    shelf()  # importing the methods and tasks makes them choosable by class name
+    """Return the parser of the command line, and the parser of each command."""
+    shelf()  # importing methods and tasks makes their class names valid
     tasks()
     whole = Parser(description="METER with token reduction.", dump_header=[])
     commands, found = whole.add_subcommands(dest="command"), {}
@@ -301,12 +302,12 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run.")
         parser.add_argument(
             "--effective_batch_size", type=int | None, default=None,
-            help="Examples an optimiser step over all processes; gradients are accumulated to it.",
+            help="Examples per optimiser step over all processes; gradients are accumulated.",
         )  # fmt: skip
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None,
-            help="fit goes on from it, the others score it: best or last of the fit with these "
-            "options, a run directory, or a checkpoint.",
+            help="fit resumes it, the others score it: best or last of the fit with these options, "
+            "a run directory, or a checkpoint.",
         )  # fmt: skip
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.add_lightning_class_args(MeterModule, "model")
@@ -342,7 +343,7 @@ def _seed(value: int) -> int:
 
 
 def _parse(args: Sequence[str]) -> tuple[Namespace, dict[str, Any], dict[str, Any]]:
-    """Return the configuration, as plain values, and what of it differs from the defaults."""
+    """Return the configuration, the same in plain values, and the stated config."""
     whole, commands = _parsers()
     for option, value in zip(args, [*args[1:], ""], strict=True):
         name, equals, text = option.partition("=")
@@ -350,8 +351,8 @@ def _parse(args: Sequence[str]) -> tuple[Namespace, dict[str, Any], dict[str, An
             raise UsageError(problem)
     command = args[0] if args else ""
     if command not in commands:
-        config = whole.parse_args(list(args))  # help, or what is wrong
-    else:  # the same in half the time
+        config = whole.parse_args(list(args))  # prints help or an error
+    else:  # the same, in half the time
         config = Namespace(command=command, **{command: commands[command].parse_args(args[1:])})
     return config, *_plain(config)
 
@@ -366,7 +367,7 @@ def _plain(config: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _file_problem(file: str) -> str | None:
-    """Return what keeps a file from being a configuration; a missing one the parser reports."""
+    """Say what is wrong with a configuration file; the parser reports a missing one."""
     if not Path(file).is_file():
         return None
     try:
@@ -379,43 +380,34 @@ def _file_problem(file: str) -> str | None:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a name that stands twice in one mapping; YAML would take the last."""
+    """Refuses duplicate keys in a mapping; YAML would take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = [key.value for key, _ in node.value]
         if twice := [name for name in names if names.count(name) > 1 and name != "<<"]:
-            raise yaml.MarkedYAMLError(f"{twice[0]!r} stands twice", node.start_mark)
+            raise yaml.MarkedYAMLError(f"duplicate key {twice[0]!r}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def _check_options(config: Mapping[str, Any], command: str) -> None:
-    """Refuse options of the trainer that would give another result than they say."""
+    """Refuse trainer options that would not do what they say."""
     trainer, wrong = config["trainer"], None
-    for name in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
-        if isinstance(trainer[name], int | float) and not trainer[name] > 0:
-            wrong = f"trainer.{name} is {trainer[name]}; it must be above 0."
     used = {"fit": "train", "validate": "val"}.get(command, command)
     lengths = [f"limit_{used}_batches", *(("max_steps", "max_epochs") if command == "fit" else ())]
     for name in lengths:
         if trainer[name] in (0, 0.0):
             wrong = f"trainer.{name} is 0: {command} would have nothing to do."
     if trainer["use_distributed_sampler"]:
-        wrong = "trainer.use_distributed_sampler would score some examples twice; leave it out."
-    if trainer["overfit_batches"]:
-        wrong = "trainer.overfit_batches draws anew in each epoch; give data.train_limit instead."
+        wrong = "trainer.use_distributed_sampler would score some examples twice. Leave it out."
     if found := re.search("spawn|fork|notebook|fsdp|deepspeed", str(trainer["strategy"])):
-        wrong = f"trainer.strategy {found[0]} is not supported; several processes run with ddp."
-    if found := re.search("LearningRateFinder|BatchSizeFinder", str(trainer["callbacks"])):
-        wrong = f"{found[0]} would change the recorded options; set them instead."
+        wrong = f"trainer.strategy {found[0]} is not supported. Use ddp."
     if command == "fit" and trainer["max_steps"] == -1 and trainer["max_epochs"] in (None, -1):
-        wrong = (
-            "The learning rate needs the length of the run: give trainer.max_steps or max_epochs."
-        )
+        wrong = "Give trainer.max_steps or max_epochs: the learning rate depends on it."
     if wrong:
         _parsers()[0].error(wrong)
 
 
-# ---------------------------------------------------------------------------- who a run is
+# ---------------------------------------------------------------------------- identity
 
 
 def _resolve(
@@ -425,7 +417,7 @@ def _resolve(
     args: Sequence[str],
     parent_id: str | None,
 ) -> ParsedRun:
-    """Settle run id, run directory and checkpoint."""
+    """Work out run id, run directory and checkpoint."""
     command, asked = str(config.command), plain["ckpt_path"]
     files = [str(file) for file in config[command].get("config") or []]
     home = Path("runs", Path(files[-1]).stem if files else "run")
@@ -477,7 +469,7 @@ def _resolve(
 def _start(
     model: Mapping[str, Any], parent_id: str | None
 ) -> tuple[str | None, tuple[RunHeader, ...]]:
-    """Return the id of what a run's initial weights are, and their lineage."""
+    """Return the identity and lineage of the weights that the configuration gives."""
     if model["weights"] is not None:
         if parent_id is not None:
             return parent_id, ()
@@ -498,23 +490,23 @@ def _parent_id(info: CheckpointInfo | None, path: Path) -> str:
 
 
 def _file_id(given: str | None) -> str | None:
-    """Return the fingerprint of a file or folder; a name on a hub as it is."""
+    """Return the fingerprint of a file or folder; the name of weights on a hub unchanged."""
     path = None if given is None else Path(given).expanduser()
     return content_fingerprint(path) if path is not None and path.exists() else given
 
 
 def _checkpoint_of(fit_dir: Path, asked: str, command: str) -> Path:
-    """Return the checkpoint of the fit with these options, or list the fits that there are."""
+    """Return the checkpoint of the fit with these options, or list the existing fits."""
     if any(is_whole(checkpoint_path(fit_dir, name)) for name in (BEST, LAST)):
         return find_checkpoint(fit_dir, asked)
     there = sorted(fit_dir.parent.glob(f"*/{FOLDER}/*.ckpt"))
     runs = dict.fromkeys(str(file.parent.parent) for file in there)
     if not runs:
-        raise CheckpointError(f"There is no fit with these options ({fit_dir}): run fit first.")
+        raise CheckpointError(f"There is no fit with these options ({fit_dir}). Run fit first.")
     listed = "".join(f"\n    {run}" for run in runs)
     use = "" if command == "fit" else ", or score the weights of one of them: --ckpt_path DIRECTORY"
     raise CheckpointError(
-        f"There is no fit with these options ({fit_dir}). There are:{listed}\n"
+        f"There is no fit with these options ({fit_dir}). Existing fits:{listed}\n"
         f"  Give the options of one of them{use}."
     )
 
@@ -526,33 +518,33 @@ def _continued(
     directory: Any,
     root: Path | None,
 ) -> ParsedRun:
-    """Return a fit that goes on from a checkpoint.
+    """Return a fit that continues from a checkpoint.
 
-    With the options it began with it is the same run, wherever its directory is by now. With
-    another length it is a run of its own, that starts from the first.
+    With the same options it is the same run, even if its directory was moved. With another length
+    it is a new run whose parent is the first.
 
     Raises:
-        CheckpointError: More differs.
+        CheckpointError: Other options differ.
     """
     if info is None:
         raise CheckpointError(
-            f"{checkpoint} does not say how it was trained, so no run can go on from it. To start "
-            "from its weights: --model.weights."
+            f"{checkpoint} does not say how it was trained, so it cannot be resumed. To start from "
+            "its weights, give --model.weights."
         )
     own, began = (identifying("fit", each) for each in (run.stated, info.stated_config))
     differ = differences(began, own, LENGTH_OPTIONS)
     if differ:
         said = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differ.items())
         raise CheckpointError(
-            f"A run can go on with its own options only, save its length: {said}. To train anew "
-            "from its weights, give --model.weights in place of --ckpt_path."
+            f"A resumed run may change only its length: {said}. To start a new run from its "
+            "weights, give --model.weights instead of --ckpt_path."
         )
     place = checkpoint.parent.parent if checkpoint.parent.name == FOLDER else None
     if own == began:
         header = info.lineage[0]
         return replace(
             run, run_id=header.run_id, run_dir=root or place or directory(header.run_id),
-            lineage=info.lineage[1:], checkpoint=checkpoint, goes_on=True,
+            lineage=info.lineage[1:], checkpoint=checkpoint, resumes=True,
         )  # fmt: skip
     parent = _parent_id(info, checkpoint)
     identity = run_id("fit", run.stated, parent)
@@ -575,7 +567,7 @@ def _execute(parsed: ParsedRun, config: Namespace, labels: dict[str, Any], aroun
     command, given = parsed.command, config[parsed.command]
     seed_everything(parsed.config["seed_everything"], workers=True, verbose=False)
     if given.trainer.accelerator == "auto" and torch.backends.mps.is_available():
-        given.trainer.accelerator = "cpu"  # Apple's GPUs have no float64, which scores need
+        given.trainer.accelerator = "cpu"  # scores need float64, which Apple's GPUs lack
     recorder = Recorder(parsed, labels)
     try:
         built = _parsers()[1][command].instantiate(given)
@@ -599,10 +591,10 @@ def _execute(parsed: ParsedRun, config: Namespace, labels: dict[str, Any], aroun
 
 
 def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer:
-    """Build the trainer with the callbacks and loggers of every run.
+    """Build the trainer with our callbacks and loggers.
 
     Raises:
-        ValueError: Its options do not fit this machine.
+        ValueError: The trainer's options do not fit this machine.
     """
     command, options = parsed.command, dict(built.trainer)
     callbacks = scoring_callbacks(parsed, recorder)
@@ -612,12 +604,12 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
     if command == "fit":
         checkpoints = Checkpoints(parsed, recorder, options["enable_checkpointing"] is not False)
         callbacks.append(checkpoints)
-        options["enable_checkpointing"] = True  # of ours
+        options["enable_checkpointing"] = True  # by our callback
         if options["logger"] is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
     else:
         options["enable_checkpointing"] = False
-    if any(isinstance(each, Predictions) for each in asked):  # with options of their own
+    if any(isinstance(each, Predictions) for each in asked):  # the user's has options
         callbacks = [each for each in callbacks if not isinstance(each, Predictions)]
     theirs = any(isinstance(each, ProgressBar) for each in asked)
     if options["enable_progress_bar"] is not False and CONSOLE.is_terminal and not theirs:
@@ -633,31 +625,32 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
         asked_for = f"accelerator {options['accelerator']}, devices {options['devices']}"
         said = str(error)
         if "--ntasks" in said:
-            said = "SLURM_NTASKS is above 1; start with srun and --ntasks-per-node."
+            said = "SLURM_NTASKS is above 1. Start with srun and --ntasks-per-node."
         raise ValueError(f"The trainer cannot be built ({asked_for}): {said}") from error
     if trainer.precision not in _PRECISIONS:
         raise ValueError(
-            f"trainer.precision is {trainer.precision}; targets and scores need float32 beside it: "
-            f"{', '.join(_PRECISIONS)}."
+            f"trainer.precision is {trainer.precision}; allowed: {', '.join(_PRECISIONS)}, which "
+            "compute targets and scores in float32."
         )
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if on_cpu and (advice := precision_advice(trainer.precision)):
         log.info("%s", advice)
     if trainer.world_size == 1:
-        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # a RANK or SLURM_PROCID that was left in the shell means nothing
+        # Ignore a RANK or SLURM_PROCID that is left over in the shell.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
     if isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
     return trainer
 
 
 def scoring_callbacks(parsed: ParsedRun, recorder: Recorder) -> list[Callback]:
-    """Return the callbacks of every run that is scored."""
+    """Return the callbacks that write the results of a command."""
     more: dict[str, list[Callback]] = {"predict": [Predictions()], "test": [TestPredictions()]}
     return [recorder, *more.get(parsed.command, [])]
 
 
 def _loggers(parsed: ParsedRun, given: Any) -> list[Logger]:
-    """Return the CSV log, and for training the TensorBoard log or what the user gave."""
+    """Return the CSV logger, and the user's loggers or, for training, TensorBoard."""
     loggers: list[Logger] = [CSVLogger(save_dir=parsed.run_dir, name="", version="")]
     if given not in (None, True):
         return loggers + (list(given) if isinstance(given, list | tuple) else [given])
@@ -667,7 +660,7 @@ def _loggers(parsed: ParsedRun, given: Any) -> list[Logger]:
 
 
 def _accumulated(config: Mapping[str, Any], processes: int) -> int:
-    """Return over how many batches gradients are accumulated.
+    """Return the number of batches over which gradients are accumulated.
 
     Raises:
         ValueError: Effective batch size, batch size and accumulation do not agree.
@@ -686,13 +679,12 @@ def _accumulated(config: Mapping[str, Any], processes: int) -> int:
 
 @contextmanager
 def hold_directory(parsed: ParsedRun, trainer: Trainer, in_grid: bool) -> Iterator[None]:
-    """Hold the run directory for as long as the run lives.
+    """Lock the run directory while the run lasts.
 
-    An older run that lies there is moved aside, unless this one continues it or a grid's launcher
-    looks after it.
+    An older run in it is moved aside, unless this run resumes it or a grid manages it.
 
     Raises:
-        CheckpointError: Another living process writes there.
+        CheckpointError: Another process is writing there.
     """
     folder = parsed.run_dir
     if not trainer.is_global_zero:
@@ -701,67 +693,54 @@ def hold_directory(parsed: ParsedRun, trainer: Trainer, in_grid: bool) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     try:
-        checkpoint = parsed.checkpoint if parsed.command == "fit" else None
-        same = checkpoint is not None and _is_in(checkpoint, folder)
+        same = False  # whether the run continues the one in the directory
+        if parsed.command == "fit" and parsed.checkpoint is not None:
+            same = parsed.checkpoint.resolve().parent == (folder / FOLDER).resolve()
         traces = [RECORD_NAME, "metrics.csv", FOLDER]
         if not (same or in_grid) and any((folder / name).exists() for name in traces):
-            aside = _next_name(folder)
+            taken = (folder.with_name(f"{folder.name}~{number}") for number in count(1))
+            aside = next(name for name in taken if not name.exists())
             folder.rename(aside)
-            _release(lock)
+            lock.release()
             folder.mkdir(parents=True)
             lock = _lock(folder)
-            log.warning("%s held %s; it is %s now.", folder, _state(aside, parsed.command), aside)
+            held = _state(aside, parsed.command)
+            log.warning("%s held %s, now moved to %s.", folder, held, aside)
         _tidy(folder, keep_logs=same)
         with whole_file(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(parsed.config, sort_keys=False), encoding="utf-8")
         yield
     finally:
-        _release(lock)
+        lock.release()
 
 
-def _lock(folder: Path) -> FileLock | None:
+def _lock(folder: Path) -> FileLock:
     lock = FileLock(folder / ".running")
     try:
-        lock.acquire(timeout=_LOCK_SECONDS)  # loaders of a run that was killed end a little later
+        lock.acquire(timeout=_LOCK_SECONDS)  # data loaders outlive a killed run by a moment
     except Timeout as error:
         raise CheckpointError(
             f"Another process is writing into {folder}. Wait for it, or give this run another "
             "trainer.default_root_dir."
         ) from error
-    except (OSError, NotImplementedError):  # a file system without locks
-        return None
+    except (OSError, NotImplementedError):  # this file system has no locks
+        pass
     return lock
 
 
-def _release(lock: FileLock | None) -> None:
-    if lock is not None:
-        lock.release()
-
-
-def _is_in(checkpoint: Path, folder: Path) -> bool:
-    return checkpoint.resolve().parent == (folder / FOLDER).resolve()
-
-
-def _next_name(folder: Path) -> Path:
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
-        number += 1
-    return aside
-
-
 def _state(folder: Path, command: str) -> str:
-    """Return in words what lies in a run directory."""
+    """Describe the content of a run directory."""
     try:
         return f"a {read_record(folder).status} {command}"
     except RecordError:
         resumable = command == "fit" and is_whole(checkpoint_path(folder, LAST))
-        return f"a {command} that was killed" + (
-            f" (to go on with it: --ckpt_path {folder})" if resumable else ""
+        return f"a killed {command}" + (
+            f" (resume it with --ckpt_path {folder})" if resumable else ""
         )
 
 
 def _tidy(folder: Path, keep_logs: bool) -> None:
-    """Remove what killed processes were writing, and keep older logs of a run that goes on."""
+    """Remove partial files of killed processes, and keep the logs of a resumed run."""
     for temporary in [*folder.glob(".*.part"), *(folder / FOLDER).glob(".*.part")]:
         temporary.unlink(missing_ok=True)
     metrics = folder / "metrics.csv"
@@ -775,19 +754,19 @@ def _tidy(folder: Path, keep_logs: bool) -> None:
 
 # ------------------------------------------------------------------------------------- messages
 
-# What Lightning says on every run and no user can act on.
+# Warnings of Lightning that come with every run and that no user can act on.
 _HARMLESS = (
-    ".*isinstance\\(treespec, LeafSpec\\).*",  # its own use of a deprecated call
-    ".*[Dd]irectory .* exists and is not empty.*",  # the run goes on in its own directory
-    ".*The `srun` command is available on your system but is not used.*",  # a run of its own
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning itself makes a deprecated call
+    ".*[Dd]irectory .* exists and is not empty.*",  # a resumed run writes to its own directory
+    ".*The `srun` command is available on your system but is not used.*",  # inside a SLURM job
     ".*does not have many workers.*",  # loading in the main process is a choice, see DataModule
     ".*number of training batches .* is smaller than the logging interval.*",
-    ".*It is recommended to use .*sync_dist=True.*",  # evaluators add up over processes themselves
+    ".*It is recommended to use .*sync_dist=True.*",  # evaluators add up over processes
 )
 
 
 def _quiet() -> None:
-    """Silence Lightning's standing remarks, and print ours above the progress bar."""
+    """Silence Lightning's usual warnings, and print our log above the progress bar."""
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -798,7 +777,7 @@ def _quiet() -> None:
 
 
 def _say(message: str, folder: Path | None = None) -> int:
-    """Print an error; of several processes that fail alike, only the first does."""
+    """Print an error once, also if several processes raise it."""
     if not _is_first():
         if folder is None:
             return 2
@@ -811,17 +790,14 @@ def _say(message: str, folder: Path | None = None) -> int:
 
 
 def _is_first() -> bool:
-    """Whether this is the first process of a node, or the only one.
-
-    A rank that was left in the shell means nothing without a launcher.
-    """
+    """Whether this is the first process of a node; a rank counts only under a launcher."""
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or SLURMEnvironment.detect()
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     return not launched or local == "0"
 
 
 def _refused_by_trainer(error: Exception) -> str | None:
-    """Return what Lightning says of options that it finds amiss while it runs."""
+    """Return the message if Lightning refuses an option during the run."""
     raised_in = Path(extract_tb(error.__traceback__)[-1].filename).parts
     refused = isinstance(error, ValueError | MisconfigurationException) or "callbacks" in raised_in
     return str(error).strip() if refused and "lightning" in raised_in else None

@@ -38,20 +38,20 @@ class MeterModule(LightningModule):
     """METER with a reducer, trained and scored on a task.
 
     Args:
-        task: What is learnt and measured.
-        reducer: The token reducer, by class name or import path. None is no reduction.
-        schedule: When tokens are dropped and how many are left.
+        task: The task to train and score.
+        reducer: The token reducer, by class name or import path. None means no reduction.
+        schedule: Where tokens are dropped and how many remain.
         meter: Sizes of the model.
         optimization: Optimiser and learning rate.
         weights: Start from these: a run directory, a checkpoint of ours, or a METER checkpoint.
         image_weights: Image encoder to start from: an OpenAI CLIP archive, or a timm model name.
         text_weights: Text encoder to start from: a transformers folder or hub name.
-        compile: Compile image encoder and fusion (about a minute a shape before it pays).
-        allow_untrained: Score also what the given weights lack, such as the head of another task.
-        recompute: Keep no activations inside blocks and layers, and compute them again in the
-            backward pass: less memory, about a third more arithmetic.
-        vocab_size: The tokenizer's number of word pieces; comes from the data.
-        num_answers: The number of answers that the data knows; comes from the data.
+        compile: Compile image encoder and fusion, which costs about a minute per input shape.
+        allow_untrained: Allow scoring of parts that the given weights lack, such as the head.
+        recompute: Compute activations again in the backward pass: less memory, about a third more
+            arithmetic.
+        vocab_size: The tokenizer's number of word pieces; set from the data.
+        num_answers: The number of answers; set from the data.
     """
 
     def __init__(
@@ -115,28 +115,28 @@ class MeterModule(LightningModule):
         return None if self.weights is None else find_checkpoint(self.weights)
 
     def refuse_untrained(self) -> None:
-        """Refuse to score with weights that are not those of the whole model.
+        """Refuse to score a model whose given weights do not fit it.
 
         Raises:
-            CheckpointError: The given weights lack parts of it, or have more layers.
+            CheckpointError: The weights lack parts of the model, or have more layers.
         """
         if self.weights is None or self._allow_untrained:
             return
         if self.missing:
             raise CheckpointError(
-                f"{self.weights} has no weights for {len(self.missing)} tensors, {self.missing[0]} "
-                "first, which would be scored untrained: it is of another task or size. Train "
-                "them with fit, or score them nevertheless: --model.allow_untrained true."
+                f"{self.weights} lacks {len(self.missing)} tensors of this model, such as "
+                f"{self.missing[0]}, which would be scored untrained. Train them with fit, or "
+                "give --model.allow_untrained true."
             )
         if self._left_out:
             raise CheckpointError(
-                f"{self.weights} is of a larger model: {len(self._left_out)} of its tensors would "
-                f"be left out, {self._left_out[0]} first. Set model.meter to its sizes, or "
+                f"{self.weights} is from a larger model: {len(self._left_out)} of its tensors do "
+                f"not fit, such as {self._left_out[0]}. Set model.meter to its sizes, or give "
                 "--model.allow_untrained true."
             )
 
     def configure_optimizers(self) -> Any:
-        """Make AdamW in METER's groups and its schedule, stepped every optimiser step."""
+        """Make AdamW with METER's parameter groups and learning-rate schedule."""
         optimizer = build_optimizer(self, self.optimization)
         num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, num_steps, self.optimization)
@@ -151,10 +151,10 @@ class MeterModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients, in mixed precision too.
+        """Clip gradients, also in mixed precision.
 
-        Lightning refuses there to clip for a fused optimiser, which would take the scale off fp16
-        gradients in its own step. It need not: they can be brought to scale before.
+        Lightning refuses to clip for a fused optimiser there, because that one unscales fp16
+        gradients inside its step. We unscale them here instead.
         """
         plugin = self.trainer.precision_plugin
         if not isinstance(plugin, MixedPrecision):
@@ -170,7 +170,7 @@ class MeterModule(LightningModule):
         self._seed = torch.initial_seed()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model, with what differs."""
+        """Refuse the checkpoint of a different model."""
         _check_same_tensors(self.state_dict(), checkpoint["state_dict"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -179,11 +179,11 @@ class MeterModule(LightningModule):
         Raises:
             LossError: It is not finite.
         """
-        # What a step draws depends on seed, process and step alone: a resumed run draws the same.
+        # Seed by run, process and step, so that a resumed run draws the same numbers.
         state = f"{self._seed} {self.global_rank} {self.global_step} {batch_idx}"
         torch.manual_seed(int.from_bytes(blake2b(state.encode(), digest_size=7).digest(), "big"))
         self._last_loss = loss = self.task.loss(self.meter, batch)
-        # Elsewhere the host would wait for the device: `callbacks.StepFlags` looks a step later.
+        # On a GPU this would wait for the device; `callbacks.StepFlags` checks a step later.
         if loss.total.device.type == "cpu" and not loss.total.isfinite():
             raise LossError(self.loss_error(float(loss.total)))
         self.log("train/loss", loss.total.detach())
@@ -191,7 +191,7 @@ class MeterModule(LightningModule):
         return loss.total
 
     def loss_error(self, value: float) -> str:
-        """Return what to say of a loss that is not finite."""
+        """Return the message about a loss that is not finite."""
         parts = self._last_loss.parts.items() if self._last_loss is not None else ()
         said = ", ".join(f"{name} {float(part):g}" for name, part in parts)
         said = f" ({said})" if said else ""
@@ -202,11 +202,11 @@ class MeterModule(LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        """Start one evaluator a split."""
+        """Start one evaluator per split."""
         self._start("validate")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Give a batch to its split's evaluator."""
+        """Pass a batch to the evaluator of its split."""
         self._evaluators[dataloader_idx].update(self.meter, batch)
         self._seen[dataloader_idx] += len(batch)
 
@@ -215,7 +215,7 @@ class MeterModule(LightningModule):
         self._finish("validate", "val")
 
     def on_test_epoch_start(self) -> None:
-        """Start one evaluator a split."""
+        """Start one evaluator per split."""
         self._start("test")
 
     test_step = validation_step
@@ -227,7 +227,7 @@ class MeterModule(LightningModule):
     def predict_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, Any]]:
-        """Return one plain row an example."""
+        """Return one row of plain values per example."""
         return self.task.predict(self.meter, batch)
 
     def _splits(self, stage: str) -> list[str]:
@@ -259,21 +259,21 @@ class MeterModule(LightningModule):
 
 
 def _check_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Hold the tensors of a checkpoint against those of the model.
+    """Compare the tensors of a checkpoint with those of the model.
 
     Raises:
-        CheckpointError: Names or shapes differ; the message names the first few.
+        CheckpointError: Names or shapes differ.
     """
     wrong = [f"{name} is missing" for name in own if name not in given]
-    wrong += [f"{name} has no place" for name in given if name not in own]
+    wrong += [f"{name} is unknown" for name in given if name not in own]
     wrong += [
-        f"{name} is {tuple(given[name].shape)}, wanted {tuple(tensor.shape)}"
+        f"{name} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in own.items()
         if name in given and given[name].shape != tensor.shape
     ]
     if wrong:
         raise CheckpointError(
             f"The checkpoint is of another model, with {len(wrong)} differences: "
-            f"{'; '.join(wrong[:5])}. Use the options that it was trained with (its config.yaml), "
-            "or --model.weights to take what fits."
+            f"{'; '.join(wrong[:5])}. Use the options it was trained with (its config.yaml), or "
+            "--model.weights to load only what fits."
         )

@@ -1,4 +1,4 @@
-"""The optimiser of METER: AdamW, groups by ownership, warm-up and decay of the learning rate.
+"""METER's optimiser: AdamW with parameter groups, warm-up and decay of the learning rate.
 
 Source: Dou et al., 2022, arXiv:2111.02387, section 4.1 and the official code.
 """
@@ -34,22 +34,22 @@ _OWNERS: dict[str, Owner] = {
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the model is optimised.
+    """Options of the optimiser.
 
     Args:
         learning_rate: Peak learning rate of the backbone (image and text encoder).
-        weight_decay: Decay of all parameters but biases and norms.
-        head_multiplier: Learning rate of the task's heads over that of the backbone.
-        cross_modal_multiplier: Learning rate of projections, token types, fusion and poolers over
-            that of the backbone.
-        warmup: Steps of linear warm-up; below 1 a share of all steps.
+        weight_decay: Decay of all parameters except biases and norms.
+        head_multiplier: Learning rate of the task's heads, relative to the backbone.
+        cross_modal_multiplier: Learning rate of projections, token types, fusion and poolers,
+            relative to the backbone.
+        warmup: Steps of linear warm-up, or a share of all steps if below 1.
         end_learning_rate: Learning rate of the backbone at the last step.
         decay_power: Power of the polynomial decay, or ``cosine``.
-        betas: Of AdamW.
-        eps: Of AdamW.
-        grouping: ``ownership`` gives each parameter to the module that owns it; ``reference``
-            repeats the official code, where CLIP's norms and the classifiers' norms decay, and the
-            rank head and the token types train at the backbone's rate.
+        betas: Betas of AdamW.
+        eps: Epsilon of AdamW.
+        grouping: ``ownership`` groups parameters by the module that owns them; ``reference``
+            follows the official code, where the norms of CLIP and of classifiers decay, and the
+            rank head and token types train at the backbone's rate.
     """
 
     learning_rate: float = 1e-5
@@ -64,10 +64,10 @@ class Optimization:
     grouping: Literal["ownership", "reference"] = "ownership"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+        """Check the ranges.
 
         Raises:
-            ValueError: A value is out of its range.
+            ValueError: A value is out of range.
         """
         for name in ("learning_rate", "head_multiplier", "cross_modal_multiplier", "eps"):
             if not (value := getattr(self, name)) > 0 or not math.isfinite(value):
@@ -81,14 +81,13 @@ class Optimization:
         if self.end_learning_rate > highest:
             raise ValueError(
                 f"optimization.end_learning_rate is {self.end_learning_rate}; with decay_power "
-                f"{self.decay_power} and learning_rate {self.learning_rate} it can be at most "
-                f"{highest}."
+                f"{self.decay_power} it can be at most {highest}."
             )
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a parameter belongs: who owns it, and whether it decays."""
+    """The owner of a parameter, and whether it decays."""
 
     owner: Owner
     decays: bool
@@ -97,10 +96,10 @@ class Placement:
 def placements(
     module: nn.Module, grouping: Literal["ownership", "reference"]
 ) -> dict[str, Placement]:
-    """Place every parameter of a module that has ``meter`` and ``task`` submodules.
+    """Return the placement of every parameter of a module with submodules ``meter`` and ``task``.
 
     Returns:
-        Parameter name -> placement. Frozen parameters are placed too.
+        Parameter name -> placement, frozen parameters included.
     """
     groups = cast("Meter", module.get_submodule("meter")).parameter_groups()
     group_of = {f"meter.{name}": group for group, names in groups.items() for name in names}
@@ -150,14 +149,14 @@ def build_optimizer(module: nn.Module, options: Optimization) -> AdamW:
 
 
 def learning_rate_factor(step: int, num_steps: int, options: Optimization) -> float:
-    """Return the learning rate at an optimiser step as a share of its peak.
+    """Return the learning rate of an optimiser step relative to its peak.
 
     Linear from 0 over the warm-up; then ``(1 - e) r^p + e`` with r the share of steps that remain
     and e the end rate over the peak rate; or half a cosine wave to 0.
 
     Args:
         step: 0-based.
-        num_steps: All steps of the run.
+        num_steps: Number of steps of the run.
         options: See `Optimization`.
     """
     warm = _warmup_steps(num_steps, options)
@@ -181,7 +180,7 @@ def build_schedule(optimizer: AdamW, num_steps: int, options: Optimization) -> L
         raise ValueError(f"decay_power is {options.decay_power!r}; give a number or 'cosine'.")
     if (warm := _warmup_steps(num_steps, options)) >= num_steps:
         log.warning(
-            "The warm-up of %d steps takes the whole run of %d: the learning rate never comes to "
-            "its peak. See model.optimization.warmup.", warm, num_steps,
+            "The warm-up of %d steps is as long as the run of %d, so the learning rate never "
+            "reaches its peak. Lower model.optimization.warmup.", warm, num_steps,
         )  # fmt: skip
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, options))

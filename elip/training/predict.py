@@ -1,4 +1,4 @@
-"""What ``test`` and ``predict`` leave beside the record: predictions, and what reducers did."""
+"""Writes what ``test`` and ``predict`` add to the record: predictions, and maps of tokens."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from elip.training.module import MeterModule
 log = logging.getLogger(__name__)
 
 PREDICTIONS_NAME = "predictions.jsonl"
-"""One line of JSON an example: ``split``, then what the task's `predict` returns."""
+"""One JSON line per example: ``split``, then what the task's `predict` returns."""
 
 TOKENS_NAME = "tokens/tokens.json"
-"""Which token stands for each patch of some images, beside those images as PNG files.
+"""Maps each patch of some images to a token; the images are PNG files in the same folder.
 
 Its keys: ``reducer``, ``family``, ``keep_ratio`` (as asked), ``grid`` (rows, columns), and
 ``images``, a list with ``file``, ``split``, ``example``, ``image`` (which one of the example's),
 ``text``, and ``stages``: for each reduction ``where`` ("block" or "fusion layer"), ``layer``, and
-``origin``, for each patch the index of the token that stands for it then, or -1. A token that
-stands for one patch was kept, one that stands for several is a merged group, -1 is dropped.
+``origin``, which gives for each patch the index of its token, or -1 if it was dropped. A token of
+one patch was kept; a token of several patches was merged.
 """
 
 
 class TestPredictions(Callback):
-    """Write what a test run answered to every example, and the evaluation server's file."""
+    """Write the answers of a test run, and the file for the evaluation server."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the predictions of all processes, once and in order."""
+        """Write the predictions of all processes, in order."""
         assert isinstance(pl_module, MeterModule)
         splits = pl_module.predictions.items()
         rows = [{"split": split, **row} for split, rows in splits for row in rows]
@@ -50,14 +50,14 @@ class TestPredictions(Callback):
 
 
 class Predictions(Callback):
-    """Write what the task predicts, and what the reducer did to the first images.
+    """Write the task's predictions, and the token maps of the first images.
 
-    Every ``predict`` has one. To draw more images or fewer:
+    Every ``predict`` run has this callback. To draw more images or fewer:
     ``--trainer.callbacks+=elip.training.predict.Predictions --trainer.callbacks.images=4``.
 
     Args:
-        images: The number of examples whose token reduction is kept.
-        texts: Of an image that has several texts, at most so many.
+        images: Number of examples with token maps.
+        texts: Most texts for one image.
     """
 
     def __init__(self, images: int = 16, texts: int = 2) -> None:
@@ -75,7 +75,7 @@ class Predictions(Callback):
         meter, own = pl_module.meter, pl_module.meter.reducer
 
         def listen(fused: Fused) -> None:
-            if meter.reducer is own:  # a sweep runs others in turn
+            if meter.reducer is own:  # a sweep also runs other reducers
                 self._fused.append(fused)
 
         if trainer.is_global_zero and self._left:
@@ -90,7 +90,7 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the rows of a batch, and write the pictures while some are wanted."""
+        """Keep the rows of a batch, and write the first images."""
         split = trainer.datamodule.split_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
         self._rows += [{"split": split, **row} for row in outputs]
         if self._hook is None:
@@ -113,7 +113,7 @@ class Predictions(Callback):
         self._fused.clear()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the rows of all processes, and what became of the tokens."""
+        """Write the rows of all processes and the token maps."""
         assert isinstance(pl_module, MeterModule)
         self._stop_listening()
         write_predictions(trainer, pl_module, "predict", self._rows)
@@ -126,14 +126,14 @@ def write_predictions(
 ) -> None:
     """Write the rows of all processes to `PREDICTIONS_NAME`, and the file for the server if any.
 
-    They stand in the order of splits and examples, each example once. Where no process has a row,
-    nothing is left. Every process must call it, also one whose share of the examples is empty.
+    Rows are sorted by split and example, and each example is written once. Without any row no file
+    is written. All processes must call this function.
 
     Args:
         trainer: The trainer.
-        module: The module; what the record should say of the server's file goes to its notes.
+        module: The module, which gets notes on the server's file for the record.
         stage: ``test`` or ``predict``.
-        rows: Those of this process: ``split``, and what the task's `predict` returns.
+        rows: Rows of this process: ``split``, and what the task's `predict` returns.
     """
     shares = [rows]
     if trainer.world_size > 1:
@@ -157,16 +157,16 @@ def write_predictions(
 def _write_submissions(
     trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: Sequence[str]
 ) -> Iterator[str]:
-    """Write one file a split, for tasks that have an evaluation server; yield what is amiss.
+    """Write one file per split for tasks with an evaluation server; yield notes on problems.
 
-    The server wants all test questions in each file. Those of another split have their answers
-    there; those that no split could answer, because their image is lost, get the commonest answer.
+    The server expects every test question in each file. Questions without a text or a readable
+    image get the most common answer.
     """
     if type(task).submission is Task.submission:
         return
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if data.eval_config.limit is not None:
-        yield "No submission: data.eval_limit leaves questions out."
+        yield "No submission: data.eval_limit omits questions."
         return
     keys = {str(number) for number in data.asked(task.spec.kind)}
     for split in splits:
@@ -182,7 +182,7 @@ def _write_submissions(
         if asked and lost:
             yield (
                 f"Submission for {split}: {lost} of {len(asked)} questions have no text or no "
-                "readable image; they get the commonest answer."
+                "readable image; they get the most common answer."
             )
         safe = split.replace("/", "-")
         name = "submission.json" if len(splits) == 1 else f"submission-{safe}.json"
@@ -197,12 +197,12 @@ def _folder(trainer: Trainer) -> Path:
 def _pictures(
     folder: Path, split: str, batch: Batch, rows: Sequence[int], passes: Sequence[Fused]
 ) -> list[dict[str, Any]]:
-    """Save some images of a batch, and return what became of their patches in each pass."""
+    """Save some images of a batch, and return the token maps of each pass."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for row in rows:
         example = int(batch.example[row])
-        # A task fuses each image of an example once, in the order of the images.
+        # A task fuses the images of an example once each, in order.
         for which, image in enumerate(passes[: batch.images.shape[1]]):
             name = f"{split.replace('/', '-')}-{example}-{which}.png"
             Image.fromarray(_pixels(batch.images[row, which])).save(folder / name)

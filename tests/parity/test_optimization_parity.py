@@ -131,4 +131,4 @@ def test_a_warm_up_as_long_as_the_run_is_said(caplog: pytest.LogCaptureFixture) 
     build_schedule(optimizer, 100, Optimization(1e-3, warmup=99))
     assert not caplog.text
     build_schedule(optimizer, 100, Optimization(1e-3, warmup=100))
-    assert "warm-up of 100 steps takes the whole run of 100" in caplog.text
+    assert "warm-up of 100 steps is as long as the run of 100" in caplog.text

@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""Fixtures of the reliability tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from elip.data.shapes.write import Options, write_shapes
 
-# Lightning's remarks about small machines and short runs are no failures.
+# Warnings of Lightning about small machines and short runs.
 REMARKS = (
     "ignore::UserWarning",
     "ignore::FutureWarning",
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some of the built-in data, made once."""
+    """A little built-in data."""
     root = tmp_path_factory.mktemp("shapes")
     write_shapes(root / "shapes", Options(train=100, val=50, test=50), progress=False)
     return root
@@ -38,7 +38,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_a_process() -> Callable[[Callable[[], object]], object]:
-    """Call a function in a process of its own, which may crash; return what it returned."""
+    """Call a function in a forked process, and return its result."""
 
     def call(function: Callable[[], object]) -> object:
         reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""Runs of the command line in forked processes, which have imported everything already."""
+"""Runs the command line in forked processes, which need no imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers.models.roberta.modeling_roberta  # noqa: F401  (or every fork would load it)
+import transformers.models.roberta.modeling_roberta  # noqa: F401  (or every fork would import it)
 
 from elip.training.cli import parse, run
 
@@ -27,7 +27,7 @@ parse(["fit", "--config", CONFIG])  # reads the options of all classes, for all 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that has come to its end.
+    """A finished run.
 
     Attributes:
         status: Exit status; negative for the signal that ended it.
@@ -41,11 +41,11 @@ class Ended:
 
 
 class Fork:
-    """The command line in a process of its own.
+    """The command line in a forked process.
 
     Args:
-        arguments: What the command line is given.
-        log: Where its output goes.
+        arguments: The command line.
+        log: File for its output.
         prepare: Called in the new process before the command line.
         environment: Added to its environment.
     """
@@ -64,8 +64,8 @@ class Fork:
         if self.pid == 0:
             os._exit(_be(arguments, log, prepare, environment or {}))
 
-    def wait(self, seconds: float = 900) -> Ended:
-        """Wait for its end; one that takes longer is killed, and that is an error."""
+    def wait(self, seconds: float = 300) -> Ended:
+        """Wait for it to end, and kill it after ``seconds``, which is an error."""
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             took = time.monotonic() - self._started
@@ -80,7 +80,7 @@ class Fork:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Kill it as nothing can catch."""
+        """Send SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -118,7 +118,7 @@ def ranks(
     world: int,
     prepare: Callable[[], object] | None = None,
 ) -> list[Fork]:
-    """Start the processes of one run with the environment that torchrun gives them."""
+    """Start the processes of one run in the environment that torchrun sets."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Faults that were put into the code on purpose and that no other test saw."""
+"""Catches deliberate faults that all other tests missed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tests.tasks.tiny import batch_for
 from tests.training.test_predict import experiment
 
 
-def test_images_that_are_floats_have_seeds_of_their_own() -> None:
+def test_float_images_have_distinct_seeds() -> None:
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert len(set(_checksums(images).tolist())) == 8
     slightly = images + 1e-4
     assert bool((_checksums(slightly) != _checksums(images)).all())
 
 
-def test_a_medoid_is_the_middle_of_its_own_cluster_not_of_everything() -> None:
+def test_a_medoid_is_the_centre_of_its_cluster() -> None:
     # Three tokens near 0 and three near 10; the token at 2 is nearest to all of them together.
     places = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
     distance = (places[:, None] - places[None]).abs()[None]
@@ -64,7 +64,7 @@ def test_shuffled_text_is_another_examples_text() -> None:
 
 
 class Looks(Reducer):
-    """Acts in the fusion and looks at everything there is."""
+    """Reduces in the fusion and reads every signal."""
 
     needs = frozenset({"keys", "text", "sizes", "positions", "cross_attention"})
     placement = "fusion"
@@ -79,7 +79,7 @@ class Looks(Reducer):
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
+def test_fusion_signals_align_with_the_patches(whole: bool) -> None:
     reducer = Looks()
     reducer.includes_cls = whole
     plan = Schedule(0.5, layers=(0,), profile=(0.5,)).plan(6, 2, "fusion")
@@ -100,7 +100,7 @@ def test_signals_of_the_fusion_run_beside_the_patches(whole: bool) -> None:
     assert signals.sizes.shape == (2, count)
     assert signals.sizes[0, -1] == 6
     assert signals.positions.shape == (2, count, 2)
-    # A patch stands for as many as its size says, so the mean place is divided by that.
+    # Positions are means, divided by the size of the patch.
     assert signals.positions[0, -1].tolist() == pytest.approx([1 / 6, 2 / 6])
     assert signals.keys.shape == (2, 2, count, 4)
     logits = (query @ key.mT / 2).masked_fill(~image.mask[:, None, None, :], -torch.inf)
@@ -198,7 +198,7 @@ def test_relevance_to_the_text_runs_from_0_to_1() -> None:
     assert relevance.amax(dim=1).tolist() == pytest.approx([1] * 3, abs=1e-4)
 
 
-def test_a_word_that_must_take_padding_in_stays_as_it_is() -> None:
+def test_a_word_never_merges_with_padding() -> None:
     tokens = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
     reduced = PuMer(merge_text=0.5).reduce_text(
         tokens, tokens.unsqueeze(1), torch.tensor([[True, True, False]])
@@ -209,12 +209,12 @@ def test_a_word_that_must_take_padding_in_stays_as_it_is() -> None:
     torch.testing.assert_close(reduced.tokens, tokens[:, :2], atol=1e-4, rtol=0)
 
 
-def test_clusters_have_no_weight_in_attention_unless_asked_for() -> None:
+def test_proportional_attention_of_clusters_is_optional() -> None:
     assert not ATC().proportional_attention
     assert ATC(proportional=True).proportional_attention
 
 
-def test_matching_asks_for_one_false_image() -> None:
+def test_matching_needs_one_negative_image() -> None:
     assert Pretraining().spec.negative_images == 1
     assert Pretraining(itm=0.0).spec.negative_images == 0
 
@@ -224,26 +224,26 @@ def test_default_layers_of_a_shallow_encoder_begin_at_its_first_block() -> None:
     assert Schedule().layers_in(2, "before_block") == (0, 1)
 
 
-def test_the_rank_head_meets_fifteen_false_texts_as_in_meter() -> None:
+def test_retrieval_trains_with_fifteen_negative_texts() -> None:
     assert Retrieval().spec.negative_texts == 15
 
 
 class Misreads(Looks):
-    """Returns a text that does not go with what was given."""
+    """Returns a reduced text of the wrong length."""
 
     def reduce_text(self, tokens: Tensor, keys: Tensor, mask: Tensor | None) -> Reduced:
         """Assign one word too few."""
         return Reduced(tokens[:, :-1], torch.zeros(len(tokens), tokens.shape[1] - 1).long())
 
 
-def test_a_reduced_text_is_held_to_the_contract() -> None:
+def test_a_reduced_text_is_checked() -> None:
     plan = Schedule(0.5, layers=(0,), profile=(0.5,)).plan(6, 2, "fusion")
     host = FusionReduction(Misreads(), plan, (2, 3))
     with pytest.raises(ValueError, match="Misreads broke its contract"):
         host.reduce_text(torch.randn(2, 4, 8), None, torch.randn(2, 2, 4, 4))
 
 
-def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -> None:
+def test_text_is_merged_only_if_just_its_cls_is_read() -> None:
     meter = tiny(PuMer(merge_text=0.4)).eval()
     reduction = meter.fusion.reduction
     assert reduction is not None
@@ -268,15 +268,15 @@ def test_text_is_merged_where_only_its_cls_is_read_and_not_in_the_last_layer() -
     assert seen == [0, 1, 0, (10, 6), 1]
 
 
-def test_the_least_that_is_allowed_is_allowed() -> None:
+def test_smallest_allowed_values_are_accepted() -> None:
     assert Retrieval(negative_texts=1, pairs=1).pairs == 1
     plan = Schedule(None, layers=(1, 2), counts=(5, 5)).plan(100, 6, "before_block")
     assert plan.keep == {1: 5, 2: 5}
 
 
 @pytest.mark.parametrize("itm", [0.0, 1.0])
-def test_what_pretraining_does_not_read_is_not_trained(itm: float) -> None:
-    """Processes that train together would wait for its gradients."""
+def test_pretraining_leaves_no_parameter_without_gradient(itm: float) -> None:
+    """DDP would wait for the missing gradients."""
     module = experiment(Pretraining(itm=itm), ELIP())
     module.task.loss(module.meter, batch_for(module.task.spec)).total.backward()
     waiting = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]

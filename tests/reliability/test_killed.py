@@ -1,4 +1,4 @@
-"""A run that is killed as nothing can catch goes on to the end that it would have had."""
+"""A run that is killed and resumed ends exactly like an undisturbed one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from elip.training import callbacks
 from elip.training.module import MeterModule
 from tests.reliability.forks import Fork, losses, options
 
-STEPS = 15
-MOMENTS = 20
+STEPS = 8
 
 
 def die() -> None:
@@ -28,10 +27,10 @@ def die() -> None:
 
 
 def often() -> None:
-    """Save the state that a killed run goes on from several times a second."""
-    callbacks.SAVE_SECONDS = 0.3
+    """Save the last checkpoint several times a second."""
+    callbacks.SAVE_SECONDS = 0.1
     callbacks._LEAST_PAUSE = 0
-    callbacks.cached_cost = lambda *_, **__: RunCost()  # takes longer than the training here
+    callbacks.cached_cost = lambda *_, **__: RunCost()  # would take longer than this training
 
 
 def in_a_step(chance: random.Random) -> Callable[[], None]:
@@ -51,8 +50,8 @@ def in_a_step(chance: random.Random) -> Callable[[], None]:
 
 
 def while_validating(chance: random.Random) -> Callable[[], None]:
-    """A validation that was due must come after all, and be kept as the best if it is."""
-    at, step = chance.choice(range(5, STEPS + 1, 5)), MeterModule.validation_step
+    """The validation must be repeated, and its checkpoint kept if it is the best."""
+    at, step = chance.choice(range(4, STEPS + 1, 4)), MeterModule.validation_step
 
     def dying(self: MeterModule, batch: Any, index: int, loader: int = 0) -> None:
         if self.global_step == at and index == 1:
@@ -67,7 +66,7 @@ def while_validating(chance: random.Random) -> Callable[[], None]:
 
 
 def while_saving(chance: random.Random) -> Callable[[], None]:
-    left, save = chance.randrange(1, 4), torch.save
+    left, save = chance.randrange(1, 3), torch.save
 
     def dying(content: Any, file: Any, *rest: Any) -> None:
         nonlocal left
@@ -85,8 +84,8 @@ def while_saving(chance: random.Random) -> Callable[[], None]:
 
 
 def while_renaming(chance: random.Random) -> Callable[[], None]:
-    """Before or after the step in which a checkpoint takes its name."""
-    left, after, rename = chance.randrange(1, 5), chance.random() < 0.5, Path.replace
+    """Before or after a checkpoint gets its final name."""
+    left, after, rename = chance.randrange(1, 4), chance.random() < 0.5, Path.replace
 
     def dying(self: Path, target: Any) -> Any:
         nonlocal left
@@ -105,7 +104,7 @@ def while_renaming(chance: random.Random) -> Callable[[], None]:
 
 
 def while_recording(chance: random.Random) -> Callable[[], None]:
-    """When the record is written to its temporary file, but has no name yet."""
+    """When the record is written but does not have its final name."""
     rename = Path.replace
 
     def dying(self: Path, target: Any) -> Any:
@@ -122,7 +121,8 @@ def while_recording(chance: random.Random) -> Callable[[], None]:
 
 def attempt(root: Path, data: Path, log: Path, prepare: Callable[[], object], resume: bool) -> Fork:
     more = ["--ckpt_path=last"] if resume else []
-    return Fork(["fit", *options(root, data, STEPS), *more], log, prepare)
+    arguments = ["fit", *options(root, data, STEPS, trainer__val_check_interval=4), *more]
+    return Fork(arguments, log, prepare)
 
 
 def weights(root: Path) -> dict[str, torch.Tensor]:
@@ -155,8 +155,8 @@ def kinds() -> list[tuple[str, int]]:
     named = [
         in_a_step, while_validating, while_saving, while_renaming, while_recording,
     ]  # fmt: skip
-    return [(kind.__name__, seed) for kind in named for seed in range(3)] + [
-        ("any_time", seed) for seed in range(MOMENTS - 3 * len(named))
+    return [(kind.__name__, seed) for kind in named for seed in range(2)] + [
+        ("any_time", seed) for seed in range(4)
     ]
 
 
@@ -186,7 +186,7 @@ def test_killed_and_resumed_ends_as_the_undisturbed_run(
     assert record.run_id == whole.run_id
     assert record.evaluations == whole.evaluations
     assert best(root) == best(folder)
-    # A line of the log can be lost between a checkpoint and the log; none may differ.
+    # A kill can lose a line of the log, but no line may differ.
     assert losses(root).items() <= losses(folder).items()
     for name, value in weights(folder).items():
         assert torch.equal(weights(root)[name], value), name

@@ -1,4 +1,4 @@
-"""Same in, same out: losses and scores to the last bit, in whatever way the data is loaded."""
+"""Equal runs give equal losses and scores, bit for bit, with any number of workers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ STEPS = 10
 
 
 @pytest.mark.slow
-def test_runs_repeat_to_the_last_bit(shapes: Path, tmp_path: Path) -> None:
-    variants = {"once": {}, "again": {}, "two_workers": {"data__num_workers": 2}}
+def test_runs_repeat_bit_for_bit(shapes: Path, tmp_path: Path) -> None:
+    variants = {"once": {}, "two_workers": {"data__num_workers": 2}}
     for name, more in variants.items():
         arguments = ["fit", *options(tmp_path / name, shapes, STEPS, **more)]
         ended = Fork(arguments, tmp_path / f"{name}.txt").wait()
         assert ended.status == 0, ended.output
     first, known = read_record(tmp_path / "once"), losses(tmp_path / "once")
     assert sorted(known) == list(range(STEPS))
-    for name in ("again", "two_workers"):
-        assert read_record(tmp_path / name).evaluations == first.evaluations
-        assert losses(tmp_path / name) == known
+    assert read_record(tmp_path / "two_workers").evaluations == first.evaluations
+    assert losses(tmp_path / "two_workers") == known
 
 
 @pytest.mark.slow
 def test_another_seed_is_another_run(shapes: Path, tmp_path: Path) -> None:
-    """What the test above compares can differ."""
+    """The values that the test above compares can differ."""
     for seed in (0, 1):
         arguments = ["fit", *options(tmp_path / str(seed), shapes, 3, seed_everything=seed)]
         assert Fork(arguments, tmp_path / f"{seed}.txt").wait().status == 0

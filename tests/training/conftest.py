@@ -83,7 +83,7 @@ Go = Callable[..., int]
 
 @pytest.fixture
 def go(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
-    """Run a command of the tiny configuration in a folder of its own."""
+    """Run a command of the tiny configuration in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return lambda command, *options: run([command, "--config", str(config), *options])
 

@@ -1,4 +1,4 @@
-"""The command line: choosing, refusing, finding runs again, and telling whose weights they are."""
+"""The command line: options, error messages, run directories, resuming, origin of weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ELIP_YAML = str(ROOT / "experiments" / "elip_0.7.yaml")
 
 
 class Halving(Random):
-    """A reducer of somebody else's, chosen by import path."""
+    """A reducer outside the package, chosen by import path."""
 
 
 def asked(*options: str) -> Any:
@@ -62,7 +62,7 @@ def test_a_reducer_is_chosen_by_name_or_import_path() -> None:
         ("--model.meter.image_size=65", ["65", "patch_size 8"]),
         ("--trainer.limit_train_batches=0", ["would have nothing to do"]),
         ("--trainer.strategy=fsdp", ["ddp"]),
-        ("--ckpt_path=last", ["run fit first"]),
+        ("--ckpt_path=last", ["Run fit first"]),
     ],
 )
 def test_a_mistake_is_one_message(option: str, hints: list[str]) -> None:
@@ -73,7 +73,7 @@ def test_a_mistake_is_one_message(option: str, hints: list[str]) -> None:
         assert hint in str(error.value)
 
 
-def test_fit_alone_asks_for_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_without_a_task_mentions_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fit"]) == 2
     assert "Give --config" in capsys.readouterr().err
 
@@ -89,7 +89,7 @@ def test_fit_alone_asks_for_a_config(capsys: pytest.CaptureFixture[str]) -> None
         ("--effective_batch_size=9", "effective_batch_size 9"),
     ],
 )
-def test_what_does_not_fit_is_a_message_before_training(
+def test_values_out_of_range_are_refused_before_training(
     option: str, hint: str, go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert go("fit", option) == 2
@@ -128,7 +128,7 @@ def test_a_fit_leaves_a_whole_record(trained: Path) -> None:
     assert record.lineage == ()
 
 
-def test_scoring_with_the_options_of_a_fit_finds_it(
+def test_the_options_of_a_fit_find_its_checkpoint(
     trained: Path, go: Go, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert go("test", "--ckpt_path=best") == 0
@@ -146,7 +146,7 @@ def test_another_reducer_is_never_restored_silently(
     trained: Path, go: Go, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert go("test", "--model.reducer=Random", "--ckpt_path=best") == 2
-    assert f"There are:\n    {trained}" in capsys.readouterr().err
+    assert f"Existing fits:\n    {trained}" in capsys.readouterr().err
     assert go("test", "--model.reducer=Random", f"--model.weights={trained}") == 0
     said = "trained with ELIP 0.8; tested with Random 0.8 (off the shelf)"
     (folder,) = Path("runs/tiny").glob("test-Random-0.8-s0-*")
@@ -155,7 +155,7 @@ def test_another_reducer_is_never_restored_silently(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_head_that_the_weights_lack_is_not_scored(
+def test_an_untrained_head_is_not_scored(
     trained: Path, go: Go, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = [
@@ -185,12 +185,12 @@ def test_a_completed_fit_is_moved_aside(
     before = (trained / "run.json").read_bytes()
     assert go("fit", "--trainer.logger=false") == 0
     aside = trained.with_name(f"{trained.name}~1")
-    assert f"{trained} held a completed fit; it is {aside} now." in capsys.readouterr().err
+    assert f"{trained} held a completed fit, now moved to {aside}." in capsys.readouterr().err
     assert (aside / "run.json").read_bytes() == before
     assert read_record(trained).evaluations == read_record(aside).evaluations
 
 
-def test_a_directory_takes_one_process_at_a_time(
+def test_a_run_directory_is_locked(
     go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "_LOCK_SECONDS", 0.0)
@@ -202,7 +202,7 @@ def test_a_directory_takes_one_process_at_a_time(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_run_goes_on_with_its_own_options_only(
+def test_a_run_resumes_only_with_its_own_options(
     trained: Path, go: Go, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--model.reducer=Random", "--seed_everything=3"]
@@ -210,7 +210,7 @@ def test_a_run_goes_on_with_its_own_options_only(
     error = capsys.readouterr().err
     assert "model.reducer.class_path was reducers.elip.ELIP, is reducers.random.Random" in error
     assert "seed_everything was None, is 3" in error
-    assert "--model.weights in place of --ckpt_path" in error
+    assert "--model.weights instead of --ckpt_path" in error
     bare = torch.load(checkpoint_path(trained, "last"), weights_only=True)
     del bare["elip_run"]
     torch.save(bare, "foreign.ckpt")
@@ -219,7 +219,7 @@ def test_a_run_goes_on_with_its_own_options_only(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_run_that_is_made_longer_is_a_run_of_its_own(trained: Path, go: Go) -> None:
+def test_a_longer_run_is_a_new_run(trained: Path, go: Go) -> None:
     first = read_record(trained)
     longer = ["--trainer.max_steps=5", "--data.num_workers=0"]
     assert go("fit", *longer, f"--ckpt_path={trained}") == 0
@@ -229,13 +229,13 @@ def test_a_run_that_is_made_longer_is_a_run_of_its_own(trained: Path, go: Go) ->
     assert record.lineage[0].run_id == first.run_id
     assert record.evaluations == first.evaluations  # the best checkpoint came along
     assert checkpoint_path(folder, "best").is_file()
-    # It goes on as itself, also where its directory has moved.
+    # It resumes as the same run after its directory moved.
     shutil.move(folder, "moved")
     assert go("fit", *longer, "--ckpt_path=moved") == 0
     assert read_record(Path("moved")).run_id == record.run_id
 
 
-def test_data_that_changed_since_the_start_is_told(
+def test_changed_data_is_refused_on_resume(
     trained: Path, go: Go, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -245,7 +245,7 @@ def test_data_that_changed_since_the_start_is_told(
     assert "fingerprint.data/train was" in capsys.readouterr().err
 
 
-# A validation is due behind steps 2 and 4, and behind the only epoch's last one, 6.
+# Validations come after steps 2 and 4, and after step 6, the last of the epoch.
 @pytest.mark.parametrize(
     ("stop_at", "options"),
     [
@@ -272,16 +272,16 @@ def test_interrupted_and_resumed_equals_undisturbed(
     def interrupted(self: MeterModule, batch: Any, index: int) -> Any:
         if self.global_step == stop_at - 1:
             os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)  # at once again, it is the same request
+            os.kill(os.getpid(), signal.SIGINT)  # repeated at once, it is the same request
         return step(self, batch, index)
 
     monkeypatch.setattr(MeterModule, "training_step", interrupted)
     capsys.readouterr()
     assert go("fit", *options, "--trainer.default_root_dir=cut") == 130
     monkeypatch.setattr(MeterModule, "training_step", step)
-    said = [line for line in capsys.readouterr().err.splitlines() if "Go on" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "Resume with" in line]
     assert len(said) == 1
-    assert said[0].startswith(f"Stopped at step {stop_at}. Go on: python run_experiment.py fit")
+    assert said[0].startswith(f"Stopped at step {stop_at}. Resume with: python run_experiment.py")
     assert read_record("cut").status == "interrupted"
     assert go("fit", *options, "--trainer.default_root_dir=cut", "--ckpt_path=last") == 0
     whole, cut = read_record("whole"), read_record("cut")
@@ -296,7 +296,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
         assert all(map(torch.equal, one["state_dict"].values(), two["state_dict"].values()))
 
 
-def test_a_checkpoint_says_whose_it_is(trained: Path) -> None:
+def test_a_checkpoint_carries_the_header_of_its_run(trained: Path) -> None:
     record = read_record(trained)
     for name, steps in (("best", None), ("last", 4)):
         info = read_checkpoint_info(checkpoint_path(trained, name))
@@ -307,7 +307,7 @@ def test_a_checkpoint_says_whose_it_is(trained: Path) -> None:
         assert steps in (None, header.steps)
 
 
-def test_what_fails_is_recorded(
+def test_a_failed_run_is_recorded(
     go: Go, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -339,7 +339,7 @@ def test_a_loss_that_is_not_finite_stops_the_step(
          "SLURM_LOCALID": "2", "SLURM_NTASKS": "4"},
     ],
 )  # fmt: skip
-def test_a_rank_that_was_left_in_the_shell_means_nothing(
+def test_a_rank_left_in_the_shell_is_ignored(
     stray: dict[str, str], go: Go, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # as it is read from there
@@ -350,28 +350,28 @@ def test_a_rank_that_was_left_in_the_shell_means_nothing(
     assert {"run.json", "metrics.csv", "tensorboard", "config.yaml"} <= there
 
 
-def test_tasks_of_slurm_that_were_not_started_by_srun_are_one_line(
+def test_slurm_tasks_without_srun_are_refused(
     go: Go, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in (("JOB_ID", "5"), ("JOB_NAME", "train"), ("NTASKS", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert go("fit") == 2
-    assert "SLURM_NTASKS is above 1; start with srun" in capsys.readouterr().err
+    assert "SLURM_NTASKS is above 1. Start with srun" in capsys.readouterr().err
 
 
 class Older(Random):
-    """A reducer as it was."""
+    """A reducer before an update."""
 
 
 class Newer(Random):
-    """The same with one more option, which has a default."""
+    """The same reducer with a new option that has a default."""
 
     def __init__(self, more: float = 0.5) -> None:
         super().__init__()
 
 
 class NewerTrainer(Trainer):
-    """A later Lightning's."""
+    """The trainer of a later Lightning."""
 
     def __init__(self, *args: Any, brand_new: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -390,14 +390,14 @@ def test_a_new_option_with_a_default_changes_no_identity(
     monkeypatch.setattr(f"{__name__}.Older", Newer)
 
     try:
-        # The trainer and the reducer both get an option that they did not have.
+        # Trainer and reducer both get a new option.
         monkeypatch.setattr(cli, "Trainer", NewerTrainer)
         after = (asked(), asked(mine))
         assert after[0].config["trainer"]["brand_new"] == 1.0
         assert after[1].config["model"]["reducer"]["init_args"]["more"] == 0.5
         for old, new in zip(before, after, strict=True):
             assert (new.run_id, new.run_dir) == (old.run_id, old.run_dir)
-        assert go("fit", "--ckpt_path=last") == 0  # it goes on
+        assert go("fit", "--ckpt_path=last") == 0  # it resumes
         assert read_record(trained).run_id == trained.name.rsplit("-", 1)[-1]
     finally:
         parsers.cache_clear()

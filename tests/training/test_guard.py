@@ -124,7 +124,7 @@ class ActsNowhere(TopK):
 
 
 class NeedsTooMuch(TopK):
-    """Source: made up for the tests. Differs: in what it asks for."""
+    """Source: made up for the tests. Differs: in its needs."""
 
     needs = frozenset({"everything"})  # type: ignore[arg-type]
 

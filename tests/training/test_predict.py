@@ -70,7 +70,7 @@ def trainer(root: Path, rank: int = 0, world: int = 1) -> Any:
 
 @pytest.fixture
 def shares(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What each process has to gather; they come one behind the other, and the last sees all."""
+    """Gathers the rows of processes that run one after the other; the last one sees all."""
     given: list[Any] = []
 
     def gather(into: list[Any], own: Any) -> None:
@@ -94,7 +94,7 @@ def read(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / PREDICTIONS_NAME).read_text().splitlines()]
 
 
-def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path, shares: list[Any]) -> None:
+def test_rows_of_all_processes_are_written_once_in_order(tmp_path: Path, shares: list[Any]) -> None:
     module = experiment(VQA(), TopK())
     batch = batch_for(module.task.spec, 6)
     watched = Predictions(images=0)
@@ -114,7 +114,7 @@ def test_rows_of_all_processes_stand_once_and_in_order(tmp_path: Path, shares: l
     ]
 
 
-def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None:
+def test_a_test_run_writes_its_rows_and_the_servers_file(tmp_path: Path) -> None:
     module = experiment(VQA(), TopK())
     batch = batch_for(module.task.spec, 6)
     at, written = trainer(tmp_path), TestPredictions()
@@ -134,9 +134,7 @@ def test_a_test_run_leaves_its_rows_and_the_servers_file(tmp_path: Path) -> None
         assert [entry["question_id"] for entry in sent] == [1000 + row for row in range(6)]
 
 
-def test_a_process_without_examples_takes_part_in_joining_the_answers(
-    tmp_path: Path, shares: list[Any]
-) -> None:
+def test_a_process_without_examples_joins_the_gathering(tmp_path: Path, shares: list[Any]) -> None:
     module, written = experiment(VQA(), None), TestPredictions()
     batch = batch_for(module.task.spec, 6)
     for rank, rows in ((1, []), (0, module.task.predict(module.meter, batch))):
@@ -146,20 +144,20 @@ def test_a_process_without_examples_takes_part_in_joining_the_answers(
     assert [row["example"] for row in read(tmp_path)] == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_test_run_of_a_task_without_rows_leaves_none(tmp_path: Path) -> None:
+def test_a_task_without_rows_writes_no_file(tmp_path: Path) -> None:
     module = experiment(Statement(), None)
     module.predictions = {"test": []}
     TestPredictions().on_test_end(trainer(tmp_path), module)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_without_a_server_leaves_no_submission(tmp_path: Path) -> None:
+def test_a_task_without_a_server_writes_no_submission(tmp_path: Path) -> None:
     module = experiment(Statement(), None)
     predict(module, [batch_for(module.task.spec)], Predictions(images=0), trainer(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS_NAME]
 
 
-def test_a_submission_that_cannot_be_made_does_not_cost_the_rows(
+def test_a_failed_submission_keeps_the_rows(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = experiment(VQA(), None)
@@ -170,7 +168,7 @@ def test_a_submission_that_cannot_be_made_does_not_cost_the_rows(
     assert "No submission for test" in caplog.text
 
 
-def test_a_submission_holds_every_question_or_there_is_none(tmp_path: Path) -> None:
+def test_a_submission_holds_every_question_or_is_not_written(tmp_path: Path) -> None:
     module, at = experiment(VQA(), None), trainer(tmp_path)
     batch = batch_for(module.task.spec)
     at.datamodule.split_names = lambda stage: ["test", "test-std"]
