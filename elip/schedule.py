@@ -1,8 +1,8 @@
-"""From a keep ratio to integer token counts: the only rounding in the project.
+"""Turn a keep ratio into integer token counts: the only rounding in the project.
 
-The keep ratio is the mean, over the blocks of the image encoder, of the share of patch tokens
-that enter a block. With kept shares p_i at the reduction layers, the share at layer i is
-``p_i ** c``, and c is solved so that the mean is the keep ratio.
+The keep ratio is the share of patch tokens that enter a block, averaged over the blocks of the
+image encoder. With profile shares p_i at the reduction layers, layer i keeps the share
+``p_i ** c``. The exponent c is solved so that the mean equals the keep ratio.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Plan:
 
     Attributes:
         num_patches: P, patch tokens without reduction.
-        keep: Number of patch tokens kept at each reduction layer, by layer.
-        tokens_per_block: Patch tokens that enter each block, then those that leave the last one.
+        keep: Patch tokens kept at each reduction layer.
+        tokens_per_block: Patch tokens that enter each block, then those that leave the last block.
     """
 
     num_patches: int
@@ -39,29 +39,28 @@ class Plan:
 
     @property
     def keep_ratio(self) -> float:
-        """Mean share of patch tokens that enter a block, as it really is after rounding."""
+        """Mean share of patch tokens that enter a block, after rounding."""
         blocks = self.tokens_per_block[:-1]
         return sum(blocks) / (len(blocks) * self.num_patches)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When tokens are dropped and how many are left.
+    """Where tokens are reduced and how many are kept.
 
     Args:
-        keep_ratio: Mean over the blocks of the share of patch tokens that enter a block, in
-            (0, 1]. None takes the profile as it stands (c = 1).
-        layers: Blocks at which the reducer acts, ascending, 0-based. None takes ELIP's 2, 4, 9 of
-            11, scaled to the number of blocks; a reducer that acts after the attention then takes
-            the block before each, so that every method thins the same blocks.
-        profile: Kept share of the original patches at each of these layers, in (0, 1], not
-            rising: the shape of the decay. None takes ELIP's 0.90, 0.70, 0.45 for three layers
-            and a geometric decay to 0.45 otherwise.
-        counts: Exact number of patch tokens kept at each layer; takes the place of ``keep_ratio``
-            and ``profile``.
+        keep_ratio: Share of patch tokens that enter a block, averaged over the blocks, in (0, 1].
+            None uses the profile unchanged (c = 1).
+        layers: Reduction layers, ascending, 0-based. None scales ELIP's 2, 4, 9 of 11 to the
+            number of blocks. A reducer that acts after the attention then uses the block before
+            each, so that all methods reduce the input of the same blocks.
+        profile: Kept share of the original patches at each layer, in (0, 1], not rising. None
+            uses ELIP's 0.90, 0.70, 0.45 for three layers, and otherwise a geometric decay to 0.45.
+        counts: Exact number of patch tokens kept at each layer; overrides ``keep_ratio`` and
+            ``profile``.
 
     Raises:
-        ValueError: A value is out of its range; the message names it.
+        ValueError: A value is out of range.
     """
 
     keep_ratio: float | None = 0.7
@@ -70,7 +69,7 @@ class Schedule:
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no encoder could carry."""
+        """Check the ranges."""
         ratio, layers, profile, counts = self.keep_ratio, self.layers, self.profile, self.counts
         if ratio is not None and not 0 < ratio <= 1:
             raise ValueError(f"keep_ratio is {ratio}; it must be above 0 and at most 1.")
@@ -100,7 +99,7 @@ class Schedule:
         """Return the reduction layers in an encoder (or fusion) of ``num_blocks`` blocks.
 
         Raises:
-            ValueError: A layer lies beyond the last block.
+            ValueError: A layer does not exist.
         """
         if self.layers is None:
             scaled = [math.floor(layer * num_blocks / _BLOCKS + 0.5) for layer in _LAYERS]
@@ -116,19 +115,18 @@ class Schedule:
     def plan(self, num_patches: int, num_blocks: int, placement: Placement) -> Plan:
         """Turn the schedule into integer counts.
 
-        A reducer that acts before a block thins what enters that block; one that acts after the
-        attention thins what enters the next. The same keep ratio therefore means the same mean
-        number of tokens for both kinds. One that acts in the fusion thins what enters the image
-        side's layers there: its keep ratio is the mean over the fusion layers, not the blocks.
+        A reducer that acts before a block reduces the input of that block. One that acts after the
+        attention reduces the input of the next block. So an equal keep ratio means an equal mean
+        number of tokens. In the fusion the mean is over the fusion layers, not the blocks.
 
         Args:
             num_patches: P.
-            num_blocks: Number of blocks (fusion: layers) that run.
+            num_blocks: Number of blocks (or fusion layers) that run.
             placement: Where the reducer acts.
 
         Raises:
             ValueError: The schedule does not fit the encoder, or the keep ratio cannot be reached
-                with these layers; the message gives the reachable range.
+                with these layers.
         """
         if placement == "never":
             return Plan(num_patches, {}, (num_patches,) * (num_blocks + 1))
@@ -147,7 +145,6 @@ class Schedule:
         return Plan(num_patches, dict(zip(layers, keep, strict=True)), counts)
 
     def _shares(self, layers: tuple[int, ...], first: tuple[int, ...], blocks: int) -> list[float]:
-        """Return the kept share at each layer."""
         profile = self.profile
         if profile is None:
             steps = range(1, len(layers) + 1)
@@ -191,7 +188,7 @@ def _one_each(
 def _spread(
     values: Sequence[_Number], first: tuple[int, ...], blocks: int, full: _Number
 ) -> list[_Number]:
-    """Return what enters each block and what leaves the last, ``values`` holding from ``first``."""
+    """Return the value at each block and after the last; each value applies from ``first`` on."""
     spread, current = [], full
     changes = dict(zip(first, values, strict=True))
     for block in range(blocks + 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from elip.data.batch import Batch, TextBatch
@@ -31,6 +33,8 @@ def random_batch(meter: Meter, count: int, task: Task | None = None) -> Batch:
         ids = torch.randint(5, meter.vocab_size, shape, generator=generator)
         return TextBatch(ids, torch.ones(shape, dtype=torch.bool))
 
+    # 15 % of the words, rounded up to a multiple of 4 as in `Batch.trimmed`.
+    places = min(4 * math.ceil(0.15 * sizes.max_text_len / 4), sizes.max_text_len)
     target = torch.arange(count) % classes
     if task is not None and task.spec.kind == "question":
         target = torch.rand(count, classes, generator=generator)
@@ -42,7 +46,8 @@ def random_batch(meter: Meter, count: int, task: Task | None = None) -> Batch:
         example=torch.arange(count),
         image_id=torch.arange(count),
         masked=text,
-        masked_labels=text.ids,
+        masked_labels=text.ids.masked_fill(torch.arange(sizes.max_text_len) >= places, -100),
+        masked_places=places,
         negative_images=pixels(1),
         negative_text=words(count, texts) if texts else None,
         target=target,

@@ -1,4 +1,4 @@
-"""The sizes of a METER model, and the named presets."""
+"""Sizes of a METER model and named presets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal
 Preset = Literal["tiny", "clip16_roberta"]
 
 MOST_TEXT = 512
-"""Positions of RoBERTa and BERT: no text can be longer."""
+"""Number of positions of RoBERTa and BERT."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Everything that fixes the shape of a METER model; `MeterConfig` says what each size means.
+    """All sizes of a METER model; `MeterConfig` explains each.
 
-    ``image_blocks`` None with a named model runs all but the last, as METER does; ``vocab_size``
-    None takes the tokenizer's.
+    ``image_blocks`` None runs all blocks of a named model but the last, as METER does.
+    ``vocab_size`` None uses the tokenizer's.
     """
 
     image_encoder: str
@@ -88,30 +88,30 @@ PRESETS: dict[str, Sizes] = {
 
 @dataclass(frozen=True)
 class MeterConfig:
-    """A preset and what differs from it. None means: as the preset has it.
+    """A preset and the differences from it; None keeps the preset's value.
 
     Args:
         preset: ``tiny`` trains on a laptop's CPU; ``clip16_roberta`` is the published model.
         image_encoder: ``vit`` for a ViT of the sizes below in CLIP's layout (pre-norm, quick-GELU,
             bias-free patch convolution), or the name of any timm `VisionTransformer`.
-        image_size: Pixels a side; a multiple of the patch size.
-        patch_size: Pixels a side of a patch (``vit`` only; otherwise the named model's).
+        image_size: Side of the image in pixels; a multiple of the patch size.
+        patch_size: Side of a patch in pixels (``vit`` only; a named model has its own).
         image_width: Width of the image tokens (``vit`` only).
-        image_blocks: Blocks of the image encoder that run.
+        image_blocks: Number of image encoder blocks to run.
         image_heads: Attention heads of the image encoder (``vit`` only).
-        pixels: Mean and standard deviation that pixels are normalised by.
-        text_encoder: ``roberta`` or ``bert`` for an encoder of the sizes below; or
-            ``roberta-base``, ``roberta-large``, ``bert-base-uncased`` for theirs; or a folder with
-            a transformers configuration.
+        pixels: Mean and standard deviation for normalising pixels.
+        text_encoder: ``roberta`` or ``bert`` with the sizes below; ``roberta-base``,
+            ``roberta-large`` or ``bert-base-uncased``; or a folder with a transformers
+            configuration.
         vocab_size: Number of word pieces.
-        max_text_len: Most tokens of a text, special tokens included; longer ones are cut.
+        max_text_len: Maximum tokens per text, including special tokens; longer texts are cut.
         text_width: Width of the text encoder (``roberta`` and ``bert`` only).
         text_layers: Layers of the text encoder (``roberta`` and ``bert`` only).
         text_heads: Attention heads of the text encoder (``roberta`` and ``bert`` only).
         fusion_width: Width of the co-attention fusion.
-        fusion_layers: Co-attention layers a side.
+        fusion_layers: Co-attention layers per stream.
         fusion_heads: Attention heads of the fusion.
-        mlp_ratio: Width inside a feed-forward half of the fusion, over ``fusion_width``.
+        mlp_ratio: Inner width of the fusion's feed-forward halves, divided by ``fusion_width``.
         dropout: Dropout of text encoder and fusion, in [0, 1).
     """
 
@@ -139,12 +139,12 @@ class MeterConfig:
         """Return the preset with the differences applied.
 
         Raises:
-            ValueError: The preset is unknown, or sizes do not fit each other.
+            ValueError: The preset is unknown, or the sizes do not fit together.
         """
         if self.preset not in PRESETS:
             near = get_close_matches(self.preset, PRESETS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"No preset {self.preset!r}; there are {sorted(PRESETS)}.{hint}")
+            raise ValueError(f"No preset {self.preset!r}; choose from {sorted(PRESETS)}.{hint}")
         given = {name: value for name, value in asdict(self).items() if value is not None}
         del given["preset"]
         base = PRESETS[self.preset]

@@ -1,8 +1,8 @@
 """METER's co-attention fusion: two streams that attend to themselves and to each other.
 
-A reducer that acts here sees, after the cross-attention of a text layer, how much each text token
-looked at each image token. The reduced image then enters the image layer of the same level and all
-later ones. Shape legend: B batch, L text length, N image tokens (CLS included), W width, H heads.
+A reducer here acts after the cross-attention of a text layer. The reduced image enters the image
+layer of the same level and all later layers. Shape legend: B batch, L text length, N image tokens
+(including CLS), W width, H heads.
 
 Source: Dou et al., 2022, arXiv:2111.02387, section 3.2 (co-attention, post-norm).
 """
@@ -29,13 +29,7 @@ _EPS = 1e-12
 
 
 class Attention(nn.Module):
-    """Multi-head attention with residual and layer norm behind it (post-norm).
-
-    Args:
-        width: W, width of both streams.
-        heads: H.
-        dropout: On attention weights and on the output.
-    """
+    """Multi-head attention with a residual connection, then layer norm (post-norm)."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -57,7 +51,7 @@ class Attention(nn.Module):
         return heads
 
     def keys(self, key_value: Tensor) -> tuple[Tensor, Tensor]:
-        """Split what ``key_value`` gave [B,M,2W] into keys and values [B,H,M,W/H]."""
+        """Split the output [B,M,2W] of ``key_value`` into keys and values [B,H,M,W/H]."""
         split = key_value.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         key, value = split.unbind(0)
         return key, value
@@ -65,7 +59,7 @@ class Attention(nn.Module):
     def attend(
         self, tokens: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Attend, add ``tokens``, and normalise."""
+        """Attend, add ``tokens`` and normalise."""
         context = F.scaled_dot_product_attention(
             query,
             key,
@@ -79,7 +73,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with GELU between them, residual and layer norm behind (post-norm)."""
+    """Two linear maps with GELU between them and a residual connection, then layer norm."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -116,10 +110,10 @@ class CoAttentionLayer(nn.Module):
 
         Args:
             tokens: [B,N,W] of this stream.
-            other: [B,M,W] of the other stream, as the previous level left it.
-            mask: [B,N] bool, True at tokens; None when all are.
+            other: [B,M,W] of the other stream, from the previous level.
+            mask: [B,N] bool, True at real tokens; None if all are real.
             other_mask: [B,M] bool, likewise.
-            rows: [B,K,W], those of ``tokens`` to compute; None computes all.
+            rows: [B,K,W], the tokens to compute; None computes all.
         """
         hidden = self.self_attention(tokens if rows is None else rows, tokens, mask)
         hidden = self.cross_attention(hidden, other, other_mask)
@@ -127,7 +121,7 @@ class CoAttentionLayer(nn.Module):
         return output
 
     def second_half(self, own: OneSided, other: OneSided, other_mask: Tensor | None) -> Tensor:
-        """Run what is left of a layer whose one-sided parts are known."""
+        """Run the rest of a layer after its one-sided part."""
         key, value = self.cross_attention.keys(other.key_value)
         hidden = self.cross_attention.attend(own.hidden, own.query, key, value, other_mask)
         output: Tensor = self.feed_forward(hidden)
@@ -135,33 +129,23 @@ class CoAttentionLayer(nn.Module):
 
 
 class FirstLayer(nn.Module):
-    """What the first level computes from one side alone. The layers are borrowed.
-
-    Args:
-        own: The first layer of this side.
-        other: The first layer of the other side, which attends to this one.
-    """
+    """The one-sided part of the first level; ``own`` and ``other`` keep their parameters."""
 
     def __init__(self, own: CoAttentionLayer, other: CoAttentionLayer) -> None:
         super().__init__()
         self._own, self._other = (own,), (other,)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> OneSided:
-        """Take tokens [B,N,W]; ``mask`` [B,N] is True at tokens."""
+        """Run on tokens [B,N,W]; ``mask`` [B,N] is True at real tokens."""
         hidden = self._own[0].self_attention(tokens, tokens, mask)
         query = self._own[0].cross_attention.queries(hidden)
         return OneSided(hidden, query, self._other[0].cross_attention.key_value(tokens))
 
 
 class Fusion(nn.Module):
-    """The two streams. Both layers of a level read what the previous level left.
+    """The two streams. Both layers of a level read the output of the previous level.
 
-    Args:
-        width: W.
-        layers: Levels.
-        heads: H.
-        hidden: Width between the two linear maps of a feed-forward half.
-        dropout: Dropout.
+    ``hidden`` is the width between the two linear maps of a feed-forward half.
     """
 
     def __init__(self, width: int, layers: int, heads: int, hidden: int, dropout: float) -> None:
@@ -177,20 +161,17 @@ class Fusion(nn.Module):
 
     @property
     def first_is_shared(self) -> bool:
-        """Whether the first layer computes anything from one side alone."""
+        """Whether the first layer has a part that can be shared between pairs."""
         reduces = self.reduction is not None and 0 in self.reduction.plan.keep
         return len(self.text_layers) > 1 and not reduces
 
     def forward(
         self, text: PreparedText, image: PreparedImage, readings: Sequence[Reading]
     ) -> list[tuple[Tensor, EncodedImage]]:
-        """Fuse texts and images row by row.
+        """Fuse texts and images row by row; return text tokens and image of each reading.
 
-        All rows go through all levels but the last together; there each reading computes only what
-        it reads.
-
-        Returns:
-            For each reading its text tokens, and its image (its record where only text is read).
+        All rows pass through the lower levels together. In the last level each reading computes
+        only the tokens that it reads.
         """
         words, mask, seen = text.tokens, text.mask, image.image
         merges = all(each.read == "pooled" for each in readings)
@@ -236,7 +217,7 @@ class Fusion(nn.Module):
     def _last_level(
         self, level: int, words: Tensor, mask: Tensor | None, image: EncodedImage, reading: Reading
     ) -> tuple[Tensor, EncodedImage]:
-        """Compute of the last level what is read; an image that is not read is left as it was."""
+        """Compute the tokens that are read; an image that is not read stays unchanged."""
         text_layer, image_layer = self._layers(level)
         if reading.read == "text":
             rows = None
@@ -264,9 +245,9 @@ class Fusion(nn.Module):
         merges: bool,
         cls_only: bool = False,
     ) -> tuple[Tensor, Tensor | None, EncodedImage]:
-        """Run a text layer that reduces the image, and the text where it may be merged.
+        """Run a text layer that reduces the image, and the text if it may be merged.
 
-        All text rows take part up to the reduction, since all of them choose.
+        All text tokens are computed up to the reduction, because the reducer reads all of them.
         """
         assert self.reduction is not None
         layer, _ = self._layers(level)

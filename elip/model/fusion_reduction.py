@@ -1,4 +1,4 @@
-"""The fusion as a reducer's host: image tokens are reduced inside the text side's layers.
+"""Reduction of image tokens inside the text layers of the fusion.
 
 Shape legend: B batch, L text length, N patch tokens, K kept, W width, H heads.
 """
@@ -20,30 +20,30 @@ SIGNALS = {"keys", "text", "sizes", "positions", "cross_attention"}
 
 
 class FusionReduction(nn.Module):
-    """Calls the reducer and keeps the image's record.
+    """Calls the reducer and updates the image.
 
     Args:
-        reducer: A method with ``placement: "fusion"``.
-        plan: At which fusion layers it acts, and how many patch tokens it leaves.
+        reducer: A method with ``placement = "fusion"``.
+        plan: The fusion layers that reduce, and how many patch tokens they keep.
         grid: Rows and columns of the patch grid.
 
     Raises:
-        ValueError: The reducer needs a signal that there is not here.
+        ValueError: The reducer needs a signal that the fusion does not have.
     """
 
     def __init__(self, reducer: Reducer, plan: Plan, grid: tuple[int, int]) -> None:
         super().__init__()
         if foreign := sorted(set(reducer.needs) - SIGNALS):
             raise ValueError(
-                f"{type(reducer).__name__} acts in the fusion and needs {foreign}; the fusion can "
-                f"give {sorted(SIGNALS)}."
+                f"{type(reducer).__name__} acts in the fusion and needs {foreign}; the fusion "
+                f"provides {sorted(SIGNALS)}."
             )
         self.reducer = reducer
         self.plan = plan
         self.grid = grid
 
     def reduces(self, level: int, image: EncodedImage) -> bool:
-        """Whether anything is left to reduce at this level."""
+        """Whether this level removes tokens."""
         count = image.sizes.shape[1]
         return self.plan.keep.get(level, count) < count
 
@@ -60,14 +60,11 @@ class FusionReduction(nn.Module):
 
         Args:
             level: The fusion layer.
-            image: The image, its tokens in the fusion width.
-            words: [B,L,W], the text side behind its cross-attention.
-            mask: [B,L] bool, True at its tokens; None when all are.
-            query: [B,H,L,W/H], the cross-attention's queries (text).
+            image: The image, with tokens of the fusion width.
+            words: [B,L,W], the text tokens after cross-attention.
+            mask: [B,L] bool, True at real tokens; None if all are real.
+            query: [B,H,L,W/H], the queries (text) of the cross-attention.
             key: [B,H,1+N,W/H], its keys (image, CLS first).
-
-        Raises:
-            ValueError: The reducer broke its contract.
         """
         whole = self.reducer.includes_cls
         start = 0 if whole else 1
@@ -87,7 +84,7 @@ class FusionReduction(nn.Module):
         check(self.reducer, reduced, patches, num_keep, padded=image.mask is not None)
         cls = image.tokens[:, :1]
         if whole:
-            # What came first is CLS from here on; patches that went into it are none any more.
+            # The first token becomes CLS; patches merged into it are no patch tokens any more.
             cls = reduced.tokens[:, :1]
             assignment = (reduced.assignment[:, 1:] - 1).clamp(min=-1)
             real = None if reduced.mask is None else reduced.mask[:, 1:]
@@ -103,7 +100,6 @@ class FusionReduction(nn.Module):
         key: Tensor,
         start: int,
     ) -> dict[str, Any]:
-        """Return the signals that the reducer needs; patches begin at token ``start``."""
         needs, requested = self.reducer.needs, dict[str, Any]()
         if "cross_attention" in needs:
             logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
@@ -125,15 +121,12 @@ class FusionReduction(nn.Module):
     def reduce_text(
         self, words: Tensor, mask: Tensor | None, key: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Let the reducer reduce the text side, where it does that.
+        """Let the reducer merge text tokens; return tokens and mask.
 
         Args:
-            words: [B,L,W], the text side behind its cross-attention.
-            mask: [B,L] bool, True at its tokens; None when all are.
-            key: [B,H,L,W/H], the keys of its self-attention.
-
-        Returns:
-            Tokens and mask.
+            words: [B,L,W], the text tokens after cross-attention.
+            mask: [B,L] bool, True at real tokens; None if all are real.
+            key: [B,H,L,W/H], the keys of the text's self-attention.
         """
         reduced = self.reducer.reduce_text(words, key, mask)
         if reduced is None:

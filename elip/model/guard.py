@@ -1,7 +1,7 @@
-"""Holds a reducer to its contract while it runs, and says which one broke it, where and how.
+"""Checks that a reducer keeps its contract; errors name the reducer, the layer and the fault.
 
-Shapes are looked at in every call; they cost nothing. For values the host has to wait for the
-device: `elip.training.watch` says when that is done.
+Shapes are checked in every call, which costs nothing. To check values, the host must wait for the
+device: `elip.training.callbacks` decides when.
 """
 
 from __future__ import annotations
@@ -21,32 +21,23 @@ _FLOATS = {torch.float32, torch.float16, torch.bfloat16}
 
 
 class ContractError(ValueError):
-    """A reducer breaks its contract; the message names it and says how."""
+    """A reducer breaks its contract."""
 
 
 def refuse_namesake(kind: type, known: Mapping[str, type]) -> None:
-    """Hold a class of somebody else's to a name of its own.
-
-    Args:
-        kind: The class.
-        known: Ours of its sort, by name.
-
-    Raises:
-        ContractError: It goes by the name of another.
-    """
+    """Raise `ContractError` if a foreign class has the name of one of the ``known`` classes."""
     if known.get(kind.__name__, kind).__module__ != kind.__module__:
         raise ContractError(
-            f"{kind.__name__} of {kind.__module__} has the name of a built-in class, for which "
-            "records and reports would take it. Give it another name."
+            f"{kind.__name__} of {kind.__module__} has the name of a built-in class, and records "
+            "and reports would confuse the two. Give it another name."
         )
 
 
 def declared(reducer: Reducer) -> None:
-    """Hold a reducer to what it may say of itself.
+    """Check what a reducer declares: its name, placement, signals and signature.
 
     Raises:
-        ContractError: It acts at no known place, needs a signal that there is none of, cannot be
-            called with what reducers are handed, or goes by the name of another on the shelf.
+        ContractError: A declaration is not allowed.
     """
     name, places, signals = type(reducer).__name__, get_args(Placement), SIGNALS
     refuse_namesake(type(reducer), shelf())
@@ -69,55 +60,48 @@ def declared(reducer: Reducer) -> None:
 
 
 def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int, padded: bool) -> None:
-    """Hold a reducer to the type and shapes of its contract.
+    """Check the types and shapes of a reducer's result.
 
     Args:
         reducer: The method.
-        reduced: What it returned.
-        patches: [B,N,D], what it was given.
-        num_keep: K, how many tokens it was to return.
-        padded: Whether there is padding among what it was given.
+        reduced: Its result.
+        patches: [B,N,D], its input.
+        num_keep: K, the number of tokens that it must return.
+        padded: Whether the input contains padding.
 
     Raises:
-        ContractError: It returned no `Reduced`, another number of tokens, an assignment or a
-            mask of another shape or type, or a mask although it says that its count is fixed.
+        ContractError: A type or shape is wrong, or there is a mask although ``fixed_count`` is set.
     """
+    broke = f"Reducer {type(reducer).__name__} broke its contract: it"
     if not isinstance(reduced, Reduced):
-        raise ContractError(
-            f"Reducer {type(reducer).__name__} broke its contract: it was to return a Reduced and "
-            f"returned a {type(reduced).__name__}."
+        raise ContractError(f"{broke} must return a Reduced, not a {type(reduced).__name__}.")
+
+    def same(what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        # Under autocast a method may return another float type, as every layer does.
+        alike = tensor.dtype == dtype or (
+            {tensor.dtype, dtype} <= _FLOATS and torch.is_autocast_enabled(tensor.device.type)
         )
+        if tuple(tensor.shape) != shape or not alike:
+            given = tuple(tensor.shape) if tuple(tensor.shape) != shape else tensor.dtype
+            raise ContractError(
+                f"{broke} must return {what} of shape {shape} ({dtype}), but returned {given}."
+            )
+
     batch, count, width = patches.shape
-    _same(reducer, "tokens", reduced.tokens, (batch, num_keep, width), patches.dtype)
-    _same(reducer, "assignment", reduced.assignment, (batch, count), torch.int64)
+    same("tokens", reduced.tokens, (batch, num_keep, width), patches.dtype)
+    same("assignment", reduced.assignment, (batch, count), torch.int64)
     if reduced.mask is not None:
         if reducer.fixed_count and not padded:
             raise ContractError(
-                f"Reducer {type(reducer).__name__} broke its contract: it returned a mask although "
-                "it says fixed_count. Say fixed_count = False, so that what is real is counted; "
-                "or return no mask."
+                f"{broke} returned a mask although it declares fixed_count. Declare "
+                "fixed_count = False, so that real tokens are counted, or return no mask."
             )
-        _same(reducer, "mask", reduced.mask, (batch, num_keep), torch.bool)
-
-
-def _same(
-    reducer: Reducer, what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    # Under autocast a method may return another float type, as every layer does.
-    alike = tensor.dtype == dtype or (
-        {tensor.dtype, dtype} <= _FLOATS and torch.is_autocast_enabled(tensor.device.type)
-    )
-    if tuple(tensor.shape) != shape or not alike:
-        given = tuple(tensor.shape) if tuple(tensor.shape) != shape else tensor.dtype
-        raise ContractError(
-            f"Reducer {type(reducer).__name__} broke its contract: it was to return {what} of "
-            f"shape {shape} ({dtype}) and returned {given}."
-        )
+        same("mask", reduced.mask, (batch, num_keep), torch.bool)
 
 
 @torch.no_grad()
 def looks_wrong(reduced: Reduced) -> bool:
-    """Take a cheap look at the values: whether a closer one, `examine`, is called for."""
+    """Check the values cheaply; True means that `examine` should look closer."""
     low, high = reduced.assignment.aminmax()
     inside = int(low) >= -1 and int(high) < reduced.tokens.shape[1]
     return not (inside and math.isfinite(float(reduced.tokens.sum())))
@@ -125,27 +109,27 @@ def looks_wrong(reduced: Reduced) -> bool:
 
 @torch.no_grad()
 def examine(reducer: Reducer, reduced: Reduced, patches: Tensor, layer: int) -> None:
-    """Hold a reducer to the values of its contract; the host waits for the device once.
+    """Check the values of a reducer's result; the host waits for the device once.
 
     Args:
         reducer: The method.
-        reduced: What it returned, of the right shapes.
-        patches: [B,N,D], what it was given.
+        reduced: Its result; the shapes must be right.
+        patches: [B,N,D], its input.
         layer: The reduction layer.
 
     Raises:
-        ContractError: Its tokens are not finite although what it was given is, its assignment
-            points at no token, or a token stands for nothing.
+        ContractError: Tokens are not finite although the input is, the assignment points outside
+            the tokens, or a token has no patches.
     """
     went, count = reduced.assignment, reduced.tokens.shape[1]
     inside = (went >= -1) & (went < count)
-    # Two more places take what is dropped and what points outside.
+    # Two extra places collect dropped patches and wrong assignments.
     place = torch.where(went == -1, count, torch.where(inside, went, count + 1))
     members = torch.zeros(len(went), count + 2, dtype=torch.bool, device=went.device)
     members = members.scatter(1, place, True)[:, :count]
     real = torch.ones_like(members) if reduced.mask is None else reduced.mask
     finite = torch.isfinite(reduced.tokens).all(dim=-1) | ~real
-    # What came in broken is not this method's fault.
+    # Broken input is not this method's fault.
     came = torch.isfinite(patches).flatten(1).all(dim=1, keepdim=True)
     faults = {
         "tokens that are not finite, from patches that are": ~finite & came,

@@ -1,8 +1,8 @@
-"""The image encoder: a timm ViT whose blocks are driven here, with a reducer in place.
+"""The image encoder: the blocks of a timm ViT with a token reducer between or inside them.
 
-The encoder is the reducer's host: it owns CLS, the schedule, masks, token sizes and the map from
-patches to tokens, and computes the signals that the reducer asks for. Shape legend: B batch,
-P original patches, N current patches, K kept, D width, S image size.
+The encoder keeps CLS, the schedule, masks, token sizes and the map from patches to tokens, and
+computes the reducer's signals. Shape legend: B batch, P original patches, N current patches,
+K kept, D width, S image size.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _OF_THE_TEXT = {"text", "text_attention", "joint_embeddings"}
 
 
 class PatchEmbedding(nn.Module):
-    """From pixels to the tokens that enter the first block. The transformer is borrowed."""
+    """Embeds pixels as the tokens of the first block; owns no parameters."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self._vit = (vit,)
 
     def forward(self, pixels: Tensor, seeds: Tensor | None) -> EncodedImage:
-        """Embed normalised pixels [B,3,S,S] under seeds [B] int64 of their own."""
+        """Embed normalised pixels [B,3,S,S] with seeds [B] int64."""
         tokens = timm_shim.embed(self._vit[0], pixels)
         batch, patches = tokens.shape[0], tokens.shape[1] - 1
         if seeds is None:
@@ -51,9 +51,9 @@ class ImageEncoder(nn.Module):
     """A vision transformer with token reduction.
 
     Args:
-        vit: The transformer; all of its blocks run, then its final norm.
-        signals: Computes what the reducer asks for.
-        text_width: Width of the text encoder, for reducers that look at the text.
+        vit: The transformer; all its blocks run, then its final norm.
+        signals: Computes the reducer's signals.
+        text_width: Width of the text encoder, for reducers that read the text.
     """
 
     def __init__(self, vit: VisionTransformer, signals: BlockSignals, text_width: int) -> None:
@@ -66,7 +66,7 @@ class ImageEncoder(nn.Module):
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
         self.num_patches = self.grid[0] * self.grid[1]
         size, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-        if size % patch:  # the pixels behind the last whole patch would never be seen
+        if size % patch:  # the encoder would never see the last pixels
             raise ValueError(
                 f"image_size {size} is not a multiple of the image encoder's patch size {patch}; "
                 f"use {size - size % patch} or {size - size % patch + patch}."
@@ -77,11 +77,7 @@ class ImageEncoder(nn.Module):
         self.plan = Schedule().plan(self.num_patches, self.num_blocks, "never")
 
     def set_reduction(self, reducer: Reducer, schedule: Schedule) -> None:
-        """Reduce in another way from now on.
-
-        Raises:
-            ValueError: The schedule or the reducer does not fit this transformer.
-        """
+        """Change the reducer and the schedule."""
         plan = schedule.plan(self.num_patches, self.num_blocks, reducer.placement)
         if reducer is not self.reducer or tuple(plan.keep) != tuple(self.plan.keep):
             heads, layers = self.vit.blocks[0].attn.num_heads, tuple(plan.keep)
@@ -95,12 +91,12 @@ class ImageEncoder(nn.Module):
 
     @property
     def prefix_end(self) -> int:
-        """The block before which no text can change the tokens."""
+        """The first block that depends on the text; the number of blocks if none does."""
         return min(self.plan.keep) if self.reads_text else self.num_blocks
 
     @property
     def first_reduction(self) -> int:
-        """The first block that reduces; the number of blocks where none does."""
+        """The first block that reduces; the number of blocks if none does."""
         reducing = (layer for layer, keep in self.plan.keep.items() if keep < self.num_patches)
         return min(reducing, default=self.num_blocks)
 
@@ -111,16 +107,16 @@ class ImageEncoder(nn.Module):
         end: int | None = None,
         record: dict[int, Tensor] | None = None,
     ) -> EncodedImage:
-        """Go on with an image that is embedded, or encoded in part.
+        """Continue to encode an embedded or partly encoded image.
 
         Args:
             image: The image.
-            text: The encoded text, for reducers that look at it.
-            end: The block to stop before; None runs all of them and the final norm.
-            record: Takes the tokens that enter each block, up to the first reduction.
+            text: The encoded text, for reducers that read it.
+            end: The block to stop before; None runs all blocks and the final norm.
+            record: Receives the tokens that enter each block, up to the first reduction.
 
         Raises:
-            ValueError: The reducer looks at the text and none was given.
+            ValueError: The reducer reads the text and ``text`` is None.
         """
         end = self.num_blocks if end is None else end
         if end == self.num_blocks and self.reads_text and text is None:
@@ -151,7 +147,7 @@ class ImageEncoder(nn.Module):
         return replace(image, tokens=tokens, block=layer + 1, tokens_per_block=counts)
 
     def _bias(self, image: EncodedImage) -> Tensor | None:
-        """Return what is added to the attention logits, [B,1,1,1+N]: log sizes and the mask."""
+        """Return the term [B,1,1,1+N] added to the attention logits: log sizes and mask."""
         bias = None
         if self.reducer.proportional_attention and image.stages:
             bias = F.pad(image.sizes.log(), (1, 0))[:, None, None, :]

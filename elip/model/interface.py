@@ -1,17 +1,14 @@
-"""What a vision-language backbone offers to the rest of the project. Read this file first.
+"""The data that flows through the model. Read this file first.
 
-`Backbone` is the whole face: tasks, optimiser, cost, weights and experiments use nothing else of a
-model. `elip.model.meter.Meter` is the one backbone that there is. A second one would have to offer
-the same.
-
-A batch flows through it one way::
+The rest of the project uses only the public methods of `elip.model.meter.Meter`. A batch flows
+through them like this::
 
     TextBatch --encode_text--> EncodedText --prepare_text---.
                                     |                        >--fuse_prepared--> Fused --> head
     pixels --encode_prefix--> EncodedImage --encode_suffix--> EncodedImage --prepare_image--'
 
-``encode_image`` is prefix and suffix, ``fuse`` is both preparations and `fuse_prepared`. The parts
-exist for tasks that meet one image with many texts: prefix and preparation see one side alone.
+``encode_image`` runs prefix and suffix. ``fuse`` runs both preparations and `fuse_prepared`. The
+single steps let a task share the work on one image between many texts.
 
 Shape legend: B batch, L text length, P original patches, N current patches, D image width, Dt text
 width, W fusion width, H heads, S image size.
@@ -19,33 +16,28 @@ width, W fusion width, H heads, S image size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from elip.data.batch import TextBatch
-from elip.schedule import Plan, Schedule
-from reducers.contract import EncodedText, Reduced, Reducer
+from reducers.contract import Reduced
 
 Read = Literal["all", "pooled", "text"]
-"""What a head reads of the fusion's output: all tokens of both streams; the two CLS tokens; the
-tokens of the text stream. What is not read is not computed in the last layer."""
+"""What a head reads: all tokens of both streams, the two CLS tokens, or the text tokens. The last
+layer computes only these."""
 
 
 @dataclass(frozen=True)
 class ReductionStage:
-    """What happened at one reduction layer.
+    """The result of one reduction layer.
 
     Attributes:
         layer: The block (or fusion layer), 0-based.
-        assignment: [B,N] int64, old token -> new token, or -1 where dropped.
-        patch_to_token: [B,P] int64, original patch -> token that stands for it now, or -1.
+        assignment: [B,N] int64, old token -> new token, or -1 if dropped.
+        patch_to_token: [B,P] int64, original patch -> current token, or -1.
     """
 
     layer: int
@@ -55,18 +47,18 @@ class ReductionStage:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """Image tokens on their way through the encoder, or at its end.
+    """Image tokens in the encoder or after it.
 
     Attributes:
         tokens: [B,1+N,D] float, CLS first.
-        block: The block that comes next.
-        sizes: [B,N] float, how many original patches each token stands for.
-        patch_to_token: [B,P] int64, the token that stands for each original patch, or -1.
-        seeds: [B] int64, one seed an example, for reducers that draw at random.
-        mask: [B,1+N] bool, True at tokens; None when all are.
+        block: The next block.
+        sizes: [B,N] float, number of original patches per token.
+        patch_to_token: [B,P] int64, the token of each original patch, or -1.
+        seeds: [B] int64, one seed per example, for random reducers.
+        mask: [B,1+N] bool, True at real tokens; None if all are real.
         stages: The reductions so far.
         tokens_per_block: Patch tokens that entered each block so far.
-        loss: Auxiliary loss of the reducer, if it has one.
+        loss: Auxiliary loss of the reducer, if any.
     """
 
     tokens: Tensor
@@ -80,7 +72,7 @@ class EncodedImage:
     loss: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> EncodedImage:
-        """Return the images at ``index``, which may repeat: one image then meets several texts."""
+        """Return the images at ``index``; an index may repeat."""
         return replace(
             self,
             tokens=self.tokens[index],
@@ -95,7 +87,7 @@ class EncodedImage:
         )
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Return the mean row and column [B,N,2] of the patches that each token stands for."""
+        """Return the mean row and column [B,N,2] of each token's patches."""
         dtype = self.sizes.dtype
         index = torch.arange(grid[0] * grid[1], device=self.tokens.device)
         places = torch.stack([index // grid[1], index % grid[1]], dim=1).to(dtype)
@@ -105,13 +97,7 @@ class EncodedImage:
         return total.scatter_add(1, went, places * alive) / self.sizes.clamp(min=1).unsqueeze(-1)
 
     def reduce(self, layer: int, cls: Tensor, reduced: Reduced) -> EncodedImage:
-        """Return the image behind a reduction: tokens, sizes, patches, mask and stage.
-
-        Args:
-            layer: The block (or fusion layer) at which it happened.
-            cls: [B,1,D], the CLS token.
-            reduced: What the reducer returned.
-        """
+        """Apply a reducer's result at ``layer``; ``cls`` [B,1,D] is the CLS token."""
         went = reduced.assignment.clamp(min=0)
         alive = (reduced.assignment >= 0).to(self.sizes.dtype)
         sizes = torch.zeros_like(self.sizes[:, : reduced.tokens.shape[1]])
@@ -135,12 +121,12 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class OneSided:
-    """What the first layer of the fusion computes from one side alone.
+    """The part of the first fusion layer that depends on one side alone.
 
     Attributes:
-        hidden: [B,N,W], behind the side's self-attention.
-        query: [B,H,N,W/H], with which ``hidden`` attends to the other side.
-        key_value: [B,N,2W], which the other side attends to.
+        hidden: [B,N,W], after this side's self-attention.
+        query: [B,H,N,W/H], to attend to the other side.
+        key_value: [B,N,2W], for the other side to attend to.
     """
 
     hidden: Tensor
@@ -148,7 +134,7 @@ class OneSided:
     key_value: Tensor
 
     def rows(self, index: Tensor | slice) -> OneSided:
-        """Return the rows at ``index``, which may repeat."""
+        """Return the rows at ``index``; an index may repeat."""
         return OneSided(self.hidden[index], self.query[index], self.key_value[index])
 
 
@@ -157,9 +143,9 @@ class PreparedText:
     """A text, ready to be fused.
 
     Attributes:
-        tokens: [B,L,W], what enters the first layer.
-        mask: [B,L] bool, True at tokens; None where all are.
-        first: What the first layer computes from the text alone; None where it cannot be shared.
+        tokens: [B,L,W], the input of the first layer.
+        mask: [B,L] bool, True at real tokens; None if all are real.
+        first: The text-only part of the first layer; None if it cannot be shared.
     """
 
     tokens: Tensor
@@ -167,7 +153,7 @@ class PreparedText:
     first: OneSided | None
 
     def rows(self, index: Tensor | slice) -> PreparedText:
-        """Return the texts at ``index``, which may repeat."""
+        """Return the texts at ``index``; an index may repeat."""
         return PreparedText(
             self.tokens[index],
             None if self.mask is None else self.mask[index],
@@ -180,27 +166,27 @@ class PreparedImage:
     """An image, ready to be fused.
 
     Attributes:
-        image: The image, its tokens [B,1+N,W] those that enter the first layer.
-        first: What the first layer computes from the image alone; None where it cannot be shared.
+        image: The image, with the tokens [B,1+N,W] that enter the first layer.
+        first: The image-only part of the first layer; None if it cannot be shared.
     """
 
     image: EncodedImage
     first: OneSided | None
 
     def rows(self, index: Tensor | slice) -> PreparedImage:
-        """Return the images at ``index``, which may repeat."""
+        """Return the images at ``index``; an index may repeat."""
         first = None if self.first is None else self.first.rows(index)
         return PreparedImage(self.image.rows(index), first)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of the next ``rows`` rows of a batch that is fused.
+    """What a head reads from the next ``rows`` rows of a fused batch.
 
     Attributes:
         rows: Number of rows.
-        read: What is read.
-        places: [rows,M] int64, with ``read`` "text": which text tokens; None reads all.
+        read: Which tokens.
+        places: [rows,M] int64, which text tokens if ``read`` is "text"; None reads all.
     """
 
     rows: int
@@ -210,14 +196,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Fused:
-    """What the fusion gives to a head.
+    """The output of the fusion.
 
     Attributes:
-        text: [B,L,W]; [B,1,W] when only CLS was read, [B,M,W] when M places were.
-        image: [B,1+N,W]; [B,1,W] when only CLS was read; None when it was not read.
-        pooled: [B,2W], pooled text CLS then pooled image CLS; None when only text was read.
+        text: [B,L,W]; [B,1,W] if only CLS is read, [B,M,W] if M places are read.
+        image: [B,1+N,W]; [B,1,W] if only CLS is read; None if only text is read.
+        pooled: [B,2W], pooled text CLS, then pooled image CLS; None if only text is read.
         stages: The reductions of the image tokens, in the encoder or in the fusion.
-        loss: Auxiliary loss of the reducer, if it has one.
+        loss: Auxiliary loss of the reducer, if any.
     """
 
     text: Tensor
@@ -228,98 +214,4 @@ class Fused:
 
 
 Group = Literal["image", "text", "cross_modal", "token_types"]
-"""Which part of the model owns a parameter."""
-
-
-class Backbone(Protocol):
-    """The face of a vision-language model; see the module's docstring for the order of calls."""
-
-    width: int
-    """W, what heads read."""
-    text_width: int
-    """Dt."""
-    vocab_size: int
-    """Number of word pieces."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-
-    @property
-    def reducer(self) -> Reducer:
-        """The token reducer; `reducers.identity.Identity` where there is no reduction."""
-
-    @property
-    def plan(self) -> Plan:
-        """The token counts that the reducer is held to."""
-
-    @property
-    def shares_prefix(self) -> bool:
-        """Whether no text changes an encoded image: the prefix is then everything."""
-
-    def encode_text(self, text: TextBatch) -> EncodedText:
-        """[B,L] ids -> [B,L,Dt]."""
-
-    def encode_image(
-        self, images: Tensor, text: EncodedText | None = None, seeds: Tensor | None = None
-    ) -> EncodedImage:
-        """[B,3,S,S] pixels -> [B,1+N,D], reducing tokens on the way."""
-
-    def encode_prefix(self, images: Tensor, seeds: Tensor | None = None) -> EncodedImage:
-        """Encode as far as no text can change the image."""
-
-    def encode_suffix(self, image: EncodedImage, text: EncodedText | None = None) -> EncodedImage:
-        """Run what `encode_prefix` left."""
-
-    def prepare_text(self, text: EncodedText) -> PreparedText:
-        """Run what the fusion computes from the text alone."""
-
-    def prepare_image(self, image: EncodedImage, image_type: int = 1) -> PreparedImage:
-        """Run what the fusion computes from the image alone."""
-
-    def fuse_prepared(
-        self, text: PreparedText, image: PreparedImage, readings: Sequence[Reading]
-    ) -> list[Fused]:
-        """Fuse texts and images row by row; one result for each reading."""
-
-    def fuse(
-        self, text: EncodedText, image: EncodedImage, read: Read, image_type: int = 1
-    ) -> Fused:
-        """Prepare both sides and fuse them, reading all rows alike."""
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 pixels -> normalised floats; floats pass as they are."""
-
-    def set_reduction(self, reducer: Reducer, schedule: Schedule) -> Plan:
-        """Reduce in another way from now on."""
-
-    def reduction_disabled(self) -> AbstractContextManager[None]:
-        """Leave all reduction out for a while."""
-
-    def reuse_encodings(self) -> AbstractContextManager[None]:
-        """Compute what reductions share once for the same texts and images, for a while."""
-
-    def parameter_groups(self) -> dict[Group, dict[str, nn.Parameter]]:
-        """Parameters by the part that owns them, then by name."""
-
-    def cost_parts(self) -> Mapping[str, Sequence[nn.Module]]:
-        """Modules by the part that their cost is booked to; the first part that holds counts."""
-
-    def published_parts(self) -> Mapping[Literal["image", "text"], nn.Module]:
-        """The timm and the transformers model inside, which published weights are loaded into."""
-
-    def compile_parts(self, **options: Any) -> None:
-        """Compile the encoders and the fusion."""
-
-    def recompute_activations(self) -> None:
-        """Trade memory for time in training."""
-
-    def freeze_unread(self, read: Read) -> None:
-        """Freeze what gets no gradient when heads read only this."""
-
-    def on_fused(self, listener: Callable[[Fused], None]) -> RemovableHandle:
-        """Call ``listener`` with every result of the fusion."""
+"""The parts of the model that own parameters."""

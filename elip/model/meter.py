@@ -1,8 +1,9 @@
 """METER: image encoder with reduction, text encoder, co-attention fusion, poolers.
 
-`elip.model.interface` describes what is offered here. Source: Dou et al., An Empirical Study of
-Training End-to-End Vision-and-Language Transformers, CVPR 2022, arXiv:2111.02387. Shape legend:
-B batch, L text length, N image tokens, D image width, Dt text width, W fusion width, S image size.
+`elip.model.interface` describes the flow of a batch and the shapes.
+
+Source: Dou et al., An Empirical Study of Training End-to-End Vision-and-Language Transformers,
+CVPR 2022, arXiv:2111.02387.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ _PIXELS = {
 
 
 class Meter(nn.Module):
-    """The one backbone that there is.
+    """METER with token reduction.
 
     Args:
         sizes: All sizes.
-        reducer: The token reducer; None is `Identity`, no reduction.
-        schedule: When it acts and how many tokens it leaves.
+        reducer: The token reducer; None means `Identity`, no reduction.
+        schedule: Where the reducer acts and how many tokens it keeps.
         vocab_size: The tokenizer's number of word pieces; ``sizes.vocab_size`` takes precedence.
 
     Raises:
-        ValueError: Sizes, schedule and reducer do not fit each other; the message says which.
+        ValueError: Sizes, schedule and reducer do not fit together.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Meter(nn.Module):
         if vocab_size is not None and (sizes.vocab_size or vocab_size) < vocab_size:
             raise ValueError(
                 f"model.meter.vocab_size is {sizes.vocab_size}, and the tokenizer has {vocab_size} "
-                "word pieces; leave it out to take the tokenizer's."
+                "word pieces. Leave it out to use the tokenizer's."
             )
         self.sizes = sizes
         self.width = width = sizes.fusion_width
@@ -116,26 +117,26 @@ class Meter(nn.Module):
 
     @property
     def reducer(self) -> Reducer:
-        """The token reducer, wherever it acts."""
+        """The token reducer."""
         reduction = self.fusion.reduction
         return self.image.reducer if reduction is None else reduction.reducer
 
     @property
     def plan(self) -> Plan:
-        """The token counts that the reducer is held to: of the blocks, or of the fusion layers."""
+        """The token counts, per block or per fusion layer."""
         reduction = self.fusion.reduction
         return self.image.plan if reduction is None else reduction.plan
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether no text changes an encoded image: `encode_prefix` is then all of it."""
+        """Whether encoded images do not depend on the text."""
         return not self.image.reads_text
 
     def set_reduction(self, reducer: Reducer, schedule: Schedule) -> Plan:
-        """Reduce with this reducer on this schedule from now on; weights stay as they are.
+        """Change the reducer and the schedule; the weights stay as they are.
 
         Raises:
-            ValueError: Reducer or schedule do not fit the model.
+            ValueError: The reducer or the schedule does not fit the model.
         """
         declared(reducer)
         known = reducer is self.reducer
@@ -156,7 +157,7 @@ class Meter(nn.Module):
 
     @contextmanager
     def reduction_disabled(self) -> Iterator[None]:
-        """Leave all reduction out for a while, to measure what the model costs without it."""
+        """Switch reduction off inside a ``with`` block."""
         image, fusion = self.image, self.fusion
         kept = (image.reducer, image.plan, fusion.reduction)
         self.set_reduction(Identity(), Schedule())
@@ -167,11 +168,10 @@ class Meter(nn.Module):
 
     @contextmanager
     def reuse_encodings(self) -> Iterator[None]:
-        """Compute once, for a while, what is the same under every reduction.
+        """Cache what all reductions share: encoded texts, and images before the first reduction.
 
-        Encoded texts, and an image's tokens before its first reduction, are remembered for the
-        latest texts and images. `set_reduction` may be called inside. Results are equal to the
-        last bit to those outside. Only without gradient, and while weights stay as they are.
+        `set_reduction` may be called inside. Results are bit-identical to those without the cache.
+        Use it only without gradient, and do not change the weights.
         """
         self._reuse = Encodings()
         try:
@@ -180,14 +180,14 @@ class Meter(nn.Module):
             self._reuse = None
 
     def encode_text(self, text: TextBatch) -> EncodedText:
-        """Encode [B,L] token ids to [B,L,Dt] tokens, before the projection."""
+        """Encode [B,L] token ids to [B,L,Dt] tokens."""
         if self._reuse is not None:
             return self._reuse.text(text, self.text)
         encoded: EncodedText = self.text(text)
         return encoded
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 pixels [B,3,S,S] into normalised floats; floats pass as they are."""
+        """Normalise uint8 pixels [B,3,S,S]; return floats unchanged."""
         if images.is_floating_point():
             return images
         dtype = self.pixel_mean.dtype
@@ -196,38 +196,20 @@ class Meter(nn.Module):
     def encode_image(
         self, images: Tensor, text: EncodedText | None = None, seeds: Tensor | None = None
     ) -> EncodedImage:
-        """Encode images [B,3,S,S] (uint8, or normalised float), reducing tokens on the way.
+        """Encode images [B,3,S,S], uint8 or normalised float, to [B,1+N,D] tokens.
 
-        Args:
-            images: The images.
-            text: Their encoded texts, for reducers that look at them.
-            seeds: [B] int64, one seed an example, for reducers that draw at random.
-
-        Raises:
-            ValueError: The reducer looks at the text and none was given.
+        A reducer that reads the text needs ``text``; a random one uses one seed per image.
         """
         return self._encode(images, text, seeds, None)
 
     def encode_prefix(self, images: Tensor, seeds: Tensor | None = None) -> EncodedImage:
-        """Encode images [B,3,S,S] as far as no text can change them, to share that between texts.
-
-        That is all blocks before the first reduction layer where the reducer looks at the text,
-        and everything where it does not.
-
-        Args:
-            images: The images.
-            seeds: [B] int64, one seed an example, for reducers that draw at random.
-        """
+        """Encode images up to the first block that depends on the text."""
         return self._encode(images, None, seeds, self.image.prefix_end)
 
     def encode_suffix(self, image: EncodedImage, text: EncodedText | None = None) -> EncodedImage:
-        """Run what `encode_prefix` left.
-
-        Raises:
-            ValueError: The reducer looks at the text and none was given.
-        """
+        """Run the remaining blocks after `encode_prefix`."""
         if image.block == self.image.num_blocks:
-            # A call that computes nothing would make torch.compile give up on all later ones.
+            # After a call that computes nothing, torch.compile would skip all later calls.
             return image
         encoded: EncodedImage = self.image(image, text)
         return encoded
@@ -244,18 +226,16 @@ class Meter(nn.Module):
         return encoded
 
     def prepare_text(self, text: EncodedText) -> PreparedText:
-        """Project an encoded text [B,L,Dt] and run what the fusion computes from it alone."""
+        """Project an encoded text [B,L,Dt] and run the text-only part of the first layer."""
         tokens = self.text_projection(text.tokens) + self.token_types.weight[0]
         mask = text.mask if text.padded else None
         shared = self.fusion.first_is_shared
         return PreparedText(tokens, mask, self.fusion.first_text(tokens, mask) if shared else None)
 
     def prepare_image(self, image: EncodedImage, image_type: int = 1) -> PreparedImage:
-        """Project an encoded image [B,1+N,D] and run what the fusion computes from it alone.
+        """Project an encoded image [B,1+N,D] and run the image-only part of the first layer.
 
-        Args:
-            image: The image.
-            image_type: Token type of the image: 1, or 2 for the second image of a pair.
+        ``image_type`` is the token type: 1, or 2 for the second image of a pair.
         """
         tokens = self.image_projection(image.tokens) + self.token_types.weight[image_type]
         shared = self.fusion.first_is_shared
@@ -265,16 +245,8 @@ class Meter(nn.Module):
     def fuse_prepared(
         self, text: PreparedText, image: PreparedImage, readings: Sequence[Reading]
     ) -> list[Fused]:
-        """Fuse texts and images row by row, in one pass up to the last layer.
-
-        A reducer that merges texts does so only where no head reads every word, so it gets a pass
-        for each reading.
-
-        Args:
-            text: B texts.
-            image: B images.
-            readings: What is read of the rows, in order; their counts add up to B.
-        """
+        """Fuse B texts and B images row by row; return one result per reading."""
+        # A reducer merges text tokens only if no head reads every word: one pass per reading.
         merging = type(self.reducer).reduce_text is not Reducer.reduce_text
         if merging and len(readings) > 1:
             results, start = [], 0
@@ -303,26 +275,19 @@ class Meter(nn.Module):
     def fuse(
         self, text: EncodedText, image: EncodedImage, read: Read, image_type: int = 1
     ) -> Fused:
-        """Fuse an encoded text and an encoded image.
-
-        Args:
-            text: [B,L,Dt].
-            image: [B,1+N,D].
-            read: What the head reads.
-            image_type: Token type of the image: 1, or 2 for the second image of a pair.
-        """
+        """Fuse encoded texts [B,L,Dt] and images [B,1+N,D]."""
         prepared = self.prepare_text(text), self.prepare_image(image, image_type)
         return self.fuse_prepared(*prepared, [Reading(len(text.tokens), read)])[0]
 
     def forward(
         self, images: Tensor, text: TextBatch, read: Read = "pooled", seeds: Tensor | None = None
     ) -> Fused:
-        """Encode and fuse a batch of image-text pairs: text first, as it may steer the reducer."""
+        """Encode and fuse image-text pairs; the text comes first because reducers may use it."""
         encoded = self.encode_text(text)
         return self.fuse(encoded, self.encode_image(images, encoded, seeds), read)
 
     def parameter_groups(self) -> dict[Group, dict[str, nn.Parameter]]:
-        """Return all parameters by the part that owns them, then by name."""
+        """Return all parameters by part and name."""
         owners: dict[str, Group] = {"image": "image", "text": "text", "token_types": "token_types"}
         groups: dict[Group, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -331,10 +296,7 @@ class Meter(nn.Module):
         return groups
 
     def cost_parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        """Return the modules that each part's cost is booked to, the probe's first.
-
-        Work inside several of them belongs to the part that comes first.
-        """
+        """Return the modules of each cost part; for nested modules the first part counts."""
         reduction = self.fusion.reduction
         own = {"image", "text"}
         return {
@@ -346,7 +308,7 @@ class Meter(nn.Module):
         }
 
     def published_parts(self) -> dict[Literal["image", "text"], nn.Module]:
-        """Return the timm and the transformers model inside, to load published weights into."""
+        """Return the timm model and the transformers model, for loading published weights."""
         return {"image": self.image.vit, "text": self.text.transformer}
 
     def compile_parts(self, **options: Any) -> None:
@@ -355,9 +317,9 @@ class Meter(nn.Module):
             part.compile(**options)
 
     def recompute_activations(self) -> None:
-        """Keep only what enters each block and layer; the backward pass computes the rest again.
+        """Checkpoint activations: less memory, about a third more arithmetic.
 
-        Less memory for about a third more arithmetic. Blocks that reduce keep everything.
+        Blocks that reduce tokens keep their activations.
         """
         parts = (self.image.vit.blocks, self.text.transformer.encoder.layer,
                  self.fusion.text_layers, self.fusion.image_layers)  # fmt: skip
@@ -365,17 +327,14 @@ class Meter(nn.Module):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
     def freeze_unread(self, read: Read) -> None:
-        """Freeze what no gradient reaches when heads read only this.
-
-        Processes that train together would wait for those gradients.
-        """
+        """Freeze parameters that get no gradient, for which DDP would wait."""
         if read == "text":
             last = self.fusion.image_layers[-1]
             for unread in (last, self.text_pooler, self.image_pooler):
                 unread.requires_grad_(False)
 
     def on_fused(self, listener: Callable[[Fused], None]) -> RemovableHandle:
-        """Call ``listener`` with every result of the fusion, until the handle is removed."""
+        """Call ``listener`` with every fusion result until the handle is removed."""
         handle = RemovableHandle(self._listeners)
         self._listeners[handle.id] = listener
         return handle

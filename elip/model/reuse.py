@@ -1,4 +1,4 @@
-"""Encodings that are the same under every reduction, computed once."""
+"""A cache of encodings that do not depend on the reduction."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from elip.model.text_encoder import TextEncoder
 from reducers.contract import EncodedText
 
 _TEXTS, _IMAGES = 4, 2
-"""How many batches are remembered: no task encodes more in a step."""
+"""Cached batches: no task encodes more in one step."""
 
 
 @dataclass
 class Encodings:
-    """Remembers the latest texts and images.
-
-    Batches are compared by what they hold: tasks cut and join them anew in every step.
+    """Caches the latest texts and images, compared by value because tasks rebuild batches.
 
     Attributes:
         texts: Texts with their encodings.
-        images: Pixels with the embedded images, and with the tokens that enter each block.
+        images: Pixels with the embedded images and the tokens that enter each block.
     """
 
     texts: list[tuple[TextBatch, EncodedText]] = field(default_factory=list)
     images: list[tuple[Tensor, EncodedImage, dict[int, Tensor]]] = field(default_factory=list)
 
     def text(self, text: TextBatch, encoder: TextEncoder) -> EncodedText:
-        """Encode a text, or return what is known of it."""
+        """Return the encoding of a text."""
         for known, encoded in self.texts:
             if _same(known.ids, text.ids) and _same(known.mask, text.mask):
                 return encoded
@@ -48,7 +46,7 @@ class Encodings:
         normalise: Callable[[Tensor], Tensor],
         seeds: Tensor | None,
     ) -> tuple[EncodedImage, dict[int, Tensor]]:
-        """Return images as far as is known before the first reduction, and where to note more."""
+        """Return the cached start of the encoding, and the dict that stores further blocks."""
         found = next((each for each in self.images if _same(each[0], pixels)), None)
         if found is None:
             embedded = encoder.embed(normalise(pixels), seeds)

@@ -1,4 +1,4 @@
-"""What the image encoder computes for a reducer, each signal only when it is asked for.
+"""The signals that the image encoder computes for a reducer, only on request.
 
 To add a signal, name it in `reducers.contract` and add a method of that name to `_Block`. Shape
 legend: B batch, N patches, L text length, H heads, D width, W fusion width.
@@ -24,10 +24,9 @@ _WITH_QUERIES = {"cls_attention", "head_attention", "attention_received"}
 
 
 class Probe(nn.Module):
-    """Look ahead through the encoder's own blocks, without gradient, to score patch tokens.
+    """Run later blocks without gradient to score patch tokens.
 
-    A module of its own so that its cost is counted as the probe's. The blocks are borrowed, not
-    registered: their parameters belong to the encoder.
+    A separate module, so that its cost is counted separately. The blocks stay the encoder's.
     """
 
     def __init__(self, blocks: nn.ModuleList) -> None:
@@ -41,11 +40,11 @@ class Probe(nn.Module):
         """Return the CLS attention [B,N] of block ``start + depth - 1``.
 
         Args:
-            cls: [B,1,D], the CLS to look with.
+            cls: [B,1,D], the CLS token.
             patches: [B,N,D].
             bias: [B,1,1,1+N] added to the attention logits, or None.
             start: The first block to run.
-            depth: How many blocks to run, at least 1; of the last only the CLS row is computed.
+            depth: Number of blocks, at least 1. Of the last block only the CLS row is computed.
         """
         tokens = torch.cat([cls, patches], dim=1)
         for block in self._blocks[start : start + depth - 1]:
@@ -54,14 +53,14 @@ class Probe(nn.Module):
 
 
 class BlockSignals(nn.Module):
-    """Computes signals at one block.
+    """Computes the signals at one block.
 
-    A module of its own so that its cost is counted as the reducer's. What it runs is borrowed.
+    A separate module, so that its cost is counted as the reducer's. It owns no parameters.
 
     Args:
         vit: The image encoder's transformer.
-        image_projection: From the image tokens to the fusion width.
-        text_projection: From the text tokens to the fusion width.
+        image_projection: Projects image tokens to the fusion width.
+        text_projection: Projects text tokens to the fusion width.
     """
 
     def __init__(
@@ -81,15 +80,14 @@ class BlockSignals(nn.Module):
         grid: tuple[int, int],
         probe: ProbeSignal,
     ) -> dict[str, Any]:
-        """Return the signals that ``needs`` names, by name.
+        """Return the requested signals by name.
 
         Args:
-            needs: The signals that are wanted.
+            needs: Names of the signals.
             image: The image, with the tokens that enter the block.
             text: The encoded text.
             bias: [B,1,1,1+N] added to the attention logits, or None.
-            heads: The block's queries, keys and values where it ran already; otherwise what is
-                needed of them is computed here.
+            heads: Queries, keys and values if the block's attention already ran.
             grid: Rows and columns of the patch grid.
             probe: Looks ahead from this block.
         """
@@ -103,7 +101,7 @@ class BlockSignals(nn.Module):
 
 @dataclass(frozen=True)
 class _Block:
-    """One block, as the signals see it: a method for each signal."""
+    """One block, with one method per signal."""
 
     block: Block
     image: EncodedImage
@@ -168,7 +166,7 @@ class _Block:
 def _project(
     block: Block, tokens: Tensor, needs: frozenset[Signal]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute of a block's queries, keys and values what ``needs`` takes."""
+    """Compute only the queries, keys and values that the signals need."""
     if needs.isdisjoint(_WITH_KEYS | {"values"}):
         return None, None, None
     hidden = block.norm1(tokens)

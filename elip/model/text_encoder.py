@@ -1,4 +1,4 @@
-"""The text encoder: RoBERTa or BERT, all tokens of its last layer."""
+"""The text encoder: RoBERTa or BERT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Published:
 
 
 # The published configurations (Devlin et al., 2019, arXiv:1810.04805; Liu et al., 2019,
-# arXiv:1907.11692), kept here so that building a model never needs a network.
+# arXiv:1907.11692), so that building a model needs no network.
 _PUBLISHED = {
     "bert-base-uncased": _Published("bert", 30522, 768, 12, 12),
     "roberta-base": _Published("roberta", 50265, 768, 12, 12),
@@ -42,7 +42,7 @@ def text_config(sizes: Sizes, vocab_size: int | None) -> PretrainedConfig:
         vocab_size: The tokenizer's number of word pieces.
 
     Raises:
-        ValueError: The encoder is unknown, or there is no vocabulary size.
+        ValueError: The encoder or the vocabulary size is unknown.
     """
     name = sizes.text_encoder
     vocab = sizes.vocab_size or vocab_size
@@ -84,18 +84,14 @@ def _build(
     }
     if kind == "bert":
         return BertConfig(max_position_embeddings=512, layer_norm_eps=1e-12, **common)
-    # RoBERTa's position ids start behind the padding id, hence two more places.
+    # RoBERTa's position ids start after the padding id, hence two more positions.
     return RobertaConfig(
         max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, **common
     )
 
 
 class TextEncoder(nn.Module):
-    """RoBERTa or BERT without pooler.
-
-    Args:
-        config: transformers configuration.
-    """
+    """RoBERTa or BERT without pooler."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
@@ -104,16 +100,8 @@ class TextEncoder(nn.Module):
         self.transformer = AutoModel.from_config(config, add_pooling_layer=False)
 
     def forward(self, text: TextBatch) -> EncodedText:
-        """Encode token ids.
-
-        Args:
-            text: [B,L] ids and mask.
-
-        Returns:
-            [B,L,Dt] tokens; position 0 is the text CLS.
-        """
-        # The layers are looped over here because the library's own forward pass inspects the mask
-        # on the host, which would stall a GPU.
+        """Encode [B,L] token ids to [B,L,Dt] tokens; position 0 is the text CLS."""
+        # The library's own forward pass reads the mask on the host, which would stall a GPU.
         hidden = self.transformer.embeddings(input_ids=text.ids)
         bias = None
         if text.padded:

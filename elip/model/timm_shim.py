@@ -1,9 +1,8 @@
-"""All that re-implements, or reaches into, timm's vision transformer, in one place.
+"""All code that depends on the internals of timm's vision transformer.
 
-Reducers act inside a block and look at its attention, which timm's own forward passes do not hand
-out. Queries, keys and values here are those that a block computes, at the same cost; only a map of
-attention that a reducer asks for is extra. Shape legend: B batch, M queries, N tokens (CLS
-included), D width, H heads.
+Reducers act inside a block and read its attention, which timm does not return. Queries, keys and
+values cost nothing extra here; an attention map does. Shape legend: B batch, M queries, N tokens
+(including CLS), D width, H heads.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def build_vit(sizes: Sizes) -> VisionTransformer:
     """Build the vision transformer with random weights.
 
     Raises:
-        ValueError: The named timm model is unknown or not a `VisionTransformer` with CLS.
+        ValueError: The timm model is unknown or not a `VisionTransformer` with one CLS token.
     """
     name = sizes.image_encoder
     if name == "vit":
@@ -50,7 +49,7 @@ def build_vit(sizes: Sizes) -> VisionTransformer:
         return vit
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
-        hint = f" Near it: {near}." if near else ""
+        hint = f" Similar names: {near}." if near else ""
         raise ValueError(f"image_encoder {name!r} is neither 'vit' nor a timm model.{hint}")
     with torch.device("meta"):
         whole = timm.create_model(name, pretrained=False)
@@ -71,13 +70,13 @@ def build_vit(sizes: Sizes) -> VisionTransformer:
 
 
 def embed(vit: VisionTransformer, pixels: Tensor) -> Tensor:
-    """Turn pixels [B,3,S,S] into the tokens [B,N,D] that enter the first block."""
+    """Embed pixels [B,3,S,S] as the tokens [B,N,D] of the first block."""
     tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
     return tokens
 
 
 def attend(block: Block, tokens: Tensor, bias: Tensor | None) -> tuple[Tensor, Heads]:
-    """Run the attention half of a block and keep its queries, keys and values."""
+    """Run the attention half of a block; also return its queries, keys and values."""
     attention: Attention = block.attn
     batch, count, _ = tokens.shape
     qkv = attention.qkv(block.norm1(tokens))
@@ -117,19 +116,16 @@ def attention_map(block: Block, query: Tensor, key: Tensor, bias: Tensor | None)
 
 
 def cls_attention(block: Block, tokens: Tensor, bias: Tensor | None) -> Tensor:
-    """Return a block's head-mean attention [B,N-1] of CLS to the patches, and compute no more."""
+    """Return only the mean attention [B,N-1] over heads from CLS to the patches."""
     hidden = block.norm1(tokens)
     query, key = project(block, hidden[:, :1], QUERY), project(block, hidden, KEY)
     return attention_map(block, query, key, bias)[:, :, 0, 1:].mean(dim=1)
 
 
 def attention_received(block: Block, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the attention [B,N] that each token receives, mean over heads and queries.
-
-    A CPU takes one head at a time: that map stays in its cache and is twice as fast. Other devices
-    take all heads at once, in a few launches.
-    """
+    """Return the attention [B,N] that each token receives, averaged over heads and queries."""
     heads = query.shape[1]
+    # On a CPU, one head at a time stays in the cache and is twice as fast.
     step = 1 if query.device.type == "cpu" else heads
     parts = zip(query.split(step, dim=1), key.split(step, dim=1), strict=True)
     maps = (attention_map(block, some, its_keys, bias) for some, its_keys in parts)

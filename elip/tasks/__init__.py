@@ -1,7 +1,7 @@
 """The tasks, one file each: heads, losses and metrics on top of METER.
 
-A new file in this folder that defines a `Task` joins the command line, the grids and the contract
-tests by itself.
+A `Task` in a new file of this folder is available at once on the command line, in grids and in the
+contract tests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a task is: which data it asks for, its heads, its loss, its metrics."""
+"""The base classes of tasks: required data, heads, loss and metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Loss:
     """A training loss.
 
     Attributes:
-        total: Scalar, what is minimised.
+        total: Scalar to minimise.
         parts: Named scalars for the log, detached.
     """
 
@@ -30,12 +30,11 @@ class Loss:
 
 
 class Evaluator(ABC):
-    """Collects one split of one dataset and ends in scores.
+    """Computes the scores of one split of one dataset.
 
     Attributes:
-        keeps_predictions: Whether ``predictions`` is wanted; nobody reads it in a validation.
-        predictions: What `Task.predict` would say of each example of this process, for tasks whose
-            evaluation has it at hand; else empty.
+        keeps_predictions: Whether to fill ``predictions``.
+        predictions: The rows of `Task.predict` for this process, if evaluation computes them.
     """
 
     def __init__(self) -> None:
@@ -44,28 +43,27 @@ class Evaluator(ABC):
 
     @abstractmethod
     def update(self, meter: Meter, batch: Batch) -> None:
-        """Take one batch. Runs in eval mode without gradient."""
+        """Add one batch. Runs in eval mode without gradient."""
 
     @abstractmethod
     def compute(self, meter: Meter) -> dict[str, float]:
-        """Return the scores over everything taken, over all processes. Names carry no split."""
+        """Return the scores over all batches and processes, named without the split."""
 
     @abstractmethod
     def chance(self, meter: Meter) -> dict[str, float]:
-        """Return the scores of guessing on everything taken, over all processes.
+        """Return the scores of guessing, over all batches and processes, named as in `compute`.
 
-        Guessing means at random where the task balances its own classes, and otherwise the one
-        answer that scores best on this very data (the majority class). The names are those of
-        `compute`; a score for which guessing is not defined is left out.
+        Guessing is random if the task balances its classes. Otherwise it gives the one answer that
+        scores best on this data. A score without a defined guess is left out.
         """
 
     @abstractmethod
     def per_example_scores(self, meter: Meter) -> Tensor:
-        """Return what each example added to the main score, over all processes; after `compute`.
+        """Return each example's share of the main score, over all processes; after `compute`.
 
         Returns:
-            [N,3] float64: image number, example number and score, in order of example, each once.
-            The mean of the scores is the main score. Empty where that is no mean over examples.
+            [N,3] float64: image number, example number and score, sorted by example, without
+            repeats. The mean score is the main score. Empty if the main score is no such mean.
         """
 
 
@@ -73,8 +71,8 @@ class Task(nn.Module, ABC):
     """Base class of all tasks.
 
     Attributes:
-        spec: What the task asks of the data.
-        main_metric: The score that selects a model and heads the tables; higher is better.
+        spec: The data that the task needs.
+        main_metric: The score for model selection and tables; higher is better.
     """
 
     spec: SampleSpec
@@ -82,11 +80,11 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def build(self, meter: Meter, num_answers: int) -> None:
-        """Make the heads that fit the model and the data; called once, before weights are loaded.
+        """Build the heads; called once, before weights are loaded.
 
         Args:
             meter: The model.
-            num_answers: A, the number of answers that the dataset knows (0 where it has none).
+            num_answers: A, the dataset's number of answers (0 if it has none).
         """
 
     @abstractmethod
@@ -99,38 +97,33 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def infer(self, meter: Meter, batch: Batch) -> Tensor:
-        """Return the raw scores of a batch, [B] or [B,A]: the forward pass whose cost is stated."""
+        """Return the raw scores of a batch, [B] or [B,A]; reported costs are of this pass."""
 
     @abstractmethod
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
-        """Return one row of plain values an example; runs in eval mode without gradient.
+        """Return one row of plain values per example; runs in eval mode without gradient.
 
-        Each row has ``example``, ``key``, ``image_id`` and ``text``, then what the task predicts.
+        Each row has ``example``, ``key``, ``image_id`` and ``text``, then the task's predictions.
         """
 
     def submission(
         self, rows: Sequence[dict[str, Any]], answers: Sequence[str], asked: Collection[int] = ()
     ) -> list[dict[str, Any]] | None:
-        """Return what the task's public evaluation server takes as JSON; None where it has none.
+        """Return the JSON for the public evaluation server; None if there is no server.
 
         Args:
-            rows: What `predict` gave, from all processes.
+            rows: The rows of `predict`, from all processes.
             answers: The dataset's answers by label.
-            asked: Keys of all examples that the server asks for; empty where they are not known.
+            asked: Keys of all examples that the server expects; empty if unknown.
         """
         return None
 
 
 def encode_shared(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
-    """Encode images [B,3,S,S] as far as no text can change them, under seeds of their own.
+    """Run the blocks that do not depend on the text on images [B,3,S,S], with one seed per image.
 
-    Finish with `prepare_pairs`, for as many rows as a task has texts.
-
-    Args:
-        meter: The model.
-        images: uint8, or normalised float.
-        training: Whether random reducers draw anew at every step; otherwise what they draw is a
-            function of the pixels alone, in whatever batch, order or process an image comes.
+    In evaluation the seeds depend on the pixels alone, so random reducers draw the same in any
+    batch, order or process. In training they change at every step.
     """
     seeds = _checksums(images)
     if training:
@@ -144,29 +137,24 @@ def prepare_pairs(
     index: Tensor,
     text: EncodedText,
     training: bool,
-    image_type: int = 1,
 ) -> PreparedImage:
-    """Return the image side of pairs: the images at ``index`` [B], each beside its text.
-
-    Where no text changes an image, what one image has in common is computed once; in training its
-    dropout would be in common, too, so there it is computed for every pair.
+    """Return the image side of pairs.
 
     Args:
         meter: The model.
-        images: What `encode_shared` returned.
-        index: [B] int64, which image each text has beside it.
+        images: The result of `encode_shared`.
+        index: [B] int64, the image of each text.
         text: B encoded texts.
-        training: Whether this is training.
-        image_type: Token type of the image: 1, or 2 for the second image of a pair.
+        training: Whether this is training; then each pair needs its own dropout.
     """
     if meter.shares_prefix and not training:
-        return meter.prepare_image(images, image_type).rows(index)
-    return meter.prepare_image(meter.encode_suffix(images.rows(index), text), image_type)
+        return meter.prepare_image(images).rows(index)
+    return meter.prepare_image(meter.encode_suffix(images.rows(index), text))
 
 
 def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:
-    """Add the auxiliary loss of the reducer, for reducers that have one."""
-    # Where the reducer is blind to the text, several passes share one encoding and one loss.
+    """Add the reducer's auxiliary loss, if any."""
+    # Several passes may share one encoding and thus one loss.
     own = {id(fused.loss): fused.loss for fused in passes if fused.loss is not None}
     if not own:
         return loss
@@ -175,7 +163,7 @@ def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:
 
 
 def prediction_rows(batch: Batch, **columns: Tensor) -> list[dict[str, Any]]:
-    """Return one row an example: what names it, and its entry of each column [B]."""
+    """Return one row per example: its names and its entry of each column [B]."""
     named: dict[str, list[Any]] = {
         "example": batch.example.tolist(),
         "key": list(batch.keys) or [""] * len(batch),
@@ -188,7 +176,7 @@ def prediction_rows(batch: Batch, **columns: Tensor) -> list[dict[str, Any]]:
 
 
 def _checksums(images: Tensor) -> Tensor:
-    """Return one int64 an image, a checksum of some 4,000 of its values: a sum by odd weights."""
+    """Return one int64 checksum per image: about 4,000 of its values, summed with odd weights."""
     flat = images.detach().flatten(1)
     some = flat[:, :: max(1, flat.shape[1] // 4096)]
     if some.is_floating_point():

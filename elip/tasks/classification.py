@@ -1,4 +1,4 @@
-"""What the tasks that choose one answer have in common."""
+"""The base class of tasks that choose one answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Classification(Task):
     """Choose one of A answers from the pooled CLS tokens of text and image(s).
 
     Attributes:
-        images: I, images an example. They share all weights but their token type.
+        images: Images per example; only their token types differ.
     """
 
     main_metric = "accuracy"
@@ -42,16 +42,16 @@ class Classification(Task):
     @property
     @abstractmethod
     def classes(self) -> int:
-        """A; of a task whose data says it, known once the heads are built."""
+        """A; if it depends on the data, known after `build`."""
 
     def build(self, meter: Meter, num_answers: int) -> None:
-        """Make the classifier: 2W an image, then 2W, then the answers."""
+        """Build the classifier: 2W per image, then 2W, then the answers."""
         width = 2 * meter.width
         self.classifier = Classifier(self.images * width, width, self.classes)
         self.classifier.apply(initialise)
 
     def truth(self, target: Tensor) -> Tensor:
-        """Return what each answer would score: `Batch.target` -> [B,A] float in [0, 1]."""
+        """Return the score of each answer: `Batch.target` -> [B,A] float in [0, 1]."""
         return F.one_hot(target, self.classes).float()
 
     def logits_loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -70,15 +70,15 @@ class Classification(Task):
         return with_reducer_loss(Loss(self.logits_loss(logits, batch.target)), *passes)
 
     def logits(self, meter: Meter, batch: Batch) -> tuple[Tensor, list[Fused]]:
-        """Return float32 logits [B,A], and what each image gave beside the text.
+        """Return float32 logits [B,A] and the fusion output of each image.
 
         Raises:
-            ValueError: The batch has another number of images an example.
+            ValueError: The examples have a different number of images.
         """
         count, images = batch.images.shape[:2]
         if images != self.images:
             raise ValueError(
-                f"{type(self).__name__} looks at {self.images} image(s) an example; the data has "
+                f"{type(self).__name__} needs {self.images} image(s) per example; the data has "
                 f"{images}."
             )
         assert self.classifier is not None
@@ -93,7 +93,7 @@ class Classification(Task):
         return self.classifier(torch.cat(pooled, dim=-1)).float(), passes
 
     def evaluator(self) -> Evaluator:
-        """Return the mean score of the chosen answers."""
+        """Return an evaluator of the chosen answers."""
         return _Evaluator(self)
 
     def infer(self, meter: Meter, batch: Batch) -> Tensor:
@@ -119,11 +119,11 @@ class _Evaluator(Evaluator):
         super().__init__()
         self.task = task
         self.examples = ExampleScores()
-        # What each answer would score if it were always given; the last column counts the examples.
+        # The total score of each constant answer; the last column counts the examples.
         self.constant = Sums(task.classes + 1)
 
     def update(self, meter: Meter, batch: Batch) -> None:
-        """Take one batch; a split without truth gives answers and no score."""
+        """Add one batch; a split without targets gets predictions but no score."""
         logits, _ = self.task.logits(meter, batch)
         if self.keeps_predictions:
             self.predictions += self.task.prediction_rows(batch, logits)

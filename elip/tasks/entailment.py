@@ -7,7 +7,7 @@ from elip.tasks.classification import Classification
 
 
 class SNLIVE(Classification):
-    """Say whether an image contradicts a sentence, leaves it open, or entails it.
+    """Decide whether an image contradicts a sentence, leaves it open, or entails it.
 
     Source: Xie et al., 2019, arXiv:1901.06706; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """

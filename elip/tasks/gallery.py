@@ -1,10 +1,9 @@
-"""Scoring every image beside every text, with everything computed once that can be.
+"""Score all pairs of images and texts, and share all work that does not depend on the pair.
 
-Each text is encoded once. Each image is encoded once as far as no text can change it: wholly where
-the reducer is blind to the text, up to the first reduction layer where it looks at it. What the
-fusion computes from one side alone is shared within blocks of images and texts. Only the rest runs
-once a pair. Over several processes each image is scored by one process that holds it, beside the
-texts of all. Shape legend: I images, T texts, L text length, D widths.
+Each text is encoded once. Each image is encoded once, up to the first block that depends on the
+text. The one-sided part of the fusion runs once per block of images or texts. With several
+processes, one process that has an image scores it against the texts of all. Shape legend:
+I images, T texts, L text length, D widths.
 """
 
 from __future__ import annotations
@@ -26,18 +25,17 @@ from elip.tasks.scores import gather
 from reducers.contract import EncodedText
 
 Head = Callable[[Fused], Tensor]
-"""``head(fused) -> [B] float32``: one score a pair."""
+"""``head(fused) -> [B] float32``: one score per pair."""
 
 _BLOCK = 32
-"""Images whose one-sided parts are held at once: 0.3 GB in fp32 at full size and 384 pixels."""
+"""Images whose one-sided part is in memory: 0.3 GB in fp32 at full size and 384 pixels."""
 
 
 class Gallery:
-    """The images and texts of a split, encoded as far as one side alone goes.
+    """The images and texts of a split, encoded as far as they do not depend on each other.
 
-    Rows (images) are in order of image number, columns (texts) in order of image number and then
-    example number, whatever the order, batches and processes that they came in. What comes twice
-    counts once.
+    Rows (images) are sorted by image number, columns (texts) by image number and example number.
+    Repeats count once.
     """
 
     def __init__(self) -> None:
@@ -48,7 +46,7 @@ class Gallery:
         self._precision: torch.dtype | None = None
 
     def add(self, meter: Meter, batch: Batch) -> None:
-        """Encode what a batch has that was not here before."""
+        """Encode the new images and texts of a batch."""
         images, texts = [], []
         for row, (image, example) in enumerate(batch.host_numbers()):
             if image not in self._images:
@@ -64,7 +62,7 @@ class Gallery:
             rows = torch.tensor(images, device=device)
             encoded = encode_shared(meter, batch.images[rows, 0], training=False)
             if self._precision is not None and meter.shares_prefix:
-                # Nothing is lost: the first thing that reads them casts them down.
+                # Lossless, because the next operator casts to this precision anyway.
                 encoded = replace(encoded, tokens=encoded.tokens.to(self._precision))
             self._encoded.append(replace(encoded, stages=()))
         if texts:
@@ -73,26 +71,26 @@ class Gallery:
             self._texts.append(meter.encode_text(text))
 
     def image_of_text(self, meter: Meter) -> Tensor:
-        """Return the row of each column's image, [T] int64; every process must ask."""
+        """Return the row of each column's image, [T] int64; all processes must call this."""
         columns = sorted(set(_everywhere(self._names(meter))))
         row = {image: i for i, image in enumerate(dict.fromkeys(image for image, _ in columns))}
         return torch.tensor([row[image] for image, _ in columns], dtype=torch.int64,
                             device=meter.device)  # fmt: skip
 
     def image_numbers(self, meter: Meter) -> Tensor:
-        """Return the image number of each row, [I] int64; every process must ask."""
+        """Return the image number of each row, [I] int64; all processes must call this."""
         images = torch.tensor(list(self._images), dtype=torch.int64, device=meter.device)
         numbers: Tensor = torch.cat(gather(images)).unique()
         return numbers
 
     @torch.no_grad()
     def scores(self, meter: Meter, head: Head, pairs: int) -> Tensor:
-        """Return the scores [I,T] float32 of all pairs; every process must ask.
+        """Return the scores [I,T] float32 of all pairs; all processes must call this.
 
         Args:
             meter: The model.
-            head: The head. It runs in the precision that `add` ran in.
-            pairs: How many pairs are scored at once, at most.
+            head: The head; it runs in the precision of `add`.
+            pairs: Maximum number of pairs per pass.
         """
         text, rows, device = self._all_texts(meter), self._own_rows(meter), meter.device
         block = torch.zeros(len(rows), len(text.tokens), device=device)
@@ -115,7 +113,7 @@ class Gallery:
     def _all_texts(self, meter: Meter) -> EncodedText:
         """Return the texts of all processes, one a column."""
         device = meter.device
-        # A process without examples still has to take part.
+        # A process without examples must take part, too.
         empty = EncodedText(
             torch.zeros(0, 1, meter.text_width, device=device),
             torch.zeros(0, 1, dtype=torch.bool, device=device),
@@ -130,7 +128,7 @@ class Gallery:
         return EncodedText(text.tokens[order], text.mask[order])
 
     def _own_rows(self, meter: Meter) -> list[int]:
-        """Return which of its images this process scores: each is scored once, loads are even."""
+        """Return the images that this process scores; the load is even over processes."""
         images = torch.tensor(list(self._images), dtype=torch.int64, device=meter.device)
         shards = [set(shard.tolist()) for shard in gather(images)]
         load, rank = [0] * len(shards), dist.get_rank() if len(shards) > 1 else 0
@@ -147,10 +145,9 @@ class Gallery:
 def score_pairs(
     meter: Meter, head: Head, images: EncodedImage, rows: Tensor, text: EncodedText, pairs: int
 ) -> Tensor:
-    """Return the scores [I,T] of the encoded images at ``rows`` [I] beside encoded texts.
+    """Return the scores [I,T] of the encoded images at ``rows`` [I] with the encoded texts.
 
-    Blocks of images meet blocks of texts, texts in order of length and each block cut to its
-    longest, so that little padding is fused.
+    Texts are sorted by length and each block is cut to its longest text, to save padding.
     """
     device, num_texts = rows.device, len(text.tokens)
     lengths = text.mask.sum(dim=1)

@@ -1,4 +1,4 @@
-"""Heads on top of the fusion: masked language modelling, and classification of the pooled CLS."""
+"""Heads: masked language modelling, and classification of the pooled CLS tokens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from torch import Tensor, nn
 
 
 class MaskedLanguageHead(nn.Module):
-    """Predict word pieces: linear, GELU, layer norm, linear to the vocabulary.
-
-    Args:
-        width: W, width of the fusion.
-        vocab_size: Number of word pieces.
-    """
+    """Predicts word pieces: linear, GELU, layer norm, linear to the vocabulary."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -27,13 +22,7 @@ class MaskedLanguageHead(nn.Module):
 
 
 class Classifier(nn.Sequential):
-    """Linear to twice the width, layer norm, GELU, linear to the classes.
-
-    Args:
-        inputs: Width of the pooled features.
-        hidden: Width between the two linear maps.
-        classes: Number of classes.
-    """
+    """Linear, layer norm, GELU, linear to the classes."""
 
     def __init__(self, inputs: int, hidden: int, classes: int) -> None:
         super().__init__(

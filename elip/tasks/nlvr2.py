@@ -7,10 +7,10 @@ from elip.tasks.classification import Classification
 
 
 class NLVR2(Classification):
-    """Say whether a sentence is true of a pair of images.
+    """Decide whether a sentence is true of a pair of images.
 
-    The text is fused with each image by itself, the first under token type 1, the second under 2;
-    the classifier reads both pooled pairs, 4W in all. dev and test-P are splits of their own.
+    The text is fused with each image separately, with token type 1 for the first image and 2 for
+    the second. The classifier reads both pooled outputs, 4W in total.
 
     Source: Suhr et al., 2019, arXiv:1811.00491; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """

@@ -29,15 +29,15 @@ from elip.tasks.scores import ExampleScores, Sums
 
 @dataclass(frozen=True)
 class _Results:
-    """What the two halves of a step gave.
+    """The results of both passes of a step.
 
     Attributes:
-        words: [B,M,V] logits at M places of each masked text; None when that half is off.
-        labels: [B,M] int64, the true ids there, -100 where no word was masked; None likewise.
-        matching: [B,2] logits, no match and match; None when that half is off.
-        matches: [B] int64, 1 where the pair of ``matching`` is a true one.
+        words: [B,M,V] logits at M places of each masked text; None if that pass is off.
+        labels: [B,M] int64, the true ids there, -100 if no word is masked; None likewise.
+        matching: [B,2] logits of no match and match; None if that pass is off.
+        matches: [B] int64, 1 if the pair is a true one.
         order: [B] int64, the example whose text is in each row of ``matching``.
-        fused: What the fusion gave.
+        fused: The outputs of the fusion.
     """
 
     words: Tensor | None
@@ -51,20 +51,20 @@ class _Results:
 class Pretraining(Task):
     """Fill in masked words, and tell true image-text pairs from false ones.
 
-    Two passes a step, as in the reference: masked text beside its own image for the words;
-    unmasked text, half of it beside a negative image, for the matching. In training half of the
-    batch (rounded down) keeps its true image, drawn anew at each step; in evaluation the examples
-    with an even number do, so that evaluation repeats in any batch size and number of processes.
+    Two passes per step, as in the reference: masked texts with their own images for the words, and
+    unmasked texts, half of them with a negative image, for the matching. In training a random half
+    of the batch (rounded down) keeps its true image. In evaluation the examples with even numbers
+    do, so that results do not depend on batch size or number of processes.
 
-    Each distinct image is encoded once a step as far as no text can change it: 1.5 images an
-    example instead of 2, with the same gradients.
+    Each distinct image is encoded once per step up to the first block that depends on the text:
+    1.5 images per example instead of 2, with the same gradients.
 
     Source: Dou et al., 2022, arXiv:2111.02387, section 3.3 (loss = MLM + ITM).
 
     Args:
-        mlm: Weight of masked language modelling; 0 switches its pass off.
-        itm: Weight of image-text matching; 0 switches its pass off.
-        every_text: One example per text, or one per image with a text drawn for it.
+        mlm: Weight of masked language modelling; 0 switches the pass off.
+        itm: Weight of image-text matching; 0 switches the pass off.
+        every_text: One example per text, or one per image with a random text.
 
     Raises:
         ValueError: A weight is negative or not finite, or both are 0.
@@ -90,7 +90,7 @@ class Pretraining(Task):
         self.itm: nn.Linear | None = None
 
     def build(self, meter: Meter, num_answers: int) -> None:
-        """Make the heads of the passes that are on."""
+        """Build the heads of the passes that are on."""
         if self.mlm_weight:
             self.mlm = MaskedLanguageHead(meter.width, meter.vocab_size)
             self.mlm.apply(initialise)
@@ -105,7 +105,7 @@ class Pretraining(Task):
         found = self._run(meter, batch)
         total, parts = batch.example.new_zeros((), dtype=torch.float32), {}
         if found.words is not None and found.labels is not None:
-            # The sum over places by their number, which may be 0 in a small batch.
+            # A small batch may have no masked word.
             places = (found.labels != -100).sum().clamp(min=1)
             words = _word_losses(found.words, found.labels).sum() / places
             total, parts["mlm"] = total + self.mlm_weight * words, words.detach()
@@ -115,11 +115,11 @@ class Pretraining(Task):
         return with_reducer_loss(Loss(total, parts), *found.fused)
 
     def evaluator(self) -> Evaluator:
-        """Return accuracies of both passes, and loss and perplexity of the words."""
+        """Return an evaluator of both accuracies, and of the words' loss and perplexity."""
         return _Evaluator(self)
 
     def infer(self, meter: Meter, batch: Batch) -> Tensor:
-        """Return the logits [B,2] of no match and match; [B,L,V] of the words without matching."""
+        """Return the logits [B,2] of no match and match; without matching, [B,L,V] of the words."""
         prefix = encode_shared(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
         image = meter.encode_suffix(prefix, text)
@@ -142,12 +142,12 @@ class Pretraining(Task):
         return prediction_rows(batch, match=self.infer(meter, batch).float().softmax(dim=-1)[:, 1])
 
     def _run(self, meter: Meter, batch: Batch) -> _Results:
-        """Run both halves, the rows of the words first."""
+        """Run both passes at once; the rows of the words come first."""
         count, device = len(batch), batch.example.device
         keep, swap = self._halves(batch)
         order = torch.cat([keep, swap])
         everyone, true = torch.arange(count, device=device), batch.images[:, 0]
-        # Which of the distinct images, true ones first, each row has beside it.
+        # The index of each row's image among the distinct images, true ones first.
         distinct, beside = [true if self.mlm is not None else true[keep]], []
         texts, readings, labels = [], [], None
         if self.mlm is not None:
@@ -179,7 +179,7 @@ class Pretraining(Task):
         )
 
     def _halves(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return which examples keep their true image and which take the false one."""
+        """Return the examples that keep their true image and those with a negative image."""
         if self.itm is None:
             everyone = torch.arange(len(batch), device=batch.example.device)
             return everyone, everyone[:0]
@@ -194,7 +194,7 @@ class _Evaluator(Evaluator):
     def __init__(self, task: Pretraining) -> None:
         super().__init__()
         self.task = task
-        self.words = Sums(3)  # places that are right, their losses, their number
+        self.words = Sums(3)  # correct places, losses, number of places
         self.targets: Sums | None = None
         self.examples = ExampleScores()
 
@@ -206,7 +206,7 @@ class _Evaluator(Evaluator):
             self.examples.update(batch.image_id[order], batch.example[order], right)
         if found.words is not None and found.labels is not None:
             labels, masked = found.labels, (found.labels != -100).float()
-            hits = found.words.argmax(dim=-1) == labels  # never where no word was masked
+            hits = found.words.argmax(dim=-1) == labels  # never true at -100
             losses = _word_losses(found.words, labels)
             self.words.update(torch.stack([hits.float(), losses, masked], dim=-1))
             counts = torch.zeros(meter.vocab_size, device=labels.device)
@@ -243,9 +243,9 @@ class _Evaluator(Evaluator):
 
 
 def _masked_places(batch: Batch) -> tuple[Tensor | None, Tensor]:
-    """Return M places [B,M] of each text that hold all masked words, and the labels there.
+    """Return M places [B,M] per text that include all masked words, and their labels.
 
-    The places are None, for all of them, where the batch does not say how many are enough.
+    Places are None, meaning all, if the batch does not set ``masked_places``.
     """
     labels = batch.masked_labels
     assert labels is not None
@@ -262,7 +262,7 @@ def _join(texts: list[TextBatch]) -> TextBatch:
 
 
 def _word_losses(words: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy [B,L] at each place, 0 where no word was masked."""
+    """Return the cross entropy [B,L] at each place, 0 if no word is masked."""
     return F.cross_entropy(
         words.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
     )

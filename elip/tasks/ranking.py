@@ -1,4 +1,4 @@
-"""Recall at k from a matrix of scores, and what guessing would give.
+"""Recall at k from a matrix of scores, and the recall of guessing.
 
 Shape legend: I images, T texts.
 """
@@ -14,9 +14,9 @@ CUTOFFS = (1, 5, 10)
 
 
 def ranks(scores: Tensor, image_of_text: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many images stand before each text's own, and how many texts before each image's.
+    """Return the rank of each text's image and of each image's best own text, from 0.
 
-    Among equal scores the lower row or column stands first. The best of an image's texts counts.
+    Among equal scores the lower row or column comes first.
 
     Args:
         scores: [I,T] float.
@@ -42,17 +42,15 @@ def recalls(scores: Tensor, image_of_text: Tensor) -> dict[str, float]:
     """Return image retrieval (``ir_r*``) and text retrieval (``tr_r*``) recall at 1, 5 and 10.
 
     ``ir_rk`` is the share of texts whose image is among the k best images; ``tr_rk`` the share of
-    images with at least one own text among the k best texts; ``r1`` the mean of both at k = 1.
-    Among equal scores the order is that of `ranks`. With fewer than k candidates all of them are
-    among the k best.
+    images with at least one own text among the k best texts; ``r1`` is the mean of both at k = 1.
+    `ranks` breaks ties. With fewer than k candidates all are among the k best.
 
     Args:
         scores: [I,T] float.
         image_of_text: [T] int64, the row of each text's image.
 
     Returns:
-        Shares in [0, 1]; not a number where there is nothing to rank or a score is not finite, as
-        the order then means nothing.
+        Shares in [0, 1]; NaN if there is nothing to rank or a score is not finite.
     """
     if not _ranked(scores):
         return _named([float("nan")] * 3, [float("nan")] * 3)
@@ -64,10 +62,10 @@ def recalls(scores: Tensor, image_of_text: Tensor) -> dict[str, float]:
 
 
 def first_hits(scores: Tensor, image_of_text: Tensor) -> Tensor:
-    """Return what each image and its texts add to ``r1``, [I] float64; their mean is ``r1``.
+    """Return the contribution of each image and its texts to ``r1``, [I] float64, with mean ``r1``.
 
-    With I images and T texts: half of whether a text of its own stands first, and half of I / T
-    times the number of its texts that find it. Empty where there is no order.
+    With I images and T texts it is half of: 1 if an own text ranks first, plus I / T times the
+    number of own texts that find the image. Empty if the order is undefined.
 
     Args:
         scores: [I,T] float.

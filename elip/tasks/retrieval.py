@@ -1,4 +1,4 @@
-"""Image and text retrieval: fine-tuning against negative texts, evaluation of every pair."""
+"""Image and text retrieval: fine-tuning with negative texts, evaluation of all pairs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from elip.tasks.ranking import first_hits, guesses, recalls
 
 
 class Retrieval(Task):
-    """Find the image of a text and the texts of an image by scoring every pair.
+    """Find the image of a text and the texts of an image by scoring all pairs.
 
     Loss: cross entropy of an image's own text among itself and F texts of other examples. The
-    rank head is one linear map of the pooled CLS tokens; it starts as the matching head's row for
-    "match" when pre-trained weights are loaded.
+    rank head is one linear map of the pooled CLS tokens. Pre-trained weights initialise it with the
+    matching head's row for "match".
 
     Source: Dou et al., 2022, arXiv:2111.02387, section 4.1; Kim et al., ViLT, 2021,
     arXiv:2102.03334 (15 negative texts).
 
     Args:
         negative_texts: F, at least 1.
-        pairs: How many pairs are scored at once in evaluation.
+        pairs: Pairs per pass in evaluation.
 
     Raises:
         ValueError: A number is below 1.
@@ -56,7 +56,7 @@ class Retrieval(Task):
         self.rank: nn.Linear | None = None
 
     def build(self, meter: Meter, num_answers: int) -> None:
-        """Make the rank head."""
+        """Build the rank head."""
         self.rank = nn.Linear(2 * meter.width, 1)
         self.rank.apply(initialise)
 
@@ -77,21 +77,21 @@ class Retrieval(Task):
         return with_reducer_loss(Loss(loss), fused)
 
     def evaluator(self) -> Evaluator:
-        """Return recalls over all pairs."""
+        """Return an evaluator of the recalls over all pairs."""
         return _Evaluator(self)
 
     def infer(self, meter: Meter, batch: Batch) -> Tensor:
-        """Return the score [B] of each text beside its own image."""
+        """Return the score [B] of each text with its own image."""
         prefix = encode_shared(meter, batch.images[:, 0], self.training)
         text = meter.encode_text(batch.text)
         return self.score(meter.fuse(text, meter.encode_suffix(prefix, text), "pooled"))
 
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
-        """Return the ``score`` of each text beside its own image."""
+        """Return the ``score`` of each text with its own image."""
         return prediction_rows(batch, score=self.infer(meter, batch))
 
     def score(self, fused: Fused) -> Tensor:
-        """Return how well each image goes with the text beside it: [B] float32, unbounded."""
+        """Return how well image and text match: [B] float32, unbounded."""
         assert self.rank is not None
         scores: Tensor = self.rank(fused.pooled)
         return scores[:, 0].float()

@@ -1,4 +1,4 @@
-"""What every score of a task is made of, right over several processes."""
+"""Sums and per-example scores, correct over several processes."""
 
 from __future__ import annotations
 
@@ -11,44 +11,40 @@ from elip.model.meter import Meter
 
 
 def gather(value: Tensor) -> list[Tensor]:
-    """Return the value of every process; sizes may differ. Every process must ask."""
+    """Return the value of each process; sizes may differ. All processes must call this."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     return gather_all_tensors(value)
 
 
 class Sums:
-    """Column sums of everything taken, in float64: counts and scores whose order does not matter.
-
-    Args:
-        columns: C, number of columns.
-    """
+    """Sums of C columns in float64."""
 
     def __init__(self, columns: int) -> None:
         self._sums = torch.zeros(columns, dtype=torch.float64)
 
     def update(self, rows: Tensor) -> None:
-        """Take rows [..., C]."""
+        """Add rows [..., C]."""
         own = rows.flatten(end_dim=-2).sum(dim=0, dtype=torch.float64)
         self._sums = self._sums.to(own.device) + own
 
     def over_processes(self, meter: Meter) -> Tensor:
-        """Return the sums [C] over all processes; every process must ask."""
+        """Return the sums [C] over all processes; all must call this."""
         return torch.stack(gather(self._sums.to(meter.device))).sum(dim=0)
 
 
 class ExampleScores:
-    """The main score of every example: its mean heads the tables, and runs are compared by it."""
+    """The main score of each example, for the mean and for paired comparison of runs."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
 
     def update(self, images: Tensor, examples: Tensor, scores: Tensor) -> None:
-        """Take the image numbers, example numbers and scores of a batch, [B] each."""
+        """Add the image numbers, example numbers and scores of a batch, [B] each."""
         self._rows.append(torch.stack([images.double(), examples.double(), scores.double()], dim=1))
 
     def over_processes(self, meter: Meter) -> Tensor:
-        """Return `Evaluator.per_example_scores`; every process must ask."""
+        """Return `Evaluator.per_example_scores`; all processes must call this."""
         device = meter.device
         none = torch.zeros(0, 3, dtype=torch.float64, device=device)
         rows = torch.cat(gather(torch.cat([none, *(own.to(device) for own in self._rows)])))
@@ -58,5 +54,5 @@ class ExampleScores:
         return rows[first]
 
     def mean(self, meter: Meter) -> float:
-        """Return the mean score; not a number when nothing was taken. Every process must ask."""
+        """Return the mean score, NaN without examples; all processes must call this."""
         return self.over_processes(meter)[:, 2].mean().item()

@@ -7,7 +7,7 @@ from elip.tasks.classification import Classification
 
 
 class Statement(Classification):
-    """Say whether a sentence is true of an image (the NLVR corpus, and the built-in shapes).
+    """Decide whether a sentence is true of an image (NLVR corpus and the built-in shapes).
 
     Source: Suhr et al., A Corpus of Natural Language for Visual Reasoning, ACL 2017.
     """

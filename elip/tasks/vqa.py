@@ -17,9 +17,8 @@ from elip.tasks.classification import Classification
 class VQA(Classification):
     """Answer a question about an image with one of A known answers (VQAv2: 3129).
 
-    Loss: binary cross entropy of all answers against their soft scores, mean over everything,
-    times A. Score: the mean soft score of the best answer, ``min(votes / 3, 1)`` in VQAv2's own
-    rounding as the data has it.
+    Loss: binary cross entropy of all answers with their soft scores, averaged, times A. Score: the
+    mean soft score of the best answer, ``min(votes / 3, 1)`` with VQAv2's rounding.
 
     Source: Goyal et al., 2017, arXiv:1612.00837; Dou et al., 2022, arXiv:2111.02387, section 4.1.
     """
@@ -29,21 +28,21 @@ class VQA(Classification):
     classes = 0
 
     def build(self, meter: Meter, num_answers: int) -> None:
-        """Make the classifier of the answers that the data knows.
+        """Build the classifier.
 
         Raises:
-            ValueError: It knows none.
+            ValueError: The data has no answers.
         """
         if num_answers < 1:
             raise ValueError(
-                "VQA needs data that knows its answers; this data knows none. Choose a dataset of "
-                "questions, or convert it again so that its list of answers is written beside it."
+                "VQA needs a dataset with answers; this one has none. Choose a question dataset, "
+                "or convert it again to write its list of answers."
             )
         self.classes = num_answers
         super().build(meter, num_answers)
 
     def truth(self, target: Tensor) -> Tensor:
-        """Return the soft scores [B,A] as they are."""
+        """Return the soft scores [B,A] unchanged."""
         return target
 
     def logits_loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -51,29 +50,29 @@ class VQA(Classification):
         return F.binary_cross_entropy_with_logits(logits, target) * target.shape[1]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probability [B,A] of each answer by itself."""
+        """Return the independent probability [B,A] of each answer."""
         return logits.sigmoid()
 
     def submission(
         self, rows: Sequence[dict[str, Any]], answers: Sequence[str], asked: Collection[int] = ()
     ) -> list[dict[str, Any]]:
-        """Return what VQAv2's evaluation server takes: ``question_id`` and ``answer``.
+        """Return the JSON for VQAv2's evaluation server: ``question_id`` and ``answer``.
 
-        A question that several processes answered stands once. Where ``asked`` is given, exactly
-        those questions stand there; one without a row gets the answer that was given most often.
+        Each question appears once. If ``asked`` is given, exactly those questions appear, and one
+        without a row gets the most frequent answer.
 
         Raises:
-            ValueError: A question has no number, or there are fewer answers than classes.
+            ValueError: A key is not a question number, or there are fewer answers than classes.
         """
         if len(answers) < self.classes:
             raise ValueError(
-                f"The model knows {self.classes} answers and the data only {len(answers)}."
+                f"The model has {self.classes} answers, but the data only {len(answers)}."
             )
         chosen: dict[int, str] = {}
         for row in rows:
             if not str(row["key"]).isdigit():
                 raise ValueError(
-                    f"Example {row['example']} has the key {row['key']!r}; the server wants a "
+                    f"Example {row['example']} has the key {row['key']!r}; the server expects a "
                     "question number."
                 )
             chosen[int(row["key"])] = answers[row["label"]]

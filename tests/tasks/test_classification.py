@@ -33,7 +33,7 @@ def test_vqa_loss_and_score_by_hand() -> None:
 
 
 def test_vqa_without_answers_is_refused() -> None:
-    with pytest.raises(ValueError, match="knows none"):
+    with pytest.raises(ValueError, match="has none"):
         VQA().build(tiny_meter(), 0)
 
 
@@ -48,7 +48,7 @@ def test_vqa_submission_names_each_question_once() -> None:
     assert entries[2]["answer"] == answers[rows[2]["label"]]
     with pytest.raises(ValueError, match="question number"):
         task.submission([{**rows[0], "key": "q7"}], answers)
-    with pytest.raises(ValueError, match="knows 7 answers and the data only 2"):
+    with pytest.raises(ValueError, match="has 7 answers, but the data only 2"):
         task.submission(rows, answers[:2])
     assert built(Statement(), meter).submission(rows, answers) is None
     numbers = {entry["question_id"] for entry in entries}
@@ -81,7 +81,7 @@ def test_nlvr2_gives_each_image_its_own_token_type() -> None:
 def test_another_number_of_images_is_refused() -> None:
     meter = tiny_meter()
     task = built(Statement(), meter)
-    with pytest.raises(ValueError, match="looks at 1 image"):
+    with pytest.raises(ValueError, match="needs 1 image"):
         task.loss(meter, batch_for(NLVR2.spec))
 
 

@@ -169,7 +169,7 @@ class Asking(VQA):
         ("TakesTwo", "forward must take (patches, num_keep, signals): too many"),
         ("ActsNowhere", "placement is 'sometimes'; it may be never, before_block"),
         ("NeedsTooMuch", "needs frozenset({'everything'}); give a frozenset of cls_attention"),
-        ("ReturnsTokens", "was to return a Reduced and returned a Tensor"),
+        ("ReturnsTokens", "must return a Reduced, not a Tensor"),
     ],
 )
 def test_a_reducer_that_is_none_is_told_so(
