@@ -1,4 +1,4 @@
-# Two commands for a fresh machine, each with all its own set-up: `make demo` and `make test`.
+# On a fresh machine, `make demo` and `make test` set up everything they need.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -16,8 +16,8 @@ demo: $(VENV)/ready  ## train METER with ELIP at keep ratio 0.7 on the built-in 
 test: $(VENV)/ready  ## the default tests, a few minutes on two cores
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
 
-slow: $(VENV)/ready  ## the tests that take longer
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow
+slow: $(VENV)/ready  ## the slow tests: kills, several processes, real grids, SLURM, notebooks
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow -n 2 --dist loadfile
 
 lowest:  ## the default tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv build/lowest
@@ -30,7 +30,7 @@ lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-results: $(VENV)/ready  ## the stored study and its pages in docs/, from the runs in runs/offtheshelf
+results: $(VENV)/ready  ## renew the stored study and its notebook pages from runs/offtheshelf
 	$(RUN) -m experiments.results runs/offtheshelf --out docs/results/offtheshelf.parquet
 	$(RUN) -m analysis docs/results/offtheshelf.parquet --out runs/report --against ELIP
 	$(RUN) -m nbconvert --execute --to markdown --output-dir docs/notebooks notebooks/*.ipynb
