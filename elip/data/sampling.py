@@ -1,6 +1,6 @@
 """Which examples form which batch, and the random numbers of each example.
 
-Every example has random generators of its own, so results do not depend on the number or order of
+Every example has its own random generators, so results do not depend on the number or order of
 worker processes, and an epoch can resume at any batch.
 """
 

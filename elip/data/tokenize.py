@@ -65,7 +65,7 @@ class TextTokenizer:
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (
             int(tokenizer.convert_tokens_to_ids(getattr(tokenizer, name))) for name in _SPECIAL
         )
-        # A copy, because transformers changes truncation and padding of its own at every call.
+        # A copy, because transformers changes its truncation and padding at every call.
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.enable_truncation(length)
         self._backend.enable_padding(

@@ -1,4 +1,4 @@
-"""Reading Arrow files: any batching and width of types; whatever is wrong names file and row."""
+"""Reading Arrow files of any batching and type width; errors name file and row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_items_run_through_files_rows_and_texts(tmp_path: Path) -> None:
     assert table.where(2).endswith("b.arrow, row 0")
 
 
-def test_repeated_texts_count_once_where_they_stand_first(tmp_path: Path) -> None:
+def test_repeated_texts_count_once(tmp_path: Path) -> None:
     texts = [["b", "a", "b"], ["a"], ["c", "c", "c"], [], ["d", "e"]]
     path = write(tmp_path / "a.arrow", {"image": [png(0)] * 5, "caption": texts})
     table = ArrowTable([path], BARE, distinct=True)
@@ -68,7 +68,7 @@ def test_large_types_several_batches_and_empty_files(tmp_path: Path) -> None:
     assert ArrowTable([tmp_path / "empty.arrow"], BARE).num_rows == 0
 
 
-def test_truth_of_questions_and_pairs(tmp_path: Path) -> None:
+def test_targets_of_questions_and_pairs(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     questions = ArrowTable([tmp_path / "tiny_questions.arrow"], LAYOUT["question"])
     assert questions.target(0, 0) == SoftAnswers((0, 1), (0.3, 0.9))
@@ -81,7 +81,7 @@ def test_truth_of_questions_and_pairs(tmp_path: Path) -> None:
     assert ArrowTable([path], LAYOUT["entailment"], num_classes=3).target(0, 0) == 2
 
 
-def test_a_test_set_without_truth(tmp_path: Path) -> None:
+def test_a_test_set_without_targets(tmp_path: Path) -> None:
     nothing = pa.array([[]], pa.list_(pa.null()))
     empty = {"answers": nothing, "answer_labels": nothing, "answer_scores": nothing}
     path = write(tmp_path / "test.arrow", QUESTION | empty)
@@ -121,7 +121,7 @@ def lists(values: pa.Array) -> pa.Array:
 
 
 TEXTS = pa.list_(pa.string())
-# Kind, columns, and what the message says beside the file.
+# Kind, columns, and the error message.
 TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "no image column": ("caption", {"caption": [["a"]], "image_id": ["i"]}, "one column image"),
     "images as text": ("caption", two(image=["x"] * 2), "image has type string"),
@@ -156,7 +156,7 @@ def read_all(path: Path, kind: str) -> int:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_wrong_table_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_a_wrong_table_is_refused(tmp_path: Path, name: str) -> None:
     kind, columns, message = TABLES[name]
     path = write(tmp_path / "bad.arrow", columns)
     with pytest.raises(DataError, match=message) as refused:
@@ -168,7 +168,7 @@ def test_a_wrong_table_is_refused_by_name(tmp_path: Path, name: str) -> None:
     "content",
     [b"", b"image,caption\n", b"ARROW1\0\0ARROW1", "stream", 1, 5, 9],
 )  # fmt: skip
-def test_another_kind_of_file_or_a_cut_one_is_refused_by_name(
+def test_other_formats_and_truncated_files_are_refused(
     tmp_path: Path, content: bytes | str | int
 ) -> None:
     path = write(tmp_path / "bad.arrow", two())

@@ -75,7 +75,7 @@ def test_a_row_for_every_image(converted: tuple[Path, Report]) -> None:
     assert report.skipped == {
         "missing sentence or label": 2,
         "missing image file": PERMUTATIONS,
-        "damaged image": 1,  # also without the check: it cannot be laid out anew
+        "damaged image": 1,  # even without the check: the converter must decode it
     }
     row = rows(out, "dev")[PERMUTATIONS + 4]
     assert row.pop("image") == tiled(strip(ORDERS[4]))
@@ -98,7 +98,7 @@ def test_the_tokenizer_knows_the_training_sentences(converted: tuple[Path, Repor
     assert tokenizer.encode("there is a zebra").ids[-2] == 3
 
 
-def test_tiling_keeps_every_pixel_of_every_box() -> None:
+def test_tiling_keeps_every_pixel_of_the_boxes() -> None:
     strip_pixels = np.asarray(Image.open(io.BytesIO(strip((2, 0, 1)))).convert("RGB"))
     square = np.asarray(Image.open(io.BytesIO(tiled(strip((2, 0, 1))))))
     assert square.shape == (224, 224, 3)

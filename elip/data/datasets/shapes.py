@@ -19,7 +19,7 @@ def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> V
 class Shapes(DatasetSpec):
     """Two or three small colored shapes on a cluttered background, made on first use.
 
-    All kinds of examples come from the same scenes. Entailment has drawings of its own; in half of
+    All kinds of examples come from the same scenes. Entailment has its own drawings; in half of
     them a white card hides a part. Drawing takes about ten seconds, once.
     """
 
