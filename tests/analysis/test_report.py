@@ -73,11 +73,11 @@ def test_findings_follow_the_truth(place: Path) -> None:
     assert "PuMer at the keep ratios of the others" in said["Not shown here"]
 
 
-def test_a_report_clears_the_files_of_an_earlier_one_only(place: Path, tmp_path: Path) -> None:
+def test_a_report_clears_the_files_of_an_earlier_one_only(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
     (out / "figures" / "mine.pdf").write_text("mine")
-    write_study(tmp_path / "runs", ("Identity", "ELIP"), (0.7,), 1, ("VQA",), 20)
+    write_study(tmp_path / "runs", ("ELIP",), (0.7,), 1, ("VQA",), 20)
     write_report([tmp_path / "runs"], out)
     assert (out / "figures" / "mine.pdf").is_file()
     (out / "figures" / "old.pdf").write_text("old")
