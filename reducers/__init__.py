@@ -1,7 +1,7 @@
-"""The shelf: vision-token reducers, one file each, found by themselves.
+"""Vision-token reducers, one file each.
 
-A new file in this folder that defines a `Reducer` joins the command line, the grids, the contract
-tests, the tables and the plots. A reducer in another package is named by its import path.
+A `Reducer` class in a new file of this folder appears in the command line, grids, contract tests,
+tables and plots. Name a reducer of another package by its import path.
 """
 
 from __future__ import annotations

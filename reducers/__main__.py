@@ -1,4 +1,4 @@
-"""Print all reducers, or one card: ``python -m reducers [show NAME]``."""
+"""List the reducers, or describe one: ``python -m reducers [show NAME]``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _COLUMNS = ("name", "family", "needs", "placement", "trained", "source")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m reducers", description="The token reducers.")
     commands = parser.add_subparsers(dest="command")
-    show = commands.add_parser("show", help="print the card of one method")
-    show.add_argument("name", help="class name, or the import path of a class in your package")
+    show = commands.add_parser("show", help="describe one method and its options")
+    show.add_argument("name", help="class name, or import path of a class in your package")
     given = parser.parse_args(arguments)
     try:
         text = table() if given.command is None else card(find(given.name))
@@ -31,11 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find(name: str) -> type[Reducer]:
-    """Return a method by its class name, or by the import path of its class.
+    """Return a method by its class name or import path.
 
     Raises:
         ImportError: The path cannot be imported.
-        ValueError: There is no such reducer; the message gives the nearest names.
+        ValueError: No reducer has this name; the message gives similar names.
     """
     methods = shelf()
     module, _, attribute = name.rpartition(".")
@@ -50,8 +50,8 @@ def find(name: str) -> type[Reducer]:
     near = [lower[match] for match in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(
-        f"No reducer {name!r}.{hint} There are {', '.join(methods)}; give a class of your own by "
-        "its import path, my_package.module.Class."
+        f"No reducer {name!r}.{hint} Choose from {', '.join(methods)}, or give an import path such "
+        "as my_package.module.Class."
     )
 
 
@@ -85,7 +85,7 @@ def card(method: type[Reducer]) -> str:
         "placement": method.placement,
         "needs": needs,
         "trained": "yes" if method.trained else "no",
-        "count": "fixed" if method.fixed_count else "depends on content (with a mask)",
+        "count": "fixed" if method.fixed_count else "depends on the image (with a mask)",
     }
     lines = "\n".join(f"{key:10} {value}" for key, value in properties.items())
     doc = inspect.cleandoc(method.__doc__ or "")
@@ -93,7 +93,7 @@ def card(method: type[Reducer]) -> str:
 
 
 def _source(method: type[Reducer]) -> str:
-    """Return authors, year and identifier of the first work that the docstring names."""
+    """Return authors, year and identifier of the first source in the docstring."""
     doc = " ".join(inspect.cleandoc(method.__doc__ or "").split())
     source = doc.partition("Source: ")[2].partition(" Differs:")[0]
     year = re.search(r"\b(19|20)\d\d\b", source)

@@ -12,18 +12,18 @@ from reducers.tokens import cosine_similarity, merge_tokens, number_groups, with
 
 
 class ATC(Reducer):
-    """Merge the two nearest clusters again and again until the count is met.
+    """Repeatedly merge the two nearest clusters until ``num_keep`` remain.
 
-    Distance of two tokens is one minus the cosine of their head-mean keys; of two clusters, by
-    linkage, the mean, the largest or the smallest distance between their tokens. A cluster becomes
-    its size-weighted mean. New tokens come in the order of their first patches.
+    The distance between two tokens is one minus the cosine of their head-mean keys. The linkage
+    sets the distance between two clusters: the mean, largest or smallest distance between their
+    tokens. Each cluster becomes its size-weighted mean. New tokens are ordered by first patch.
 
     Source: Haurum et al., Agglomerative Token Clustering, 2024, arXiv:2409.11923, and its code.
-    Differs: all samples at once, on the tokens' device (the official code calls scikit-learn on the
-    CPU for each sample); of equally near pairs the first in index order merges.
+    Differs: batched, on the tokens' device (the official code calls scikit-learn for each sample);
+    of equally near pairs, the first by index merges.
 
     Args:
-        linkage: How the distance of two clusters is measured.
+        linkage: Distance between clusters.
         proportional: Add log(size) to the attention logits.
     """
 
@@ -52,11 +52,11 @@ class ATC(Reducer):
         size, count, _ = distance.shape
         index = torch.arange(count, device=distance.device)
         batch = torch.arange(size, device=distance.device).unsqueeze(1)
-        # Both orders of a pair are equal, so that the first place of the minimum is the one above
-        # the diagonal. A cluster's distance to itself and to one that is gone is infinite.
+        # The matrix is symmetric, so argmin finds the pair above the diagonal. Distances to itself
+        # and to merged clusters are infinite.
         distance = torch.minimum(distance, distance.mT)
         distance = distance.masked_fill(index == index.unsqueeze(1), torch.inf)
-        flat, columns = distance.view(size, -1), distance.mT  # views: they follow the distance
+        flat, columns = distance.view(size, -1), distance.mT  # views of the distance
         pairs = torch.cartesian_prod(index, index)
         gone = torch.full_like(distance[:, :1], torch.inf)
         members = torch.ones_like(distance[:, 0])
@@ -80,7 +80,7 @@ class ATC(Reducer):
             merges.append(pair)
         merged = torch.stack(merges, dim=1)
         leader = index.expand(size, -1).scatter(1, merged[..., 1], merged[..., 0])
-        # Each step follows twice as many merges as the one before.
+        # Each step doubles the number of merges that are followed.
         for _ in range(count.bit_length()):
             leader = leader.gather(1, leader)
         return leader

@@ -1,4 +1,4 @@
-"""ATS: as many tokens as the image needs."""
+"""ATS: keep as many tokens as the image needs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from reducers.tokens import assignment_of_kept, gather_tokens, top_indices
 
 
 class ATS(Reducer):
-    """Sample patches from the distribution of their scores; whoever is hit stays.
+    """Sample patches from the distribution of their scores; keep those that are sampled.
 
-    Score: ``s_j = sum over heads of attention(CLS, j) * |v_j|``, normalised to sum 1. The
-    cumulative sum of the scores over the patches is cut by K points that are spread evenly over
-    [0, 1]; each point takes the patch with the nearest value. A patch of high score is hit many
-    times, so at most ``num_keep`` different patches stay and a mask says which are real. The kept
-    patches stay in their order.
+    Score: ``s_j = sum over heads of attention(CLS, j) * |v_j|``, normalised to sum 1. Each
+    of K points, evenly spaced in [0, 1], selects the patch whose cumulative score is nearest. A
+    patch with a high score is selected several times, so fewer than ``num_keep`` patches may
+    remain; a mask marks the real ones. The kept patches stay in their original order.
 
     Source: Fayyaz et al., Adaptive Token Sampling for Efficient Vision Transformers, 2022,
     arXiv:2111.15667; its code, and that of Haurum et al., 2023, arXiv:2308.04657.
-    Differs: ``num_keep`` bounds the count instead of the constant number of patches; tensors stay
-    as wide as the bound, with a mask, instead of being cut to the longest sample of a batch.
+    Differs: the count is at most ``num_keep``, instead of the number of patches; tensors are always
+    ``num_keep`` wide, with a mask, instead of as wide as the longest sample of a batch.
 
     Args:
-        points: Sampling points K; None takes ``num_keep``. Where more points than ``num_keep`` hit
-            more than ``num_keep`` patches, those of the highest score stay.
-        rule: ``paper`` as above. ``haurum``: points at 1/(2K), 3/(2K), ... with an end that
-            rounding sometimes drops, and padding kept away by 0.1, as in the code of Haurum et al.
-            ``official``: as in the paper's own code, scores from the sum of the heads' attention
-            (smoothed by 1e-6) times the norm over all heads, summed up in the order of the scores,
-            and points spread from the first value above 0.
+        points: Number of sampling points K; None means ``num_keep``. If they select more than
+            ``num_keep`` patches, those with the highest scores stay.
+        rule: ``paper``: as above. ``haurum``: the code of Haurum et al., whose rounding sometimes
+            drops the last point, and which adds 0.1 to the cumulative score of padding.
+            ``official``: the authors' code, whose scores multiply the attention summed over heads
+            (smoothed by 1e-6) by the norm over all heads; they are summed in order of score, and
+            the points start at the first value above 0.
     """
 
     needs: frozenset[Signal] = frozenset({"head_attention", "values"})
@@ -56,7 +55,7 @@ class ATS(Reducer):
             scores = self._scores(signals)
             points = self.points or num_keep
             kept, mask = self._sample(scores, points, num_keep, signals.mask)
-        # Padding goes nowhere: it is written to a place that is cut off again.
+        # Padding gets indices past the end, which are cut off.
         count = patches.shape[1]
         places = torch.where(mask, kept, count + torch.arange(num_keep, device=kept.device))
         assignment = assignment_of_kept(places, count + num_keep)[:, :count]
@@ -77,7 +76,7 @@ class ATS(Reducer):
     def _sample(
         self, scores: Tensor, points: int, num_keep: int, alive: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the kept patches [B,num_keep] and which of them are real."""
+        """Return the kept patches [B,num_keep] and a mask of the real ones."""
         count = scores.shape[1]
         order = torch.arange(count, device=scores.device).expand_as(scores)
         if self.rule == "official":
@@ -93,7 +92,7 @@ class ATS(Reducer):
             cumulative = cumulative + 0.1 * ~alive
         nearest = (marks.unsqueeze(2) - cumulative.unsqueeze(1)).abs().argmin(dim=2)
         hit = torch.zeros_like(scores, dtype=torch.bool).scatter(1, nearest, True)
-        # Patches that were hit come first, in order; where too many were, the best stay.
+        # The best of the selected patches first, then put back in order.
         ranked = torch.where(hit, scores.gather(1, order), -1.0)
         best = top_indices(ranked, num_keep)
         mask = hit.gather(1, best)
@@ -106,7 +105,7 @@ class ATS(Reducer):
         if self.rule == "official":
             return torch.linspace(0, 1, points, device=device).unsqueeze(0)
         if self.rule == "haurum":
-            double = 2 * points
+            double = 2 * points  # this range loses its end to rounding, as the original does
             marks = torch.arange(1 / double, (double - 1) / double, 2 / double, device=device)
             return marks.unsqueeze(0)
         return ((torch.arange(points, device=device) + 0.5) / points).unsqueeze(0)
@@ -115,8 +114,7 @@ class ATS(Reducer):
 def _smoothed(attention: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Smooth [B,H,N] attention as the official softmax does: (e_j + eps / N) / (sum e + eps).
 
-    There e_j is exp(logit - largest logit), so that the largest attention, that of CLS included,
-    is 1 / sum e.
+    With e_j = exp(logit - largest logit), the largest attention (CLS included) is 1 / sum e.
     """
     of_cls = 1 - attention.sum(dim=-1, keepdim=True)
     largest = torch.maximum(attention.amax(dim=-1, keepdim=True), of_cls)

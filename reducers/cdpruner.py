@@ -1,4 +1,4 @@
-"""CDPruner: diverse patches, weighted by how relevant the text makes them."""
+"""CDPruner: diverse patches, weighted by their relevance to the text."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from reducers.tokens import cosine_similarity, keep_tokens, without_autocast
 
 
 class CDPruner(Reducer):
-    """Choose patches by a determinantal point process that the text conditions.
+    """Choose patches by a determinantal point process conditioned on the text.
 
     Relevance r_j is the mean cosine between patch j and the text in their shared space, scaled to
-    [0, 1] over the patches of one image; L is the cosine similarity of the patches; the kernel is
-    ``r_i L_ij r_j``, and patches are added greedily, each time the one that raises the kernel's
-    determinant most. The kept patches stay in their original order.
+    [0, 1] over the patches of one image. With L_ij the cosine similarity of patches, the kernel is
+    ``r_i L_ij r_j``. Each step adds the patch that raises its determinant most. The kept patches
+    stay in their original order.
 
     Source: Zhang et al., Beyond Attention or Similarity: Maximizing Conditional Diversity for Token
     Pruning in MLLMs, 2025, arXiv:2506.10967, and its code.
-    Differs: relevance is scaled within each image, so that batch mates do not matter; the shared
-    space is METER's fusion width (both projections; nothing aligns them before training, and no
-    contrastive loss does later); relevance is not negated; it acts inside the image encoder.
+    Differs: relevance is scaled within each image, so the rest of the batch has no effect; the
+    shared space is METER's fusion width (its two projections, which no contrastive loss aligns);
+    relevance is not negated; it acts inside the image encoder.
 
     Args:
         negate: Take the negative cosine, as the official code does for CLIP's patches.
@@ -57,9 +57,9 @@ class CDPruner(Reducer):
 def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
     """Choose items greedily so that the determinant of their kernel is as large as possible.
 
-    The diagonal holds what each item would multiply the determinant by. Each step takes the best
-    item and removes its share from the whole kernel (one step of a pivoted Cholesky
-    decomposition): more arithmetic than updating the diagonal alone, but only a few operators.
+    The diagonal holds the factor by which each item would multiply the determinant. Each step takes
+    the best item and subtracts its part from the whole kernel (one step of a pivoted Cholesky
+    decomposition). That is more arithmetic than updating only the diagonal, but few operators.
 
     Source: Chen, Zhang and Zhou, Fast Greedy MAP Inference for Determinantal Point Process, 2018,
     arXiv:1709.05135.
@@ -72,14 +72,14 @@ def greedy_determinant(kernel: Tensor, count: int) -> Tensor:
         [B,K] int64, in the order of choice.
     """
     left = kernel.float().clone()
-    gains = left.diagonal(dim1=1, dim2=2).unsqueeze(1)  # a view: it follows the kernel
+    gains = left.diagonal(dim1=1, dim2=2).unsqueeze(1)  # a view of the kernel
     chosen: list[Tensor] = []
     with without_autocast(kernel):
         for _ in range(count - 1):
             gain, best = gains.max(dim=2, keepdim=True)
             chosen.append(best)
             row = left.gather(1, best.expand(-1, -1, left.shape[2]))
-            # Beyond the kernel's rank all gains are rounding noise: there is nothing to remove.
+            # Beyond the kernel's rank, gains are rounding noise: subtract nothing.
             share = row / F.threshold(gain, 1e-12, torch.inf)
             left.baddbmm_(row.mT, share, alpha=-1)
             gains.scatter_(2, best, -torch.inf)

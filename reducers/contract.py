@@ -1,4 +1,4 @@
-"""The contract of a vision-token reducer: what it gets, what it returns and where it acts.
+"""The contract of a vision-token reducer: its inputs, its output and where it acts.
 
 Shape legend: B batch, P original patches, N current patches, K kept, D width, H heads, L text
 length.
@@ -14,14 +14,17 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 Placement = Literal["never", "before_block", "after_attention", "fusion"]
-"""Where a reducer acts: in an image block, on the tokens that enter it or between its attention and
-its feed-forward half; or in a fusion layer of the text side, between its cross-attention and its
-feed-forward half. ``never`` is no reduction."""
+"""Where a reducer acts.
+
+``before_block``: on the tokens that enter an image block. ``after_attention``: between the block's
+attention and its feed-forward half. ``fusion``: in a text layer of the fusion, between its
+cross-attention and its feed-forward half. ``never``: no reduction.
+"""
 
 Family = Literal[
     "baseline", "position", "attention", "similarity", "clustering", "diversity", "text", "other"
 ]
-"""The idea of a method, for tables and colours."""
+"""The kind of method, for tables and colours."""
 
 Probe = Callable[[Tensor, Tensor, int], Tensor]
 """``probe(cls [B,1,D], patches [B,N,D], depth) -> scores [B,N]``: see `RequestedSignals.probe`."""
@@ -29,7 +32,7 @@ Probe = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Host:
-    """What a reducer may know about the place it runs in: the image encoder or the fusion.
+    """Sizes of the model part that a reducer runs in: the image encoder or the fusion.
 
     Attributes:
         width: D, the width of the image tokens.
@@ -52,8 +55,8 @@ class EncodedText:
 
     Attributes:
         tokens: [B,L,Dt] float; position 0 is the text CLS.
-        mask: [B,L] bool; True where there is a real token.
-        padded: False where it is known that all tokens are real.
+        mask: [B,L] bool, True at real tokens.
+        padded: False if all tokens are known to be real.
     """
 
     tokens: Tensor
@@ -62,7 +65,7 @@ class EncodedText:
 
 
 class RequestedSignals:
-    """The signals that the host computes only for a reducer whose `needs` names them.
+    """Signals that the host computes only if the reducer names them in `needs`.
 
     To add a signal, declare it here and compute it in the host. The image encoder offers all but
     ``cross_attention``; the fusion offers ``keys``, ``text``, ``sizes``, ``positions`` and
@@ -72,7 +75,7 @@ class RequestedSignals:
     cls_attention: Tensor
     """[B,N] float, head-mean attention of CLS to each patch, softmax over CLS and patches.
     ``after_attention``: this block's. ``before_block``: what this block would compute on the
-    tokens as they are."""
+    unreduced tokens."""
 
     head_attention: Tensor
     """[B,H,N] float, the same for each head."""
@@ -101,15 +104,15 @@ class RequestedSignals:
     the patches after the final norm and of the text CLS (T = 1)."""
 
     probe: Probe
-    """Runs ``depth`` blocks ahead on a copy, without gradient, with the CLS that it is given, and
-    returns the last block's head-mean attention of CLS to each patch. Of that block only the CLS
-    row is computed, so depth 1 is nearly free. Whatever it runs counts as cost."""
+    """Runs ``depth`` blocks ahead on a copy, without gradient, with the given CLS, and returns the
+    last block's head-mean attention of CLS to each patch. The last block computes only the CLS row,
+    so depth 1 is nearly free. The probe counts as cost."""
 
     sizes: Tensor
-    """[B,N] float, how many original patches each token stands for."""
+    """[B,N] float, number of original patches in each token."""
 
     positions: Tensor
-    """[B,N,2] float, mean row and column (in patches) of the patches a token stands for."""
+    """[B,N,2] float, mean row and column (in patches) of the patches in each token."""
 
     cross_attention: Tensor
     """[B,L,N] float, head-mean attention of each text token to the patches, softmax over CLS and
@@ -124,24 +127,24 @@ SIGNALS: tuple[Signal, ...] = tuple(RequestedSignals.__annotations__)
 
 
 class MissingSignal(AttributeError):
-    """A reducer reads a signal that its `needs` does not name."""
+    """A reducer read a signal that its `needs` does not name."""
 
 
 @dataclass(frozen=True)
 class Signals(RequestedSignals):
-    """What the host tells a reducer at one reduction layer.
+    """Inputs of a reducer at one reduction layer, besides the patches.
 
-    The attributes below are always there. Those of `RequestedSignals` are there if `needs` names
-    them; reading another one raises `MissingSignal`.
+    The attributes below are always available, those of `RequestedSignals` only if `needs` names
+    them; reading any other signal raises `MissingSignal`.
 
     Attributes:
         cls: [B,1,D] float, the image CLS token.
-        stage: Which reduction this is, from 0.
-        layer: The block at which it happens, 0-based.
+        stage: Index of this reduction, 0-based.
+        layer: Index of its block, 0-based.
         grid: Rows and columns of the original patch grid (P = rows * columns).
         seeds: [B] int64, one seed per example. An example has the same seed in every batch, so a
             random choice does not depend on the rest of the batch.
-        mask: [B,N] bool, False at padding left by an adaptive method; None when all are tokens.
+        mask: [B,N] bool, False at padding left by an adaptive method; None if there is no padding.
         requested: The signals that `needs` names, by name.
         reader: The reducer's class name, for the message of `MissingSignal`.
     """
@@ -169,14 +172,14 @@ class Signals(RequestedSignals):
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a reducer returns.
+    """Output of a reducer.
 
     Attributes:
-        tokens: [B,K,D] float, exactly the number of tokens that was asked for.
-        assignment: [B,N] int64, for each old token the index of the new token that it went into,
-            or -1 where it was dropped.
-        mask: [B,K] bool, False where a token is padding because the count depends on content;
-            None when all are tokens (or the host's own padding is unchanged).
+        tokens: [B,K,D] float, exactly the requested number of tokens.
+        assignment: [B,N] int64, index of the new token that each old token became part of, or -1 if
+            it was dropped.
+        mask: [B,K] bool, False at padding, if the count depends on the image; None if all tokens
+            are real (or the host's own padding is unchanged).
         loss: Scalar float, an auxiliary loss of the method.
     """
 
@@ -191,21 +194,20 @@ class Reducer(nn.Module, ABC):
 
     A reducer sees patch tokens (never CLS) and an integer, and returns exactly that many tokens.
     The host (image encoder or fusion) owns CLS, the schedule, rounding, masks, sizes and the map
-    from patches to tokens. It does not call the reducer where all tokens are kept.
+    from patches to tokens. It does not call the reducer if all tokens are kept.
 
     Attributes:
         needs: The signals that the host must compute; `SIGNALS` lists them.
         placement: Where the reducer acts.
         proportional_attention: Whether the encoder adds log(token size) to the attention logits
             (Bolya et al., 2023, arXiv:2210.09461, section 3).
-        family: The idea in one word, for tables and colours.
-        trained: Whether the method has parameters of its own that must be learnt.
-        equivariant: Whether the choice ignores the order of the patches.
-        fixed_count: Whether every returned token is real; otherwise the count depends on content
-            and a mask says which are.
-        includes_cls: Fusion only: pass CLS as patch 0 (one more in and out) and take whatever
-            comes back first as CLS. The official code of some methods does so; it is never a
-            default.
+        family: The kind of method, for tables and colours.
+        trained: Whether the method has parameters to train.
+        equivariant: Whether the choice is independent of the order of the patches.
+        fixed_count: Whether every returned token is real. If False, the count depends on the image
+            and a mask marks the real tokens.
+        includes_cls: Fusion only: pass CLS as patch 0 (one more token in and out) and use the first
+            returned token as CLS. Some official code does this; it is never a default.
     """
 
     needs: frozenset[Signal] = frozenset()
@@ -221,7 +223,7 @@ class Reducer(nn.Module, ABC):
         """Learn the host's sizes; called once, before the first forward pass.
 
         Raises:
-            ValueError: The method cannot work in this host; the message says what would work.
+            ValueError: The method cannot work in this host; the message says what would.
         """
 
     @abstractmethod
@@ -231,17 +233,17 @@ class Reducer(nn.Module, ABC):
         Args:
             patches: [B,N,D] float.
             num_keep: K, with 1 <= K < N.
-            signals: What `needs` names.
+            signals: The other inputs.
         """
 
     def reduce_text(self, tokens: Tensor, keys: Tensor, mask: Tensor | None) -> Reduced | None:
-        """Fusion only: reduce the text tokens too; None, the default, leaves them.
+        """Fusion only: also reduce the text tokens; return None, the default, to keep them.
 
-        The host does not ask where a head reads every text token.
+        The host does not call it if a head reads every text token.
 
         Args:
             tokens: [B,L,W] float, the text side after its cross-attention, CLS first.
             keys: [B,H,L,W/H] float, keys of the text side's self-attention.
-            mask: [B,L] bool, True at tokens; None when all are.
+            mask: [B,L] bool, True at real tokens; None if all are real.
         """
         return None

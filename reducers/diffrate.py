@@ -1,4 +1,4 @@
-"""DiffRate: sort by attention, prune the tail, merge what is left over the budget."""
+"""DiffRate: sort by attention, prune the tail, merge the middle into the head."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from reducers.tokens import assignment_of_kept, cosine_similarity, gather_tokens
 class DiffRate(Reducer):
     """Drop the least attended patches, merge the next ones into the kept ones.
 
-    Patches are sorted by the head-mean attention of CLS. Of the ``N - num_keep`` that have to go,
-    the last are pruned and those before them each merge into the kept patch of highest cosine
-    similarity. New tokens come by falling attention; attention is proportional to token size.
+    Patches are sorted by the head-mean attention of CLS. Of the ``N - num_keep`` patches to remove,
+    the last are pruned; each of the others merges into the kept patch with the highest cosine
+    similarity. New tokens are in order of falling attention. Attention is proportional to size.
 
     Source: Chen et al., DiffRate: Differentiable Compression Rate for Efficient Vision
     Transformers, 2023, arXiv:2305.17997, and its code.
-    Differs: the rates are not learnt, the schedule gives the count and ``merged`` its division;
-    a token's size is the number of patches it stands for (the official code scales the size of a
-    merged token by its similarity, which can make it negative, and its log is no number then);
-    equal scores go to the lower index.
+    Differs: the rates are not learnt: the schedule sets the count, ``merged`` the merged share; a
+    token's size is its number of patches (the official code scales the size of a merged token by
+    its similarity, which can make it negative, so its log is NaN); ties go to the lower index.
 
     Args:
         merged: Share of the removed patches that merge; the others are pruned. In [0, 1].
-        weighted: Weight a merge by token size. The official code takes the plain mean of the
-            tokens, whatever they stand for.
+        weighted: Weight a merge by token size. The official code takes the plain mean.
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention", "sizes"})
@@ -37,7 +35,7 @@ class DiffRate(Reducer):
     def __init__(self, merged: float = 0.5, weighted: bool = True) -> None:
         super().__init__()
         if not 0 <= merged <= 1:
-            raise ValueError(f"DiffRate: merged is {merged}; it must lie between 0 and 1.")
+            raise ValueError(f"DiffRate: merged is {merged}; it must be in [0, 1].")
         self.merged = merged
         self.weighted = weighted
 

@@ -1,4 +1,4 @@
-"""DivPrune: keep the patches that differ most from each other."""
+"""DivPrune: keep the patches that differ most from one another."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from reducers.tokens import cosine_similarity, farthest_first, keep_tokens
 class DivPrune(Reducer):
     """Greedily solve the max-min diversity problem on cosine distance.
 
-    The first patch is the one whose nearest other patch is farthest; each next one is the patch
-    farthest from all that are chosen. The kept patches stay in their original order.
+    The first patch is the one whose nearest neighbour is farthest. Each next patch is the one
+    farthest from its nearest chosen patch. The kept patches stay in their original order.
 
     Source: Alvar et al., DivPrune: Diversity-based Visual Token Pruning for Large Multimodal
     Models, 2025, arXiv:2503.02175, and its code.
-    Differs: it acts inside the image encoder instead of behind it; all samples at once; of equal
-    candidates the lower index that is not yet chosen wins.
+    Differs: it acts inside the image encoder instead of after it; batched; ties go to the lower
+    index that is not yet chosen.
     """
 
     family = "diversity"

@@ -14,21 +14,21 @@ from reducers.tokens import distances, merge_tokens, nearest_centre, top_indices
 class DPCKNN(Reducer):
     """Cluster the patches around density peaks and average each cluster.
 
-    With d the Euclidean distance over sqrt(D): density ``exp(-mean of the k smallest d^2)``, the
-    token itself among them; delta is the distance to the nearest denser token (of the densest:
-    the largest distance there is). The ``num_keep`` tokens of highest ``density * delta`` are the
-    centres, every other token joins the nearest one, and a cluster becomes its mean. New tokens
-    come by falling ``density * delta``.
+    With d the Euclidean distance over sqrt(D), density is ``exp(-mean of the k smallest d^2)``,
+    which includes the token itself. Delta is the distance to the nearest denser token; the densest
+    token gets the largest distance. The ``num_keep`` tokens with the highest ``density * delta``
+    become centres, in that order. Each other token joins its nearest centre; a cluster becomes its
+    mean.
 
     Source: Du et al., Study on density peaks clustering based on k-nearest neighbors, 2016,
     doi:10.1016/j.knosys.2016.02.001; as a token reducer Zeng et al., TCFormer, 2022,
     arXiv:2204.08680, and the code of Haurum et al., 2023, arXiv:2308.04657.
-    Differs: no random noise breaks ties of density, the lower index wins.
+    Differs: ties go to the lower index instead of being broken by random noise.
 
     Args:
-        k: Neighbours that the density is measured on.
-        weighted: Learn the weights of the mean, ``exp(linear(x))``, as TCFormer does. False
-            averages plainly and has nothing to learn.
+        k: Number of neighbours that define the density.
+        weighted: Learn the weights of the mean, ``exp(linear(x))``, as TCFormer does. False takes
+            the plain mean and has no parameters.
     """
 
     family = "clustering"
@@ -42,7 +42,7 @@ class DPCKNN(Reducer):
         self.score: nn.Module | None = None
 
     def configure(self, host: Host) -> None:
-        """Make the learnt weight, where there is one."""
+        """Create the layer that computes the weights, if they are learnt."""
         if self.trained:
             self.score = nn.Linear(host.width, 1)
             nn.init.zeros_(self.score.weight)

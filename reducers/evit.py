@@ -1,4 +1,4 @@
-"""EViT: attentive tokens stay, the inattentive ones are fused into one."""
+"""EViT: keep the attentive tokens, fuse the others into one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from reducers.tokens import keep_and_fuse, top_indices
 class EViT(Reducer):
     """Keep the patches that CLS attends to most, fuse the rest into one token.
 
-    With a_j the head-mean attention of CLS, the fused token is ``sum_j a_j x_j`` over the
-    patches that are not kept. It comes last and is an ordinary patch at the next reduction.
+    With a_j the head-mean attention of CLS, the fused token is ``sum_j a_j x_j`` over the removed
+    patches. It comes last, and the next reduction treats it like any patch.
 
     Source: Liang et al., Not All Patches are What You Need: Expediting Vision Transformers via
     Token Reorganizations, 2022, arXiv:2202.07800, and its code.
-    Differs: the fused token counts inside ``num_keep``; the count comes from the schedule instead
-    of ceil(rate * patches); equal scores go to the lower index.
+    Differs: ``num_keep`` includes the fused token; the count comes from the schedule instead of
+    ceil(rate * patches); ties go to the lower index.
 
     Args:
-        normalise: Divide the fused token by the sum of its weights. The official code does not,
-            so that its fused token is short.
+        normalise: Divide the fused token by the sum of its weights. The official code does
+            not, so its fused token is short.
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention"})

@@ -1,4 +1,4 @@
-"""Orders of the patch grid that know nothing but places."""
+"""Orders of the patch grid by position alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def z_order(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Number places along a Z-shaped curve, on which near numbers are near places.
+    """Number positions along a Z-shaped curve.
 
-    The bits of row and column take turns: in each aligned square of 2, 4, 8, ... patches the
-    numbers are consecutive.
+    The bits of row and column alternate, so the numbers in each aligned square of 2, 4, 8, ...
+    patches are consecutive.
 
     Source: Morton, A Computer Oriented Geodetic Data Base, 1966.
 
@@ -19,17 +19,17 @@ def z_order(positions: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: Rows and columns of the grid.
 
     Returns:
-        [B,N] int64; places between patches count as the patch that they are rounded down to.
+        [B,N] int64; positions between patches are rounded down.
     """
     row, column, place = _binary(positions, grid)
     return ((row << 1 | column) << 2 * place).sum(dim=-1)
 
 
 def spread_order(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Number places so that any first K of them are spread evenly over the grid.
+    """Number positions so that the first K are spread evenly over the grid, for any K.
 
     The first quarter is every second row and column, the first half a chessboard, and so on at
-    every scale: the order of a Bayer matrix.
+    every scale, as in a Bayer matrix.
 
     Source: Bayer, An optimum method for two-level rendition of continuous-tone pictures, 1973.
 
@@ -45,7 +45,7 @@ def spread_order(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _binary(positions: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the binary digits [B,N,bits] of rows and columns, and the digits' places, from 0."""
+    """Return the bits [B,N,bits] of rows and columns, lowest first, and the bits' indices."""
     bits = max(1, (max(grid) - 1).bit_length())
     place = torch.arange(bits, device=positions.device)
     row, column = ((positions.floor().long().unsqueeze(-1) >> place) & 1).unbind(dim=2)

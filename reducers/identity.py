@@ -1,4 +1,4 @@
-"""No reduction: the upper end of the scale."""
+"""No reduction, the upper baseline."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Identity(Reducer):
     """Keep every patch token.
 
     Source: Dou et al., METER, 2022, arXiv:2111.02387.
-    Differs: not at all.
+    Differs: nothing.
     """
 
     placement: Placement = "never"
     family = "baseline"
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
-        """Return the tokens as they are; the encoder never asks for it."""
+        """Return the tokens unchanged; the encoder never calls it."""
         batch, count, _ = patches.shape
         return Reduced(patches, torch.arange(count, device=patches.device).expand(batch, count))

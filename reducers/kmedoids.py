@@ -1,4 +1,4 @@
-"""K-Medoids: clusters that are represented by one of their members."""
+"""K-Medoids: cluster the patches and keep one member of each cluster."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from reducers.tokens import (
 
 
 class KMedoids(Reducer):
-    """Cluster the patches around members of theirs and keep these members' own features.
+    """Cluster the patches around medoids and keep the medoids' features.
 
-    The start is the ``num_keep`` patches that receive the most attention. Each round assigns every
-    patch to its nearest medoid and moves a cluster's medoid to the member i that minimises
-    ``sum_j w_j d(i, j)`` over the members j, w being the attention received.
+    The first medoids are the ``num_keep`` patches that receive the most attention. Each round
+    assigns every patch to its nearest medoid. The new medoid of a cluster is the member i that
+    minimises ``sum_j w_j d(i, j)`` over its members j, with w the attention received.
 
     Source: Marin et al., Token Pooling in Vision Transformers, 2021, arXiv:2110.03860, and the
     code of Haurum et al., Which Tokens to Use?, 2023, arXiv:2308.04657.
-    Differs: the attention is this block's instead of the previous one's, and it acts behind the
-    attention; a medoid always belongs to its own cluster; of equal candidates the lower index
-    wins.
+    Differs: it uses this block's attention instead of the previous block's, and acts after the
+    attention; a medoid always belongs to its own cluster; ties go to the lower index.
 
     Args:
-        rounds: Rounds of assigning and moving.
-        weighted: Weigh by the attention received. False weighs all alike and starts from the
-            patches that are farthest from each other.
-        first: Patch that the unweighted start begins with.
-        official: Move the medoids as the code of Haurum et al. does, to the member that minimises
-            ``w_i sum_j d(i, j)`` over all patches j, of whatever cluster. That penalises the very
-            patches that receive attention and looks beyond the cluster. The unweighted start then
-            takes, as that code does, the patch that is farthest from any chosen one.
+        rounds: Number of rounds.
+        weighted: Weight by the attention received. False uses equal weights and starts from the
+            patches that are farthest from one another.
+        first: First medoid of the unweighted start.
+        official: Move the medoids as the code of Haurum et al. does, to the member i that minimises
+            ``w_i sum_j d(i, j)`` over all patches j of the image. This penalises the patches that
+            receive attention. The unweighted start then measures the distance to the farthest
+            chosen patch instead of the nearest.
     """
 
     placement: Placement = "after_attention"
@@ -54,7 +53,7 @@ class KMedoids(Reducer):
         self.official = official
         needs: set[Signal] = {"attention_received"} if weighted else set()
         self.needs = frozenset(needs)
-        # Without weights the start depends on which patch comes first.
+        # The unweighted start depends on the order of the patches.
         self.equivariant = weighted
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
@@ -82,7 +81,7 @@ class KMedoids(Reducer):
         else:
             together = cluster.unsqueeze(1) == cluster.unsqueeze(2)
             cost = (distance * together * weights.unsqueeze(1)).sum(dim=-1)
-        # The least cost of each cluster, then the first token in it that costs no more.
+        # The lowest cost of each cluster, then the first token with that cost.
         least = cost.new_full((len(cost), num_keep), torch.inf)
         least = least.scatter_reduce(1, cluster, cost, "amin").gather(1, cluster)
         index = torch.arange(cost.shape[1], device=cost.device).expand_as(cluster)
@@ -92,7 +91,7 @@ class KMedoids(Reducer):
 
 
 def _farthest_from_any(distance: Tensor, first: Tensor, count: int) -> Tensor:
-    """Choose as `farthest_first`, but by the distance to the farthest chosen token."""
+    """Like `farthest_first`, but by the distance to the farthest chosen token."""
     batch = torch.arange(len(first), device=first.device)
     free = torch.zeros_like(distance[:, 0])
     chosen, farthest = [first], distance[batch, first]

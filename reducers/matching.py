@@ -1,4 +1,4 @@
-"""Bipartite matching: merge tokens of one half into their most similar token of the other half.
+"""Bipartite matching: merge tokens of one half into the most similar tokens of the other half.
 
 Source: Bolya et al., Token Merging: Your ViT But Faster, 2023, arXiv:2210.09461, section 3.
 """
@@ -10,17 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reducers.tokens import cosine_similarity, gather_tokens, merge_tokens, scatter_sum, top_indices
+from reducers.tokens import cosine_similarity, merge_tokens, scatter_sum, top_indices
 
 Step = Callable[[Tensor, int], Tensor]
 """``step(metric [B,N,C], removed) -> assignment [B,N]`` into ``N - removed`` new tokens."""
 
 
 def repeat_until(metric: Tensor, sizes: Tensor, num_keep: int, step: Step) -> Tensor:
-    """Repeat a merging step, which can remove at most half of the tokens, until the count is met.
+    """Repeat a merging step, which removes at most half of the tokens, until ``num_keep`` remain.
 
     Args:
-        metric: [B,N,C] float, what similarity is measured on; merged like the tokens in between.
+        metric: [B,N,C] float, features to compare; merged like the tokens between rounds.
         sizes: [B,N] float, weights of the tokens in a merge.
         num_keep: K.
         step: One round of merging.
@@ -42,30 +42,26 @@ def repeat_until(metric: Tensor, sizes: Tensor, num_keep: int, step: Step) -> Te
 
 
 def alternate(num_tokens: int, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Split places 0..N-1 into those with the parity of ``first`` and the others."""
+    """Split the indices 0..N-1 into those with the parity of ``first`` and the others."""
     return (
         torch.arange(first, num_tokens, 2, device=device),
         torch.arange(1 - first, num_tokens, 2, device=device),
     )
 
 
-def match(metric: Tensor, sources: Tensor, targets: Tensor, removed: int) -> Tensor:
-    """Merge the ``removed`` sources that have the most similar target into that target.
+def match(metric: Tensor, removed: int, first: int = 1) -> Tensor:
+    """Merge every second token, from ``first`` on, into its most similar other; best pairs first.
 
     Args:
         metric: [B,N,C] float.
-        sources: [B,S] or [S] int64, the places that may merge.
-        targets: [B,T] or [T] int64, the other places.
-        removed: At most S.
+        removed: Number of tokens to merge.
+        first: Index of the first source, 0 or 1.
 
     Returns:
-        [B,N] int64. New tokens: the sources that stay, in the order of ``sources``, then the
-        targets.
+        [B,N] int64. New tokens: the remaining sources, in order, then the targets.
     """
-    batch = metric.shape[0]
-    sources, targets = sources.expand(batch, -1), targets.expand(batch, -1)
-    similarity = cosine_similarity(gather_tokens(metric, sources), gather_tokens(metric, targets))
-    best, edge = similarity.max(dim=-1)
+    sources, targets = alternate(metric.shape[1], first, metric.device)
+    best, edge = cosine_similarity(metric[:, first::2], metric[:, 1 - first :: 2]).max(dim=-1)
     return assign(best, edge, sources, targets, removed)
 
 
@@ -73,12 +69,13 @@ def assign(best: Tensor, edge: Tensor, sources: Tensor, targets: Tensor, removed
     """Turn each source's best target into an assignment.
 
     Args:
-        best: [B,S] float, how good the edge is.
-        edge: [B,S] int64, the target that it leads to.
-        sources: [B,S] int64.
-        targets: [B,T] int64.
-        removed: How many of the best edges merge.
+        best: [B,S] float, similarity to the best target.
+        edge: [B,S] int64, index of that target.
+        sources: [B,S] or [S] int64.
+        targets: [B,T] or [T] int64.
+        removed: Number of sources to merge, best first.
     """
+    sources, targets = sources.expand(len(best), -1), targets.expand(len(best), -1)
     stay = sources.shape[1] - removed
     merge = torch.zeros_like(sources, dtype=torch.bool).scatter(1, top_indices(best, removed), True)
     new_source = torch.where(merge, stay + edge, (~merge).cumsum(dim=1) - 1)

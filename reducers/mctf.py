@@ -1,4 +1,4 @@
-"""MCTF: merge by similarity, importance and size together."""
+"""MCTF: merge by similarity, importance and size."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from reducers.tokens import (
 
 
 class MCTF(Reducer):
-    """Merge tokens that are similar, matter little and are still small.
+    """Merge tokens that are similar, unimportant and small.
 
     Score of merging i into j: ``((cos(x_i, x_j) + 1) / 2) ** (1 / similar)`` times
     ``(a_i a_j) ** (-1 / informative)`` times ``(s_i s_j) ** (-1 / small)``, with a the attention
-    received and s the size.
-    Patches at odd places merge into even ones for half of the count, then even ones into the odd
-    ones that are left; a new token is the mean of its tokens weighted by attention received times
-    size. One round removes at most half; it is repeated until the count is met.
+    received and s the size. Half of the merges move odd patches into even ones, the other half even
+    ones into the remaining odd ones. A new token is the mean of its tokens weighted by attention
+    received times size. One round removes at most half; rounds repeat until ``num_keep`` remain.
 
     Source: Lee et al., Multi-criteria Token Fusion with One-step-ahead Attention for
     Efficient Vision Transformers, 2024, arXiv:2403.10030, and its code.
-    Differs: the one-step-ahead attention is only measured, and computed again on the merged tokens,
-    where the official code merges the attention map and goes on with it; no floor of ten tokens;
-    the rounds are repeated where more than half has to go, a merged token receiving what its
-    tokens received; the paper fine-tunes with a consistency loss, which is not here.
+    Differs: the block computes attention again on the merged tokens (the official code merges the
+    one-step-ahead attention map and uses it); there is no minimum of ten tokens; rounds repeat, and
+    a merged token has received the sum of its tokens' attention; the paper's consistency loss for
+    fine-tuning is not included.
 
     Args:
         similar: Temperature of similarity.
         informative: Temperature of importance.
         small: Temperature of size.
-        both_ways: Merge in both directions; False merges odd places only.
+        both_ways: Merge in both directions; False merges only odd patches.
         by_attention: Weight a merge by attention received times size; False by size.
     """
 
@@ -86,7 +85,7 @@ class MCTF(Reducer):
         return assignment
 
     def _edges(self, tokens: Tensor, received: Tensor, sizes: Tensor) -> Tensor:
-        """Return how good it is to merge each token at an odd place and each at an even one."""
+        """Score the merge of each odd token with each even one."""
         edges = (cosine_similarity(tokens[:, 1::2], tokens[:, ::2]) + 1) / 2
         edges = edges.clamp(min=0) ** (1 / self.similar)
         for amount, temperature in ((received, self.informative), (sizes, self.small)):
@@ -108,7 +107,7 @@ class MCTF(Reducer):
             best, edge = back.max(dim=-1)
             gone = _marked(best, removed - there)
             leader = leader.scatter(1, even.expand(batch, -1), torch.where(gone, odd[edge], even))
-        # A token that went to one that then went on follows it.
+        # If the token it merged into merged in turn, follow it.
         return number_groups(leader.gather(1, leader))
 
 

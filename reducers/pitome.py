@@ -1,4 +1,4 @@
-"""PiToMe: merge inside large groups of similar tokens, protect the rare ones."""
+"""PiToMe: merge within large groups of similar tokens, protect rare tokens."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from reducers.tokens import cosine_similarity, merge_tokens, submatrix
 
 
 class PiToMe(Reducer):
-    """Merge tokens of high energy, which have many like them, and protect the others.
+    """Merge tokens of high energy, which resemble many others, and protect the rest.
 
-    Energy: ``e_i = mean_j ELU(cos(k_i, k_j) - margin)`` with k the head-mean keys, itself
-    included, and ``margin * (1 - layer / blocks)`` as the margin of a layer. To remove r tokens,
-    the 2r of highest energy take sides by rank: each of even rank merges into its most similar
-    one of odd rank, weighted by size. New tokens: the protected by falling energy, then the
-    targets. One round removes at most half; it is repeated, on merged keys, until the count is
-    met.
+    Energy: ``e_i = mean_j ELU(cos(k_i, k_j) - margin)`` with k the head-mean keys and j
+    including i. The margin of a layer is ``margin * (1 - layer / blocks)``. To remove r tokens, the
+    2r tokens with the highest energy are ranked; each of even rank merges into its most similar
+    token of odd rank, weighted by size. New tokens: the protected ones by falling energy, then the
+    targets. One round removes at most half; rounds repeat on merged keys until ``num_keep`` remain.
 
     Source: Tran et al., Accelerating Transformers with Spectrum-Preserving Token Merging, 2024,
     arXiv:2405.16148, and its vision code.
-    Differs: the count comes from the schedule; the rounds are repeated where more than half has to
-    go (the official code refuses); equal energies go to the lower index.
+    Differs: the count comes from the schedule; rounds repeat to remove more than half (the official
+    code refuses); ties go to the lower index.
 
     Args:
         margin: Margin at layer 0; the official models use 0.9 to 0.95.
         alpha: Slope of ELU below 0.
-        split_all: The official variant ``bsm``: all tokens take sides by rank and the best pairs
-            merge, as in ToMe; nothing is protected as such.
+        split_all: The official variant ``bsm``: all tokens are split by rank and the best pairs
+            merge, as in ToMe; no token is protected.
     """
 
     needs: frozenset[Signal] = frozenset({"keys", "sizes"})
@@ -45,11 +44,11 @@ class PiToMe(Reducer):
         self.num_blocks = 1
 
     def configure(self, host: Host) -> None:
-        """Learn the number of blocks, by which the margin falls."""
+        """Store the number of blocks, which sets the margins."""
         self.num_blocks = host.num_blocks
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
-        """Merge ``N - num_keep`` patches away."""
+        """Merge away ``N - num_keep`` patches."""
         margin = self.margin * (1 - signals.layer / self.num_blocks)
 
         def step(metric: Tensor, removed: int) -> Tensor:
@@ -61,7 +60,7 @@ class PiToMe(Reducer):
         return Reduced(merge_tokens(patches, assignment, num_keep, signals.sizes), assignment)
 
     def step(self, metric: Tensor, removed: int, margin: float) -> Tensor:
-        """Merge ``removed`` of the [B,N,C] tokens away; returns the assignment [B,N]."""
+        """Merge away ``removed`` of the [B,N,C] tokens; return the assignment [B,N]."""
         cosine = cosine_similarity(metric)
         energy = F.elu(cosine - margin, alpha=self.alpha).mean(dim=-1)
         order = energy.argsort(dim=1, descending=True, stable=True)

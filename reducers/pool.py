@@ -1,4 +1,4 @@
-"""Pool: average neighbouring patches, whatever they show."""
+"""Pool: average neighbouring patches."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from reducers.tokens import merge_tokens, top_indices
 class Pool(Reducer):
     """Average rectangles of neighbouring patches.
 
-    The image is cut into halves, these into halves, and so on, always through the largest
-    rectangle, until there are ``num_keep``; each becomes the mean of its patches. Cuts lie at
-    multiples of powers of two. On an even grid a quarter of the tokens is exactly average pooling
-    by 2 x 2; counts between mix two sizes, spread evenly over the image. A later reduction joins
-    rectangles of the earlier one into larger rectangles.
+    The largest rectangle is cut into halves until there are ``num_keep`` rectangles; each becomes
+    the mean of its patches. On an even grid, a quarter of the tokens equals 2 x 2 average pooling;
+    other counts mix two sizes, spread evenly over the image. A later reduction joins rectangles of
+    an earlier one into larger rectangles.
 
-    Source: a usual control of the field.
-    Differs: any count works, where a pooling window gives only a few.
+    Source: a common baseline.
+    Differs: any count works; a pooling window allows only a few.
     """
 
     needs: frozenset[Signal] = frozenset({"positions", "sizes"})
@@ -29,7 +28,7 @@ class Pool(Reducer):
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         """Average down to ``num_keep`` tokens."""
-        # Along a Z-shaped curve every rectangle is one piece, and a cut lies between neighbours.
+        # On a Z-shaped curve every rectangle is one segment, and cuts are between neighbours.
         places, grid = signals.positions.floor(), signals.grid
         order = z_order(places, grid).argsort(dim=1, stable=True)
         line = places.long().gather(1, order.unsqueeze(-1).expand_as(places))
@@ -40,10 +39,10 @@ class Pool(Reducer):
 
 
 def _cut_order(before: Tensor, after: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Say how early the cut between neighbours [B,N,2] of the curve is made: large is early.
+    """Rank the cuts between neighbours [B,N,2] on the curve: the highest value is cut first.
 
-    The cut halves the smallest aligned rectangle that holds both places. Those of large area come
-    first; equal ones in an order that is spread over the image.
+    A cut halves the smallest aligned rectangle that contains both patches. Large rectangles come
+    first, equal ones in an order that spreads over the image.
     """
     mask = before ^ after
     for shift in (1, 2, 4, 8):  # the bits that may differ inside the rectangle: 2^k - 1

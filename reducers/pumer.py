@@ -17,27 +17,27 @@ from reducers.tokens import (
 
 
 class PuMer(Reducer):
-    """Prune the image tokens that the text ignores, merge those that resemble each other.
+    """Prune the image tokens that the text ignores, merge similar ones.
 
-    It acts in the fusion's text layers, between cross-attention and feed-forward. Score of an image
-    token: the mean, over heads and text tokens, of the cross-attention that it receives. The
-    lowest are pruned; the others, by falling score, merge as in ToMe on the cross-attention's keys.
-    The text, where a head reads only its CLS, merges likewise on its self-attention's keys.
+    It acts in the fusion's text layers, between cross-attention and feed-forward. The score of an
+    image token is the cross-attention it receives, averaged over heads and text tokens. The tokens
+    with the lowest scores are pruned; the others, by falling score, merge as in ToMe by the
+    cross-attention's keys. Text tokens merge by their self-attention's keys, unless a head reads
+    the whole text.
 
     Source: Cao et al., PuMer: Pruning and Merging Tokens for Efficient Vision Language Models,
     ACL 2023, arXiv:2305.17530, and its METER code.
-    Differs: ``num_keep`` is met exactly, over several rounds of merging where more than half has to
-    go; CLS is protected on both sides; padding neither scores nor merges nor counts as text; a
-    merge is weighted by token size; the image layer of the same level reads the text as the
-    previous level left it, as METER does; text that a head reads whole (masked words) is not
-    merged.
+    Differs: the count is exactly ``num_keep``, and merging rounds repeat to remove more than half;
+    both CLS tokens are protected; padding neither scores nor merges; merges are weighted by token
+    size; as in METER, an image layer reads the text that entered the text layer of the same level;
+    text that a head reads as a whole (masked words) is not merged.
 
     Args:
-        prune: Share of the removed image tokens that are pruned; the others merge. In [0, 1]. 0.5
-            is the official setting for questions (0.2 and 0.2).
+        prune: Share of the removed image tokens that are pruned instead of merged, in [0, 1]. 0.5
+            is the official setting for VQA (0.2 and 0.2).
         merge_text: Share of the text tokens that merge away at each reduction layer, in [0, 0.5].
-        official: Do as the code does: CLS is an image token like others and whatever scores
-            highest takes its place; padding scores; a merge is the plain mean.
+        official: As the official code: CLS is an ordinary image token and the token with the
+            highest score replaces it; padding scores; a merge is the plain mean.
     """
 
     needs: frozenset[Signal] = frozenset({"cross_attention", "keys", "sizes", "text"})
@@ -47,16 +47,16 @@ class PuMer(Reducer):
     def __init__(self, prune: float = 0.5, merge_text: float = 0.2, official: bool = False) -> None:
         super().__init__()
         if not 0 <= prune <= 1:
-            raise ValueError(f"PuMer: prune is {prune}; it must lie between 0 and 1.")
+            raise ValueError(f"PuMer: prune is {prune}; it must be in [0, 1].")
         if not 0 <= merge_text <= 0.5:
-            raise ValueError(f"PuMer: merge_text is {merge_text}; it must lie between 0 and 0.5.")
+            raise ValueError(f"PuMer: merge_text is {merge_text}; it must be in [0, 0.5].")
         self.prune = prune
         self.merge_text = merge_text
         self.official = official
         self.includes_cls = official
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
-        """Prune and merge until ``num_keep`` image tokens are left."""
+        """Prune and merge until ``num_keep`` image tokens remain."""
         count = patches.shape[1]
         weights = torch.ones_like(signals.sizes) if self.official else signals.sizes
         with torch.no_grad():
@@ -73,21 +73,15 @@ class PuMer(Reducer):
 
     def _merge(self, metric: Tensor, weights: Tensor, num_keep: int) -> Tensor:
         """Merge [B,M,C] tokens down to ``num_keep``; the official rule protects the first."""
-
-        def step(metric: Tensor, removed: int) -> Tensor:
-            sources, targets = alternate(metric.shape[1], 1, metric.device)
-            return match(metric, sources, targets, removed)
-
         first = int(self.official)
-        merged = repeat_until(metric[:, first:], weights[:, first:], num_keep - first, step)
+        merged = repeat_until(metric[:, first:], weights[:, first:], num_keep - first, match)
         alone = torch.zeros_like(merged[:, :first])
         return torch.cat([alone, merged + first], dim=1)
 
     def reduce_text(self, tokens: Tensor, keys: Tensor, mask: Tensor | None) -> Reduced | None:
-        """Merge a share of the text tokens; CLS stays as it is.
+        """Merge a share of the text tokens; CLS is unchanged.
 
-        Each text merges a share of its own tokens, so padding changes nothing: it fills up the
-        texts that merge fewer than the longest one.
+        Each text merges a share of its own tokens, so padding has no effect on the choice.
         """
         length = tokens.shape[1]
         removed = min(round(self.merge_text * length), (length - 1) // 2)
@@ -100,8 +94,7 @@ class PuMer(Reducer):
             sources, targets = alternate(length - 1, 1, tokens.device)
             if self.official:
                 best, edge = similarity[:, sources][:, :, targets].max(dim=-1)
-                halves = sources.expand(len(tokens), -1), targets.expand(len(tokens), -1)
-                assignment = assign(best, edge, *halves, removed)
+                assignment = assign(best, edge, sources, targets, removed)
             else:
                 assignment = self._merge_words(similarity, words, sources, targets, count)
         merged = merge_tokens(tokens[:, 1:], assignment, count, torch.ones_like(tokens[:, 1:, 0]))
@@ -118,21 +111,19 @@ class PuMer(Reducer):
     def _merge_words(
         self, similarity: Tensor, words: Tensor, sources: Tensor, targets: Tensor, count: int
     ) -> Tensor:
-        """Return into which of ``count`` places each word goes; -1 for padding without a place."""
+        """Return the new index, below ``count``, of each word; -1 for padding that is dropped."""
         pairs = words[:, sources].unsqueeze(2) & words[:, targets].unsqueeze(1)
         similarity = similarity[:, sources][:, :, targets].masked_fill(~pairs, -torch.inf)
         best, edge = similarity.max(dim=-1)
         tokens = words.sum(dim=1, keepdim=True) + 1
-        merging = torch.minimum((self.merge_text * tokens.double()).round().long(),
-                                (tokens - 1) // 2)  # fmt: skip
+        merging = (self.merge_text * tokens.double()).round().long()
+        merging = torch.minimum(merging, (tokens - 1) // 2)
         rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        merges = torch.zeros_like(words).scatter(
-            1, sources.expand(len(words), -1), rank < merging
-        )  # fmt: skip
-        # Words that stay, in order; then padding; then words that merge.
+        merges = torch.zeros_like(words)
+        merges[:, sources] = rank < merging
+        # Remaining words, in order; then padding; then words that merge.
         order = torch.where(merges, 2, torch.where(words, 0, 1))
         place = order.argsort(dim=1, stable=True).argsort(dim=1)
         target = place.gather(1, targets[edge])
-        place = place.scatter(1, sources.expand(len(words), -1), torch.where(
-            rank < merging, target, place[:, sources]))  # fmt: skip
+        place[:, sources] = torch.where(rank < merging, target, place[:, sources])
         return torch.where(place < count, place, -1)

@@ -1,4 +1,4 @@
-"""Radial: the middle of the image, whatever it shows."""
+"""Radial: keep the middle of the image."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Radial(Reducer):
 
     Source: Haurum et al., Which Tokens to Use? Investigating Token Reduction in Vision
     Transformers, 2023, arXiv:2308.04657 (fixed radial patterns), and its code.
-    Differs: exactly as many patches as asked for, the lower index first where distances are
-    equal; the official code keeps all within the radius whose count comes closest.
+    Differs: exactly ``num_keep`` patches, ties to the lower index; the official code keeps all
+    patches within the radius whose count comes closest.
 
     Args:
-        norm: How distance is measured: ``l1`` a diamond, ``l2`` a disc, ``linf`` a square.
+        norm: Distance: ``l1`` gives a diamond, ``l2`` a disc, ``linf`` a square.
     """
 
     needs: frozenset[Signal] = frozenset({"positions"})

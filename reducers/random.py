@@ -1,4 +1,4 @@
-"""Random choice: the lower end of the scale, which every method must beat."""
+"""Random choice, the lower baseline that every method must beat."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from reducers.tokens import keep_tokens, top_indices
 class Random(Reducer):
     """Keep a uniformly random subset of the patch tokens, in their original order.
 
-    A token's score is a hash of the example's seed, the layer and the token's place; there is no
-    state: the same example under the same seed keeps the same tokens in whatever batch it comes.
+    A token's score is a hash of the example's seed, the layer and the token's index, so an example
+    keeps the same tokens in any batch.
 
-    Source: Rao et al., DynamicViT, 2021, arXiv:2106.02034 (as a control, like most of the field).
-    Differs: not at all.
+    Source: Rao et al., DynamicViT, 2021, arXiv:2106.02034 (as a baseline).
+    Differs: nothing.
 
     Args:
-        seed: Another seed draws another subset.
+        seed: Seed of the choice, on top of the example's.
     """
 
     family = "baseline"

@@ -1,4 +1,4 @@
-"""Stride: a coarser grid of patches, whatever they show."""
+"""Stride: keep a coarser grid of patches."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from reducers.tokens import keep_tokens
 
 
 class Stride(Reducer):
-    """Keep patches that are spread evenly over the image.
+    """Keep patches that are spread evenly over the image, in the order of a Bayer matrix.
 
-    A quarter of the patches is every second row and column, half is a chessboard; counts between
-    fill in evenly. What a later reduction keeps is part of what an earlier one kept. The kept
-    patches stay in their original order.
+    A quarter of the patches is every second row and column, half is a chessboard; other counts fill
+    in evenly. The kept patches stay in their original order.
 
-    Source: a usual control of the field. The places fill in the order of a Bayer matrix.
-    Differs: not at all.
+    Source: a common baseline.
+    Differs: nothing.
     """
 
     needs: frozenset[Signal] = frozenset({"positions"})

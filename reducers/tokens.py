@@ -1,4 +1,4 @@
-"""Selecting and merging tokens: the few tensor operations that all reducers are made of."""
+"""Tensor operations that reducers share: selecting, merging and comparing tokens."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick tokens by index: [B,N,D] and [B,K] -> [B,K,D]."""
-    # Whole rows of one long list: several times faster on a CPU than element by element.
+    # Copying whole rows is several times faster on a CPU than `gather`.
     picked = tokens.flatten(0, 1).index_select(0, _in_one_list(index, tokens.shape[1]))
     return picked.view(*index.shape, tokens.shape[-1])
 
 
 def _in_one_list(index: Tensor, count: int) -> Tensor:
-    """Number [B,K] places among ``count`` of each sample through the whole batch: [B*K]."""
+    """Turn indices [B,K] into ``count`` tokens of a sample into indices [B*K] into the batch."""
     samples = torch.arange(len(index), device=index.device)
     return (index + count * samples.unsqueeze(1)).flatten()
 
@@ -50,7 +50,7 @@ def keep_tokens(patches: Tensor, index: Tensor) -> Reduced:
 
 
 def keep_and_fuse(patches: Tensor, index: Tensor, weights: Tensor, normalise: bool) -> Reduced:
-    """Keep the tokens at ``index`` [B,K-1], in that order; the weighted sum of the others is last.
+    """Keep the tokens at ``index``, in that order, and add the weighted sum of the others.
 
     Args:
         patches: [B,N,D] float.
@@ -68,13 +68,12 @@ def keep_and_fuse(patches: Tensor, index: Tensor, weights: Tensor, normalise: bo
 
 
 def assignment_of_kept(index: Tensor, num_tokens: int, rest: int = -1) -> Tensor:
-    """Say where each old token went when the tokens at ``index`` were kept, in that order.
+    """Return the assignment that keeps the tokens at ``index``, in that order.
 
     Args:
         index: [B,K] int64, distinct within a row.
         num_tokens: N, the number of old tokens.
-        rest: What to say of all others: -1 for dropped, or the index of the token that they were
-            fused into.
+        rest: Assignment of all other tokens: -1 drops them.
 
     Returns:
         [B,N] int64.
@@ -85,7 +84,7 @@ def assignment_of_kept(index: Tensor, num_tokens: int, rest: int = -1) -> Tensor
 
 
 def merge_tokens(tokens: Tensor, assignment: Tensor, count: int, weights: Tensor) -> Tensor:
-    """Average the tokens that go into the same new token: ``sum w_i x_i / sum w_i``.
+    """Average the tokens with the same assignment: ``sum w_i x_i / sum w_i``.
 
     Args:
         tokens: [B,N,D] float.
@@ -103,10 +102,10 @@ def merge_tokens(tokens: Tensor, assignment: Tensor, count: int, weights: Tensor
 
 
 def scatter_sum(values: Tensor, assignment: Tensor, count: int) -> Tensor:
-    """Add up what goes into the same new token: [B,N] or [B,N,D] -> [B,K] or [B,K,D].
+    """Sum the values with the same assignment: [B,N] or [B,N,D] -> [B,K] or [B,K,D].
 
     Args:
-        values: [B,N] or [B,N,D]; must be 0 where ``assignment`` is -1.
+        values: [B,N] or [B,N,D]; 0 where ``assignment`` is -1.
         assignment: [B,N] int64.
         count: K.
     """
@@ -116,7 +115,7 @@ def scatter_sum(values: Tensor, assignment: Tensor, count: int) -> Tensor:
 
 
 def cosine_similarity(tokens: Tensor, others: Tensor | None = None) -> Tensor:
-    """Cosine of the angle between every two tokens, in float32 whatever precision runs around it.
+    """Cosine similarity of all pairs of tokens, in float32 even under autocast.
 
     Args:
         tokens: [B,N,C] float.
@@ -132,9 +131,9 @@ def cosine_similarity(tokens: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def distances(tokens: Tensor) -> Tensor:
-    """Euclidean distance between every two tokens, in float32 whatever precision runs around it.
+    """Euclidean distance of all pairs of tokens, in float32 even under autocast.
 
-    By ``|x|^2 + |y|^2 - 2 x y`` on centred tokens; a token's distance to itself is exactly 0.
+    Computed as ``|x|^2 + |y|^2 - 2 x y`` on centred tokens; the diagonal is exactly 0.
 
     Args:
         tokens: [B,N,C] float.
@@ -152,7 +151,7 @@ def distances(tokens: Tensor) -> Tensor:
 
 
 def nearest_centre(distance: Tensor, centres: Tensor) -> Tensor:
-    """Return the cluster [B,N] of each token: its nearest centre; a centre is its own.
+    """Return the index [B,N] of each token's nearest centre; a centre is its own.
 
     Args:
         distance: [B,N,N] float.
@@ -165,17 +164,17 @@ def nearest_centre(distance: Tensor, centres: Tensor) -> Tensor:
 
 @torch.no_grad()
 def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
-    """Choose tokens one by one, each the farthest from its nearest chosen token.
+    """Choose tokens one by one, each time the one farthest from its nearest chosen token.
 
     Args:
         distance: [B,N,N] float.
-        first: [B] int64, the token to begin with.
+        first: [B] int64, the first token.
         count: K.
 
     Returns:
         [B,K] int64, in the order of choice.
     """
-    # A chosen token is infinitely near to itself, so that it is never the farthest.
+    # The distance of a token to itself is minus infinity, so none is chosen twice.
     itself = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
     distance = distance.masked_fill(itself, -torch.inf)
     batch = torch.arange(len(first), device=first.device)
@@ -187,12 +186,12 @@ def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
 
 
 def without_autocast(tokens: Tensor) -> AbstractContextManager[object]:
-    """Return what keeps autocast out; tensors without values, which have no autocast, need none."""
+    """Disable autocast; meta tensors do not support it."""
     return nullcontext() if tokens.is_meta else torch.autocast(tokens.device.type, enabled=False)
 
 
 def number_groups(leader: Tensor) -> Tensor:
-    """Turn "token i goes where token ``leader[i]`` is" into an assignment, in order of leaders.
+    """Turn "token i joins token ``leader[i]``" into an assignment, in order of leaders.
 
     Args:
         leader: [B,N] int64; a leader leads itself.

@@ -11,13 +11,13 @@ from reducers.tokens import keep_tokens, top_indices
 class TopK(Reducer):
     """Keep the patches that CLS attends to most, drop the rest.
 
-    The score is the head-mean attention of CLS in the block that just ran; the kept patches come
-    in the order of falling score.
+    The score is the head-mean attention of CLS in this block. The kept patches are in order of
+    falling score.
 
     Source: Liang et al., Not All Patches are What You Need (EViT without its fused token), 2022,
     arXiv:2202.07800, and its code; Haurum et al., Which Tokens to Use?, 2023, arXiv:2308.04657.
-    Differs: the count comes from the schedule instead of ceil(rate * patches); equal scores go to
-    the lower index.
+    Differs: the count comes from the schedule instead of ceil(rate * patches); ties go to the lower
+    index.
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention"})

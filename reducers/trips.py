@@ -1,4 +1,4 @@
-"""TRIPS: the text chooses the patches, in passing."""
+"""TRIPS: keep the patches that the text attends to."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from reducers.tokens import keep_and_fuse, top_indices
 class TRIPS(Reducer):
     """Keep the patches that the text CLS attends to most, fuse the rest into one token.
 
-    The text CLS passes through the block's own visual query projection and meets the patches'
-    keys: ``softmax_j(q_text k_j / sqrt(d))``, head mean. No further parameters.
+    The block's query projection turns the text CLS into a query for the patches' keys:
+    ``softmax_j(q_text k_j / sqrt(d))``, head mean. There are no additional parameters.
 
     Source: Jiang et al., TRIPS: Efficient Vision-and-Language Pre-training with Text-Relevant
-    Image Patch Selection, EMNLP 2022. There is no public code, hence these choices: the text CLS
-    is the text encoder's output before its projection; it passes the block's first layer norm as
-    the image tokens do; the softmax is over the patches; heads are averaged; it acts between
-    attention and feed-forward; the weights of the fused token are normalised; it comes last and
-    is an ordinary patch at the next reduction.
-    Differs: the fused token counts inside ``num_keep``; the paper keeps 70% at layers 5 and 10 of
-    12, here the schedule says where and how many.
+    Image Patch Selection, EMNLP 2022. There is no public code. Our choices: the text CLS is
+    the text encoder's output before its projection; the block's first layer norm is applied to it;
+    the softmax is over the patches; heads are averaged; it acts between attention and feed-forward;
+    the weights of the fused token are normalised; the fused token comes last, and the next
+    reduction treats it like any patch.
+    Differs: ``num_keep`` includes the fused token; the schedule sets layers and counts (the paper
+    keeps 70% at layers 5 and 10 of 12).
 
     Args:
         normalise: Whether the weights of the fused token add up to 1.
@@ -43,9 +43,8 @@ class TRIPS(Reducer):
         """
         if host.text_width != host.width:
             raise ValueError(
-                f"TRIPS sends the text CLS (width {host.text_width}) through the image encoder's "
-                f"query projection (width {host.width}); the widths must be equal. Choose encoders "
-                "of one width."
+                f"TRIPS applies the image encoder's query projection (width {host.width}) to the "
+                f"text CLS (width {host.text_width}). Choose encoders of one width."
             )
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:

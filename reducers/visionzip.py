@@ -1,4 +1,4 @@
-"""VisionZip: dominant patches by attention, contextual ones by merging."""
+"""VisionZip: keep dominant patches, merge the others into contextual tokens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from reducers.tokens import assignment_of_kept, cosine_similarity, gather_tokens
 class VisionZip(Reducer):
     """Keep the patches that CLS attends to most; merge the rest into a few contextual tokens.
 
-    The dominant patches stay in their original order. Of the R others, every (R // C)-th is a
-    target, C in all; each other patch joins the target with the most similar head-mean key, and
-    target and joined patches become one token: their mean.
+    The dominant patches stay in their original order. Of the R others, every (R // C)-th is one
+    of C targets. Each remaining patch joins the target with the most similar head-mean key, and
+    each target becomes the mean of its group.
 
     Source: Yang et al., VisionZip: Longer is Better but Not Necessary in Vision Language Models,
     2024, arXiv:2412.04467, and its code.
-    Differs: it acts inside the image encoder at the reduction layers instead of behind it; equal
-    scores go to the lower index.
+    Differs: it acts at the reduction layers inside the image encoder instead of after it; ties go
+    to the lower index.
 
     Args:
-        contextual: Share of ``num_keep`` that goes to contextual tokens, in [0, 1); the paper's
-            64 tokens hold 10.
-        official: Make a contextual token as the code does, the target plus the mean of what joins
-            it, which about doubles its length.
+        contextual: Share of contextual tokens in ``num_keep``, in [0, 1); the paper has 10 of 64.
+        official: As the official code, a contextual token is the target plus the mean of the
+            patches that join it, which roughly doubles its length.
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention", "keys"})
@@ -64,7 +63,7 @@ class VisionZip(Reducer):
     @staticmethod
     @torch.no_grad()
     def _join(metric: Tensor, contextual: int) -> Tensor:
-        """Return for each of the [B,R,C] remaining tokens the contextual token it goes into."""
+        """Return the contextual token that each of the [B,R,C] remaining tokens joins."""
         stride = metric.shape[1] // contextual
         places = torch.arange(contextual, device=metric.device)
         targets = metric[:, : stride * contextual : stride]

@@ -1,4 +1,4 @@
-"""VisPruner: important patches by attention, diverse ones by removing duplicates."""
+"""VisPruner: keep important patches by attention, diverse ones by removing duplicates."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _PER_ROUND = 8
 
 
 class VisPruner(Reducer):
-    """Keep the patches that CLS attends to most, and of the others those that repeat nobody.
+    """Keep the patches that CLS attends to most, and of the others the least redundant.
 
-    The rest, by falling attention, is thinned in rounds: of the patches at even places the (at
-    most 8) most similar to a patch at an odd place go, until the count is met. All kept patches
-    stay in their original order.
+    The others are sorted by falling attention. Each round removes at most 8 of those at even
+    positions, the most similar to a patch at an odd position, until ``num_keep`` patches remain.
+    The kept patches stay in their original order.
 
     Source: Zhang et al., Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token
     Pruning in VLMs, 2024, arXiv:2412.01818, and its code.
-    Differs: it acts inside the image encoder at the reduction layers instead of behind it; a rest
-    of odd length works (the official code fails on it); equal scores go to the lower index.
+    Differs: it acts at the reduction layers inside the image encoder instead of after it; an odd
+    number of patches works (the official code fails); ties go to the lower index.
 
     Args:
-        important: Share of ``num_keep`` that is chosen by attention, in [0, 1]. 1 is FasterVLM.
+        important: Share of ``num_keep`` chosen by attention, in [0, 1]. 1 is FasterVLM.
     """
 
     needs: frozenset[Signal] = frozenset({"cls_attention"})

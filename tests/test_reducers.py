@@ -1,4 +1,4 @@
-"""The command ``python -m reducers``, and what single methods promise beyond the contract."""
+"""The command ``python -m reducers``, and promises of single methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from reducers import Reducer, shelf
 from reducers.__main__ import card, main, table
-from reducers.ats import ATS
 from reducers.contract import SIGNALS, Family, Placement
 from reducers.pool import Pool
 from tests.contract.device import HostReads, fake_cuda, on_cuda
@@ -76,7 +75,7 @@ def test_pool_cuts_the_grid_into_rectangles(grid: tuple[int, int]) -> None:
 
 
 def _rectangles(pieces: torch.Tensor, count: int) -> None:
-    """Each piece fills its bounding box, and no piece is much larger than it has to be."""
+    """Each piece fills its bounding box, and none is much larger than necessary."""
     areas = []
     for piece in range(count):
         places = (pieces == piece).nonzero()
@@ -84,30 +83,6 @@ def _rectangles(pieces: torch.Tensor, count: int) -> None:
         assert len(places) == height * width > 0
         areas.append(height * width)
     assert max(areas) <= 4 * -(-pieces.numel() // count)
-
-
-def test_pool_at_a_quarter_is_two_by_two() -> None:
-    patches, signals = scene(Pool(), 2, (18, 18))
-    pieces = Pool()(patches, 81, signals).assignment[0].view(18, 18)
-    for row in range(0, 18, 2):
-        for column in range(0, 18, 2):
-            assert len(pieces[row : row + 2, column : column + 2].unique()) == 1
-
-
-def test_the_official_ats_smooths_attention_as_its_code_does() -> None:
-    reducer = ATS(rule="official")
-    _, signals = scene(reducer)
-    logits = torch.randn(3, 4, 37, generator=torch.Generator().manual_seed(0)) * 20
-    exponents = (logits - logits.amax(dim=-1, keepdim=True)).exp()
-    smooth = (exponents + 1e-6 / 37) / (exponents.sum(dim=-1, keepdim=True) + 1e-6)
-    values = signals.values
-    expected = smooth[:, :, 1:].sum(dim=1) * values.square().sum(dim=(1, 3)).sqrt()
-    attention = logits.softmax(dim=-1)[:, :, 1:]
-    known = type(signals)(
-        **{**vars(signals), "requested": {"head_attention": attention, "values": values}}
-    )
-    expected = expected / expected.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(reducer._scores(known), expected, atol=0, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

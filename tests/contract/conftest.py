@@ -1,4 +1,4 @@
-"""Which reducers the suite runs on: the shelf and a foreign one, or those that are named."""
+"""Choose the reducers under test: all of ours and a foreign one, or those given by --reducer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reducer",
         action="append",
-        help="import path of a reducer to run the suite on, in the shelf's place",
+        help="import path of a reducer to test instead of all of ours",
     )
 
 

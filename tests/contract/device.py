@@ -1,4 +1,4 @@
-"""Whether code reads the device from the host, found on a CPU: fake CUDA tensors have no values."""
+"""Find code that reads a device from the host, without a GPU: fake CUDA tensors have no values."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincou
 
 
 class HostReads(TorchDispatchMode):
-    """Notes every operator that reads a value, copies between devices or mixes them.
+    """Record every operator that reads a value or mixes devices.
 
     Attributes:
-        found: How often each operator did; empty is right.
-        launches: Operators with results on the device, views included.
+        found: Number of such calls by operator; empty is right.
+        launches: Number of operators with results on the device, including views.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,10 @@ class HostReads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
         self.found[name] += name in _READS
+        indices = args[1] if name == "index" else ()
+        self.found["index by a mask"] += any(
+            index is not None and index.dtype == torch.bool for index in indices
+        )
         result = func(*args, **(kwargs or {}))
         given, made = _devices((args, kwargs)), _devices(result)
         self.found[f"{name} of CPU and device"] += {"cpu", "cuda"} <= given | made
@@ -47,7 +51,7 @@ def _devices(tree: Any) -> set[str]:
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Make CUDA tensors that know shape and type only. Reading a value of one is an error."""
+    """Use CUDA tensors that have only shape and type. Reading a value is an error."""
     with patch.object(torch.cuda, "current_device", lambda: 0), FakeTensorMode():
         yield
 

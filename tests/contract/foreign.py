@@ -1,6 +1,8 @@
-"""A reducer of somebody else's package, as a third party would write it."""
+"""A reducer as a third party would write it in its own package."""
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from reducers import Reduced, Reducer, Signal, Signals
 from reducers.tokens import keep_tokens, top_indices
@@ -10,7 +12,7 @@ class Longest(Reducer):
     """Keep the patches with the longest key.
 
     Source: made up for the tests.
-    Differs: not at all.
+    Differs: nothing.
 
     Args:
         sign: 1 for the longest, -1 for the shortest.
@@ -22,6 +24,6 @@ class Longest(Reducer):
         super().__init__()
         self.sign = sign
 
-    def forward(self, patches, num_keep: int, signals: Signals) -> Reduced:
+    def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         length = signals.keys.float().square().sum(dim=(1, 3))
         return keep_tokens(patches, top_indices(self.sign * length, num_keep))

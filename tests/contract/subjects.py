@@ -1,4 +1,4 @@
-"""The reducers under test, and hosts for them: signals made by hand, and the tiny METER."""
+"""The reducers under test, and hosts for them: random signals and the tiny METER."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOREIGN = "tests.contract.foreign.Longest"
 
 
 def by_import_path(path: str) -> Reducer:
-    """Choose a reducer as a configuration does, by the import path of its class."""
+    """Make a reducer from an import path, as a configuration does."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--reducer", type=Reducer)
     reducer: Reducer = parser.instantiate(parser.parse_args([f"--reducer={path}"])).reducer
@@ -35,7 +35,7 @@ METHODS = [
 
 
 def bound(reducer: Reducer) -> Reducer:
-    """Bind a reducer to a host whose second block is the only reduction layer."""
+    """Configure a reducer for a host whose second block is the only reduction layer."""
     reducer.configure(Host(WIDTH, HEADS, num_blocks=4, layers=(1,), text_width=WIDTH))
     return reducer.eval()
 
@@ -111,7 +111,7 @@ def permuted(signals: Signals, order: Tensor) -> Signals:
 
 
 def groups(assignment: Tensor) -> Tensor:
-    """Name each token's group by its first member, -1 where dropped: no order of new tokens."""
+    """Label each token by the first member of its group, -1 if dropped."""
     batch, count = assignment.shape
     index = torch.arange(count).expand(batch, -1)
     first = torch.full((batch, count), count).scatter_reduce(

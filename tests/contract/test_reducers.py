@@ -1,4 +1,4 @@
-"""What every reducer must do, whatever it is; no method is named here."""
+"""What every reducer must do; no method is named here."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_gradients_reach_a_patch_behind_every_new_token(make: Make) -> None:
 
 
 def reads_of(reducer: Reducer, patches: Tensor, signals: Signals) -> dict[str, int]:
-    """Run a reducer on a device that the host cannot look into; return what tried to."""
+    """Run a reducer on fake CUDA tensors and return the operators that read values."""
     with fake_cuda():
         known, tokens = mapped(signals, on_cuda), on_cuda(patches)
         with HostReads() as host:
@@ -145,7 +145,7 @@ def test_the_host_never_waits_for_the_device(make: Make) -> None:
 
 
 class Copies(Reducer):
-    """Copies a number from the CPU, twice."""
+    """A faulty reducer that copies a number from the CPU, twice."""
 
     def forward(self, patches: Tensor, num_keep: int, signals: Signals) -> Reduced:
         scores = patches.sum(dim=-1) - patches.new_tensor([0.5])

@@ -1,4 +1,4 @@
-"""Each method against inputs and outputs of its official code, through the public contract."""
+"""Compare each method with recorded outputs of its official code, through the contract."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ from tests.parity.reducer_cases import (
 Check = Callable[[Case], None]
 _CHECKS: dict[str, Check] = {}
 
-# Cases that no method of the contract can be asked to repeat, and why.
+# Cases that the contract does not cover, and why.
 _OUT_OF_SCOPE = {
     "evit/keep_rate_schedule": "a cosine schedule over training epochs; counts are the schedule's",
     "pool/adaptive_18_12": "windows of adaptive pooling overlap; a patch has one new token here",
-    "pool/avg2_ceil_7x7": "cuts windows off at the border; our pieces are as equal as can be",
-    "pool/avg2_floor_7x7": "this window drops the last row and column; ours pools all patches",
+    "pool/avg2_ceil_7x7": "cuts off windows at the border; ours are of similar size",
+    "pool/avg2_floor_7x7": "drops the last row and column; ours pools all patches",
 }
 _NOT_CARRIED = {
-    "crossget": "needs cross tokens learnt in training, through every block",
+    "crossget": "needs cross tokens learnt in training, in every block",
 }
 
 
@@ -158,9 +158,9 @@ def _elip(case: Case) -> None:
 def _elip_past_the_count(
     case: Case, reducer: ELIP, layers: tuple[int, ...], counts: tuple[int, ...]
 ) -> EncodedImage:
-    """Do what our host never does, as the official code does: reduce where all patches stay.
+    """Reduce although all patches stay, as the official code does and our host never does.
 
-    The fused token is then the sum of nothing, a zero token, which is one token more.
+    The fused token is then the sum of nothing: one more token, of zeros.
     """
     encoder = encoder_of(case, None, Schedule())
     text = EncodedText(case["in.text_cls"].unsqueeze(1), torch.ones(len(case["in.x"]), 1).bool())
@@ -194,7 +194,7 @@ def _tome_of(case: Case) -> ToMe:
 
 
 def _tome_counts(case: Case) -> None:
-    """ToMe's r for each layer, given as counts, is what the plan carries out."""
+    """The plan reproduces ToMe's r of each layer, given as counts."""
     for entry in case.about["table"].values():
         left, counts = 576, []
         for removed in entry["schedule"]:
@@ -225,7 +225,7 @@ def _tome_blocks(case: Case) -> None:
 
 
 def _merging_steps(case: Case, method: Callable[[int], Any]) -> None:
-    """Steps of a merging method, sizes carried on; CLS, where there is one, stays in front."""
+    """Compare a merging method step by step, with sizes; CLS, if any, stays first."""
     first = int(case.params["class_token"])
     patches = case["in.x"][:, first:]
     sizes, origin = ones(patches), torch.arange(patches.shape[1]).expand(len(patches), -1)
@@ -240,7 +240,7 @@ def _merging_steps(case: Case, method: Callable[[int], Any]) -> None:
             origin = reduced.assignment.gather(1, origin)
         order = torch.arange(count).expand(len(patches), -1)
         if case.about["id"] == "tome/nocls_odd_r9":
-            # Without CLS the official code leaves the unmerged by similarity, not by place.
+            # Without CLS the official code orders the unmerged tokens by similarity.
             order = torch.zeros_like(order).scatter(1, origin, case[f"out.assign{step}"])
         moved = order.gather(1, origin)
         case.same(with_cls(moved) if first else moved, f"out.assign{step}")
@@ -289,7 +289,7 @@ def _diffrate(case: Case) -> None:
 
 
 class _Recorded(nn.Module):
-    """Stands in for the learnt weight: returns the log of the recorded one."""
+    """Replace the learnt layer: return the log of the recorded weights."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
