@@ -56,7 +56,7 @@ class Case:
 
 
 def near(ours: Tensor, official: Tensor) -> None:
-    """Compare tokens behind one reduction."""
+    """Compare the tokens after one reduction."""
     torch.testing.assert_close(ours, official, atol=1e-5, rtol=1e-5)
 
 
@@ -77,7 +77,7 @@ def load_case(golden: Path, name: str) -> Case:
 
 
 def signals(patches: Tensor, **known: Any) -> Signals:
-    """Make signals by hand; what is not given stays at a harmless value."""
+    """Make signals from the given values and harmless defaults."""
     batch, count, width = patches.shape
     always = {
         "cls": patches.new_zeros(batch, 1, width),
@@ -102,7 +102,7 @@ def heads(metric: Tensor) -> Tensor:
 
 
 def kept_indices(reduced: Reduced, kept: int) -> Tensor:
-    """The old token behind each of the first ``kept`` new tokens, [B,kept]."""
+    """Return the old token of each of the first ``kept`` new tokens, [B,kept]."""
     return old_behind(reduced.assignment, kept)
 
 

@@ -438,7 +438,7 @@ def _ats(case: Case) -> None:
 def _ats_official(case: Case) -> None:
     depth = len(case.params["n_tokens_per_block"])
     counts = tuple(case[f"out.b{block}.policy"].shape[1] - 1 for block in range(depth))
-    if not case.params["drop_tokens"]:  # as wide as the input, padding behind the longest sample
+    if not case.params["drop_tokens"]:  # as wide as the input, with padding
         counts = (int(case["out.b0.count"].max()) - 1,)
     reducer = ATS(points=case.params["n_ref_tokens"] - 1, rule="official")
     schedule = Schedule(layers=tuple(range(depth)), counts=counts)
