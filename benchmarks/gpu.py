@@ -1,16 +1,16 @@
-"""What only a GPU can tell, in one pass of at most 8 minutes: one JSON line as soon as it is known.
+"""Measure a GPU in at most 8 minutes. Each result is written at once, as one JSON line.
 
     python benchmarks/gpu.py --out runs/gpu.jsonl
-    python benchmarks/gpu.py --tiny             # the same at tiny size on a CPU, to try the script
+    python benchmarks/gpu.py --tiny             # try the script at tiny size on a CPU
 
-Weights, pixels and words are random. The parts come in order of what they tell, and a part is left
-out when its time would not suffice:
+Weights, pixels and words are random. The most informative parts run first. Parts that would
+take too long are skipped:
 
 - ``smoke``: every method and task, forward and backward, in bf16, fp16 and fp32; an operator that
   makes the host wait is an error.
-- ``agreement``: the same weights and pixels on CPU and GPU; do methods keep the same tokens?
-- ``speed``: every method in bf16 at batch 64 and 1, 288 and 384 px. ``host_ms`` is how long the
-  host needs to launch a pass; where it comes near ``gpu_ms``, the GPU waits for the host.
+- ``agreement``: do CPU and GPU keep the same tokens, given the same weights and pixels?
+- ``speed``: every method in bf16 at batch 64 and 1, 288 and 384 px. ``host_ms`` is the
+  time to launch a pass. If it is close to ``gpu_ms``, the GPU waits for the host.
 - ``training``: a training step and its peak memory.
 - ``retrieval``: pairs scored a second, encoded once.
 - ``loading``: JPEGs decoded a second.
@@ -81,11 +81,11 @@ class Bench:
 
     @property
     def left(self) -> float:
-        """Seconds that are left."""
+        """Seconds left."""
         return self.seconds - (time.monotonic() - self.start)
 
     def say(self, part: str, **row: Any) -> None:
-        """Log one result, at once."""
+        """Log one result."""
         passed = round(time.monotonic() - self.start, 1)
         line = json.dumps({"part": part, "at_s": passed, **row})
         print(line, flush=True)  # noqa: T201
@@ -136,7 +136,7 @@ class Bench:
 
     @contextmanager
     def waiting_is_an_error(self) -> Iterator[None]:
-        """Let torch raise where the host waits for the device."""
+        """Make torch raise an error where the host waits for the device."""
         if not self.tiny:
             torch.cuda.set_sync_debug_mode("error")
         try:
@@ -186,7 +186,7 @@ def smoke(bench: Bench) -> None:
                         for weight in both.parameters()
                     ):
                         failures.append(f"{where}: a gradient is not finite")
-                except Exception as error:  # noqa: BLE001  (every method is to be tried)
+                except Exception as error:  # noqa: BLE001  (try every method)
                     failures.append(f"{where}: {type(error).__name__}: {str(error)[:120]}")
                 both.zero_grad()
         bench.say("smoke", precision=precision, ran=ran, failures=failures, waits=waits)
@@ -231,7 +231,7 @@ def agreement(bench: Bench) -> None:
 
 
 def speed(bench: Bench) -> None:
-    """Time the inference of every method beside the arithmetic that it saves."""
+    """Time the inference of every method and count its multiply-adds."""
     for size in bench.image_sizes:
         task = tasks()["VQA"]()
         meter = bench.model(task, size)
@@ -294,7 +294,7 @@ def training(bench: Bench) -> None:
 
 
 def retrieval(bench: Bench) -> None:
-    """Score every pair of a gallery, everything encoded once."""
+    """Score every pair of a gallery, encoding each image and text once."""
     images, texts = (2, 4) if bench.tiny else (256, 512)
     for name in ("Identity", "ToMe", "ELIP:probe_depth=1"):
         task = Retrieval(pairs=512)
@@ -365,7 +365,7 @@ PARTS = (smoke, agreement, speed, training, retrieval, loading, compiled)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the parts that the time allows."""
+    """Run as many parts as the time allows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.jsonl"))
     parser.add_argument("--seconds", type=float, default=480, help="time for all of it")
@@ -381,7 +381,7 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         try:
             part(bench)
-        except Exception as error:  # noqa: BLE001  (the other parts are still of use)
+        except Exception as error:  # noqa: BLE001  (run the other parts)
             message = f"{type(error).__name__}: {error}"[:300]
             bench.say(part.__name__, error=message, at=_place(error))
     bench.say("end", seconds_left=round(bench.left))

@@ -1,4 +1,4 @@
-"""The script for a GPU runs at tiny size on a CPU."""
+"""The GPU benchmark runs at tiny size on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ spec.loader.exec_module(gpu)
 
 
 @pytest.mark.slow
-def test_every_part_has_results(tmp_path: Path) -> None:
+def test_every_part_writes_results(tmp_path: Path) -> None:
     gpu.main(["--tiny", "--out", str(tmp_path / "gpu.jsonl")])
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert not [line for line in lines if "error" in line or "stopped_before" in line]
@@ -32,7 +32,7 @@ def test_every_part_has_results(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main(["--out", str(tmp_path / "gpu.jsonl")])
     assert "no GPU here; --tiny" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""What can be known of a GPU without one.
+"""Checks for GPUs that need no GPU.
 
-Fake CUDA tensors have shapes and devices and no values. On them every operator of a method or task
-shows where it would make the host wait for the device, copy between the two, or mix them.
+Fake CUDA tensors have shapes and devices but no values. They reveal every operator that would make
+the host wait for the device, copy between host and device, or mix both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from elip.tasks.retrieval import Retrieval
 from elip.tasks.vqa import VQA
 from reducers import Reducer, shelf
 
-# Operators whose result, or its shape, only the host can use. A fake tensor refuses most of them.
+# Operators that make the host read a value. Fake tensors reject most of them.
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal"}
 REFUSED = (DataDependentOutputException, DynamicOutputShapeException)
 SIZES = MeterConfig(
@@ -44,7 +44,7 @@ SIZES = MeterConfig(
 
 
 class Watch(TorchDispatchMode):
-    """Notes every operator that reads a value on the host, copies between devices or mixes them."""
+    """Counts operators that read a value on the host, or copy between or mix devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def move(module: nn.Module) -> None:
-    """Put a module that was built on ``meta`` on the fake device."""
+    """Move a module from ``meta`` to the fake device."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for key, tensor in tensors.items():
@@ -91,7 +91,7 @@ def watch(
     monkeypatch: pytest.MonkeyPatch,
     infers: bool = True,
 ) -> Counter[str]:
-    """Run a training (and an inference) pass on the fake device; return what the host would do."""
+    """Run a training (and an inference) pass on the fake device; return what the watch saw."""
     layers = (0,) if reducer.placement == "fusion" else (1, 2) if infers else (0,)
     sizes = SIZES if infers else replace(SIZES, image_blocks=2)
     with torch.device("meta"):

@@ -1,9 +1,8 @@
 """What a model costs: multiply-adds, time, memory.
 
-One multiply-add = 1, here and wherever a number is shown, as in fvcore and in the literature on
-token reduction. Read `count` first (multiply-adds by part), then `timing`, then `cached` (what a
-run records), `budget` (equal GFLOPs for every method) and the command ``python -m elip.cost``
-(`measure`, `show`).
+One multiply-add = 1 everywhere, as in fvcore and in the literature on token reduction. Read `count`
+first (multiply-adds by part), then `timing`, `cached` (what a run records) and `budget` (equal
+GFLOPs for every method). ``python -m elip.cost`` uses `measure` and `show`.
 """
 
 from elip.cost.cached import COSTS_NAME, RunCost, cached_cost

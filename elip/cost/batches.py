@@ -1,4 +1,4 @@
-"""Random batches to count and time with: what they say does not change a cost."""
+"""Random batches for counting and timing. Costs do not depend on their content."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def random_batch(meter: Meter, count: int, task: Task | None = None) -> Batch:
     """Return a batch of random pixels and words on the CPU; every text has its full length.
 
     Args:
-        meter: The model that it is for.
-        count: Examples.
-        task: The task that it is for; it settles images, false texts and targets.
+        meter: The model.
+        count: Number of examples.
+        task: The task; it decides on images, negative texts and targets.
     """
     sizes, generator = meter.sizes, torch.Generator().manual_seed(0)
     images = 2 if task is not None and task.spec.kind == "pair" else 1

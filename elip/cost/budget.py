@@ -1,7 +1,7 @@
-"""Matched budgets: the keep ratio at which a method costs what it may cost.
+"""Matched budgets: find the keep ratio at which a method costs a given number of GFLOPs.
 
-Equal keep ratios are not equal costs, as a method's own work comes on top. Here the keep ratio is
-searched so that the counted forward pass, probe and reducer included, meets the budget.
+At equal keep ratios, methods differ in cost, because each adds work of its own. The search counts
+the whole forward pass, probe and reducer included.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _STEPS = 12
 
 
 class BudgetError(ValueError):
-    """The budget cannot be met; the message says what can."""
+    """The budget cannot be met; the message gives the possible range."""
 
 
 def match_gflops(target: float, meter: Meter, task: Task, schedule: Schedule) -> Schedule:
-    """Return the schedule at whose keep ratio a model costs ``target``, within 1%.
+    """Return the schedule whose keep ratio makes a model cost ``target`` within 1%.
 
     Args:
         target: G multiply-adds an example of the forward pass, above 0.
-        meter: The model with its reducer. Shapes are enough: build it on the device ``meta``. Its
-            schedule is set to what was found.
+        meter: The model with its reducer. It gets the schedule found. Only shapes matter,
+            so build it on the device ``meta`` to save time.
         task: Its task, built; `Task.infer` is the forward pass.
-        schedule: Layers and profile; its keep ratio and counts give way.
+        schedule: Layers and profile; its keep ratio and counts are replaced.
 
     Raises:
         BudgetError: No keep ratio meets the budget; the message gives the range that can be met.
@@ -51,7 +51,7 @@ def match_gflops(target: float, meter: Meter, task: Task, schedule: Schedule) ->
     least, most = known.values()
     best = min(known, key=lambda ratio: abs(known[ratio] - target))
     for step in range(_STEPS if least < target < most else 0):
-        # Cost is nearly straight in the keep ratio; where whole tokens make steps, halve.
+        # Cost is almost linear in the keep ratio. Whole tokens make steps, so bisect after four.
         share = (target - known[low]) / (known[high] - known[low]) if step < 4 else 0.5
         ratio = low + share * (high - low)
         known[ratio] = cost(ratio)
@@ -61,9 +61,9 @@ def match_gflops(target: float, meter: Meter, task: Task, schedule: Schedule) ->
             break
     if abs(known[best] / target - 1) > TOLERANCE:
         raise BudgetError(
-            f"{type(meter.reducer).__name__} cannot cost {target:g} GFLOPs within 1%: its own work "
-            f"included it costs from {least:.4g} to {most:.4g}, and {known[best]:.4g} is the "
-            "nearest. Choose another budget or other reduction layers."
+            f"{type(meter.reducer).__name__} cannot cost {target:g} GFLOPs within 1%: with its own "
+            f"work it costs from {least:.4g} to {most:.4g}; the nearest is {known[best]:.4g}. "
+            "Choose another budget or other reduction layers."
         )
     found = replace(schedule, keep_ratio=best, counts=None)
     meter.set_reduction(meter.reducer, found)

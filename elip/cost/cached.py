@@ -1,4 +1,4 @@
-"""The cost of a run's model, measured once and kept beside the runs."""
+"""The cost of a run's model, measured once and stored beside the runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunCost:
         batch_size: Examples in a timed batch (`elip.cost.timing.choose_batch`).
         latency_ms: Median inference time of a batch.
         latency_p95_ms: 95th percentile of it.
-        latency_unreduced_ms: Median without reduction, timed in turn.
+        latency_unreduced_ms: Median without reduction, timed in the same rounds.
         examples_per_second: Throughput at the median.
         notes: Why something was not measured.
     """
@@ -65,20 +65,20 @@ def cached_cost(
     precision: str = "32-true",
     facts: Mapping[str, Any] | None = None,
 ) -> RunCost:
-    """Return the cost of a model, measured only where the store does not have it yet.
+    """Return the cost of a model; measure only what the store does not contain.
 
     Costs depend on sizes, reducer, token counts and task, not on weights or data: pixels and words
-    are random, and every text has its full length. Whatever cannot be measured is None and said in
-    the notes, so that a finished run is not lost to it.
+    are random, and every text has its full length. If a measurement fails, its values are None and
+    the notes say why, so a finished run is never lost.
 
     Args:
-        meter: The model as it runs, on its device. Modes and random states stay as they are.
+        meter: The model on its device. Modes and random states do not change.
         task: Its task.
-        store: A JSON-lines file that processes may share; None keeps nothing.
-        training: Whether the training step is counted too.
-        timed: Whether inference is timed.
-        precision: Lightning's name of the precision to time in.
-        facts: What else changes a cost, such as ``{"compile": True}``.
+        store: A JSON-lines file, which processes may share; None stores nothing.
+        training: Whether to count the training step too.
+        timed: Whether to time inference.
+        precision: Lightning's name of the precision for timing.
+        facts: Other facts that change a cost, such as ``{"compile": True}``.
     """
     store_ = _Store(store)
     device = meter.device
@@ -94,7 +94,7 @@ def cached_cost(
             return count_forward(meter, task, random_batch(meter, 1, task).to(device)).model_dump()
 
         def step() -> float:
-            # Two examples: pre-training gives half of a batch a false image.
+            # Two examples: in pre-training, half of a batch gets a negative image.
             return count_training_step(meter, task, random_batch(meter, 2, task).to(device))
 
         found = dict(store_.get({"what": "forward", **shared, **key}, forward))
@@ -117,8 +117,8 @@ def cached_cost(
         return found
 
     notes, parts = [], dict[str, Any]()
-    # Whatever a reducer raises when it is traced, memory that does not suffice, operators that no
-    # counter knows: the run that asks is complete and must be recorded.
+    # A reducer may fail under tracing, memory may run out, an operator may be unknown. The run is
+    # complete all the same and must be recorded.
     try:
         parts["gflops"] = Gflops(**gflops(mine))
         with meter.reduction_disabled():
@@ -159,10 +159,10 @@ def _time(meter: Meter, task: Task, count: int) -> dict[str, Any]:
 
 
 class _Store:
-    """One JSON line a measurement.
+    """One JSON line per measurement.
 
-    A line is appended in one write, so processes need no lock. Two that measure the same at once
-    both append, and the first line counts. A line that is damaged is measured again.
+    Each line is appended in one write, so processes need no lock. If two write the same key, the
+    first line counts. Damaged lines are ignored.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -193,7 +193,7 @@ _MODULE_FIELDS = frozenset(vars(nn.Module()))
 
 
 def _options(module: nn.Module | None) -> dict[str, Any] | None:
-    """Return class and options of a reducer or task: whatever it keeps that is no tensor."""
+    """Return class and options of a reducer or task: all its attributes that are not tensors."""
     if module is None:
         return None
     own = {
@@ -207,7 +207,7 @@ def _options(module: nn.Module | None) -> dict[str, Any] | None:
 
 @cache
 def _code_hash(*modules: str) -> str:
-    """Return a hash of the source that decides a cost, so that changed code is measured again."""
+    """Hash the source code that determines a cost, so that a change means a new measurement."""
     root = Path(elip.__file__).parent
     files = {*root.glob("model/*.py"), *root.glob("tasks/*.py"), *root.glob("cost/*.py")}
     files |= {root / "schedule.py", *Path(reducers.__file__).parent.glob("*.py")}

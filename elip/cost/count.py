@@ -1,8 +1,8 @@
 """Counting multiply-adds: a forward pass by fvcore, a training step by torch.
 
 One multiply-add = 1. Matrix products, convolutions and attention count; element-wise work, norms,
-sorting and copying do not. The two counters are independent of each other: the tests (and
-``python -m elip.cost --check``) hold them against each other and against closed forms.
+sorting and copying do not. The two counters are independent. The tests compare them with each other
+and with closed forms; ``python -m elip.cost --check`` compares them for any method.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PARTS = ("vision", "probe", "reducer", "text", "fusion", "head")
 
 
 class CostError(RuntimeError):
-    """The cost cannot be stated with certainty; the message says why."""
+    """The cost is not known; the message says why."""
 
 
 # --- forward pass
@@ -49,13 +49,13 @@ def count_forward(meter: Meter, task: Task, batch: Batch) -> Gflops:
     Args:
         meter: The model.
         task: Its task; `Task.infer` is the pass.
-        batch: What it runs on; the count is divided by the number of its examples.
+        batch: The input; the count is divided by its number of examples.
 
     Returns:
-        G multiply-adds an example. What runs outside the model's parts is the head's.
+        G multiply-adds per example. Work outside the model's parts counts as the head's.
 
     Raises:
-        CostError: An operator multiplies matrices and its cost is not known.
+        CostError: The cost of an operator that multiplies matrices is unknown.
     """
     counts = count_parts(
         lambda: task.infer(meter, batch), nn.ModuleList([meter, task]), meter.cost_parts(), "head"
@@ -95,8 +95,8 @@ def count_parts(
     ]
 
     def booked(formula: Formula) -> Callable[[Sequence[Any], Sequence[Any]], Counter[str]]:
-        # fvcore groups counts by the key that a formula returns: the part, read off the stack of
-        # modules that were running.
+        # fvcore groups counts by the key that a formula returns. Here that is the part, found from
+        # the stack of running modules.
         def count(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
             stack = [f"{name}." for name in outputs[0].node().scopeName().split("/")]
             running = (part for part, path in paths if any(at.startswith(path) for at in stack))
@@ -120,7 +120,7 @@ def count_parts(
 
 
 class _Traced(nn.Module):
-    """Makes a module of a call, as tracing wants it."""
+    """Wraps a call in a module, which tracing requires."""
 
     def __init__(self, model: nn.Module, call: Callable[[], object]) -> None:
         super().__init__()
@@ -143,10 +143,10 @@ _SCATTERS = (torch.scatter, Tensor.scatter, Tensor.scatter_)
 
 
 class _PlainNumbers(TorchFunctionMode):
-    """Lets traced code see the numbers that it would see untraced.
+    """Gives traced code plain numbers for sizes.
 
-    While tracing, torch hands out sizes as tensors, on which ``round`` and the like fail, and
-    cannot find `scatter` of a Python bool.
+    While tracing, torch returns sizes as tensors, on which ``round`` and the like fail. It also
+    rejects a Python bool as the value of `scatter`.
     """
 
     def __torch_function__(
@@ -247,8 +247,8 @@ _FREE = re.compile(
 def count_training_step(meter: Meter, task: Task, batch: Batch) -> float:
     """Count one training step: forward, backward, passes without gradient, frozen layers.
 
-    The step is really run, in training mode. Parameters, gradients and random states stay as they
-    are. The optimiser's element-wise update is not counted.
+    The step runs for real, in training mode. Parameters, gradients and random states do not change.
+    The optimiser's element-wise update does not count.
 
     Args:
         meter: The model.
@@ -273,8 +273,8 @@ def count_backward(model: nn.Module, loss: Callable[[], Tensor]) -> int:
 def count_run(run: Callable[[], object]) -> int:
     """Count the multiply-adds of everything that ``run`` does, by torch.
 
-    Shapes are all that it takes: tensors on the device ``meta`` do. Attention runs as plain matrix
-    products, since the fused kernels count differently in their backward passes.
+    Tensors on the device ``meta`` are enough. Attention runs as plain matrix products, because the
+    backward passes of fused kernels count differently.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_TORCH_FORMULAS)
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -282,7 +282,7 @@ def count_run(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-# What torch's own counter leaves at zero. Its convention is two for a multiply-add.
+# Operators that torch's counter takes as free. It counts two per multiply-add.
 _TORCH_FORMULAS: dict[Any, Callable[..., int]] = {
     **dict.fromkeys(
         (torch.ops.aten.mv, torch.ops.aten.dot),
@@ -300,10 +300,9 @@ _TORCH_FORMULAS: dict[Any, Callable[..., int]] = {
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave modes and random states as they were; run what the counters can see.
+    """Restore modes and random states afterwards, and run only what the counters can see.
 
-    That is the uncompiled model, without the fused path of `nn.MultiheadAttention`, which both
-    counters take for nothing.
+    Both counters miss compiled code and the fused path of `nn.MultiheadAttention`.
     """
     states = [(part, part.training, part._compiled_call_impl) for part in model.modules()]
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
@@ -321,14 +320,14 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             part._compiled_call_impl = compiled
 
 
-# --- the two against each other
+# --- comparing the two counters
 
 
 def check_count(meter: Meter, task: Task, batch: Batch) -> Gflops:
-    """Count a forward pass by both counters, and return it if they agree.
+    """Count a forward pass with both counters.
 
     Raises:
-        CostError: They do not.
+        CostError: They disagree.
     """
     cost = count_forward(meter, task, batch)
     both = nn.ModuleList([meter, task])

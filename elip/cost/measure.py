@@ -1,9 +1,10 @@
-"""Many reducers on many schedules in one METER: multiply-adds, time and memory of each."""
+"""Measure many reducers and schedules in one METER: multiply-adds, time and memory."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -26,33 +27,25 @@ from reducers import Identity
 from reducers.contract import Reducer
 
 NO_REDUCTION = "No reduction"
-# Word pieces of a text encoder that has no vocabulary of its own; the data would bring it.
+# For text encoders whose vocabulary comes from the data.
 _VOCAB = 1000
 
 Phase = Literal["encoder", "inference", "training"]
-"""What is timed: the image encoder; a whole forward pass; a training step, both passes of
-pre-training forward and backward, then the optimiser."""
+"""What is timed: the image encoder, the whole forward pass, or a training step (both pre-training
+objectives forward and backward, then the optimiser)."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 Row = dict[str, Any]
-"""One line of the table: plain values by column, None where something is missing."""
+"""One table row: column -> plain value, None if missing."""
 
 Methods = Mapping[str, Callable[[], Reducer]]
-"""Reducers by name, each made anew on call."""
+"""Name -> function that makes a new reducer."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the candidates run.
-
-    Attributes:
-        image_size: Pixels a side.
-        batch_size: Examples a batch.
-        precision: ``fp32``, or ``bf16`` for bfloat16 autocast.
-        compiled: Whether image encoder and fusion are compiled.
-        phase: What is timed.
-    """
+    """How the candidates run; ``precision`` is ``fp32`` or ``bf16`` (autocast)."""
 
     image_size: int
     batch_size: int
@@ -63,15 +56,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method in a model that shares its weights with all others.
-
-    Attributes:
-        name: Name of the method.
-        meter: The model.
-        task: Pre-training; its inference is one image-text pair scored.
-        gflops: What it costs.
-        operators: Operators that a forward pass launches.
-    """
+    """A method in its own copy of the model. All copies share their weights."""
 
     name: str
     meter: Meter
@@ -90,27 +75,27 @@ def measure(
     training: bool = True,
     check: bool = False,
 ) -> Iterator[list[Row]]:
-    """Measure every method on every schedule, and no reduction, in every setting.
+    """Measure no reduction, and every method on every schedule, in every setting.
 
     Args:
-        config: The model's sizes; its image size gives way to the settings'.
+        config: The model's sizes. The settings override its image size.
         methods: The reducers.
         schedules: When and how much they reduce.
         settings: How to run them.
-        device: Where.
-        rounds: Timed runs of each candidate, after two that are dropped; 0 only counts.
-        training: Whether the training step is counted (it takes as long as some runs).
-        check: Whether the forward pass is counted by torch as well.
+        device: Where to run them.
+        rounds: Timed runs of each candidate, after two warm-up runs; 0 only counts.
+        training: Whether to count the training step too.
+        check: Whether to count the forward pass with torch too and compare.
 
     Yields:
-        For each setting its rows, no reduction first. ``gflops`` is what was timed, in G
-        multiply-adds an example, ``gflops_*`` are the parts. ``flops_speedup`` is the multiply-adds
-        without reduction over those with, ``latency_speedup`` the same of the time, ``efficiency``
-        the second over the first.
+        The rows of one setting, no reduction first. ``gflops`` (G multiply-adds per example) covers
+        the timed phase and ``gflops_*`` the parts. ``flops_speedup`` and ``latency_speedup`` divide
+        the value without reduction by the value with it. ``efficiency`` is latency speed-up over
+        FLOPs speed-up.
 
     Raises:
-        ValueError: A keep ratio cannot be reached, or method and model do not fit.
-        CostError: A cost is not known, or the counters disagree.
+        ValueError: A keep ratio cannot be reached, or a method does not fit the model.
+        CostError: An operator's cost is unknown, or the counters disagree.
     """
     built: tuple[int, bool] | None = None
     candidates: list[Candidate] = []
@@ -121,7 +106,12 @@ def measure(
             sized = replace(config, image_size=setting.image_size)
             candidates = build(sized, methods, schedules, device, training, check)
             if setting.compiled:
-                _compile(candidates)
+                # All candidates share compiled code. None may silently fall back to eager mode.
+                dynamo = torch._dynamo.config
+                dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(candidates))
+                dynamo.fail_on_recompile_limit_hit = True
+                for candidate in candidates:
+                    candidate.meter.compile_parts()
         yield _rows(candidates, setting, device, rounds)
 
 
@@ -133,7 +123,7 @@ def build(
     training: bool = False,
     check: bool = False,
 ) -> list[Candidate]:
-    """Build and count a model for each method and schedule, no reduction first; see `measure`."""
+    """Build and count a model per method and schedule, no reduction first; see `measure`."""
     sizes = config.resolve()
     vocab = _VOCAB if sizes.text_encoder in ("roberta", "bert") else None
 
@@ -148,11 +138,11 @@ def build(
     one, two = (random_batch(base, count) for count in (1, 2))
 
     def candidate(name: str, make: Callable[[], Reducer], schedule: Schedule) -> Candidate:
-        # The copy shares all tensors with the base.
+        # The memo makes the copy share all tensors with the base.
         meter = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
         meter.set_reduction(make(), schedule)
         cost = (check_count if check else count_forward)(meter, task, one.to(device))
-        # Shapes are enough for the rest. Of two examples, one gets a false image.
+        # The rest needs only shapes. Pre-training needs two examples: one gets a negative image.
         shapes.set_reduction(make(), schedule)
         step = count_training_step(shapes, dry, two.to("meta")) if training else None
         cost = cost.model_copy(update={"training_step": step})
@@ -160,28 +150,19 @@ def build(
 
     found = [candidate(NO_REDUCTION, Identity, Schedule())]
     for name, make in methods.items():
-        # A method that never acts is no reduction: it has no ratio.
+        # "No reduction" is in the list already.
         for schedule in schedules if make().placement != "never" else ():
             found.append(candidate(name, make, schedule))
     return found
-
-
-def _compile(candidates: list[Candidate]) -> None:
-    # All candidates share the code of their modules; none may fall back to running eagerly.
-    dynamo = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(candidates))
-    dynamo.fail_on_recompile_limit_hit = True
-    for candidate in candidates:
-        candidate.meter.compile_parts()
 
 
 def _rows(
     candidates: list[Candidate], setting: Setting, device: torch.device, rounds: int
 ) -> list[Row]:
     batch = random_batch(candidates[0].meter, setting.batch_size).to(device)
-    optimizer = None
-    if setting.phase == "training":
-        # Of the weights that all share; at this rate they stay all but as they are.
+    training, optimizer = setting.phase == "training", None
+    if training:
+        # All candidates share these weights. The tiny rate leaves them nearly unchanged.
         weights = candidates[0].meter.parameters()
         optimizer = AdamW(weights, lr=1e-9, fused=device.type in ("cpu", "cuda"))
     runs = {str(i): _run(each, batch, setting, optimizer) for i, each in enumerate(candidates)}
@@ -189,31 +170,32 @@ def _rows(
     if rounds:
         parts = [part for each in candidates for part in (each.meter, each.task)]
         half = "bf16-mixed" if setting.precision == "bf16" else None
-        if setting.phase == "training":
+        with nullcontext() if training else inference(*parts, precision=half):
             timings = time_interleaved(runs, rounds, 2, len(batch), device)
             memory = {name: peak_memory(run, device) for name, run in runs.items()}
-        else:
-            with inference(*parts, precision=half):
-                timings = time_interleaved(runs, rounds, 2, len(batch), device)
-                memory = {name: peak_memory(run, device) for name, run in runs.items()}
     rows: list[Row] = []
     for name, each in zip(runs, candidates, strict=True):
-        ratio, fusion = each.meter.plan.keep_ratio, _in_fusion(each.meter)
+        ratio, cost = each.meter.plan.keep_ratio, each.gflops
+        fusion = each.meter.reducer.placement == "fusion"
+        gflops = {
+            "encoder": (cost.vision or 0) + (cost.probe or 0) + (cost.reducer or 0),
+            "inference": cost.total,
+            "training": cost.training_step,
+        }[setting.phase]
         row: Row = {
             "reducer": each.name,
             "keep_ratio": 1.0 if fusion else ratio,
             "fusion_keep_ratio": ratio if fusion else None,
             **asdict(setting),
-            "gflops": _timed_gflops(each.gflops, setting.phase),
-            **{f"gflops_{part}": getattr(each.gflops, part) for part in PARTS},
-            "gflops_total": each.gflops.total,
-            "gflops_training_step": each.gflops.training_step,
+            "gflops": gflops,
+            **{
+                f"gflops_{part}": getattr(cost, part) for part in (*PARTS, "total", "training_step")
+            },
             "operators": each.operators,
+            "flops_speedup": _over(rows[0]["gflops"] if rows else gflops, gflops),
         }
-        row["flops_speedup"] = _over(rows[0]["gflops"] if rows else row["gflops"], row["gflops"])
         if name in timings:
-            timing = timings[name]
-            peak = memory[name]
+            timing, peak = timings[name], memory[name]
             row |= {
                 "latency_ms": 1e3 * timing.median,
                 "latency_p95_ms": 1e3 * timing.p95,
@@ -227,24 +209,11 @@ def _rows(
     return rows
 
 
-def _in_fusion(meter: Meter) -> bool:
-    return meter.reducer.placement == "fusion"
-
-
 def _over(above: float | None, below: float | None) -> float | None:
     return above / below if above and below else None
 
 
-def _timed_gflops(cost: Gflops, phase: Phase) -> float | None:
-    if phase == "training":
-        return cost.training_step
-    if phase == "inference":
-        return cost.total
-    return sum(part or 0 for part in (cost.vision, cost.probe, cost.reducer))
-
-
 def _run(each: Candidate, batch: Batch, setting: Setting, optimizer: AdamW | None) -> Run:
-    """Return one pass of a candidate; `inference` surrounds those that do not train."""
     meter, task = each.meter, each.task
     if setting.phase == "inference":
         return lambda: task.infer(meter, batch)
@@ -253,13 +222,11 @@ def _run(each: Candidate, batch: Batch, setting: Setting, optimizer: AdamW | Non
             text = meter.eval().encode_text(batch.text)
         return lambda: meter.encode_image(batch.images[:, 0], text, batch.example)
     assert optimizer is not None
-    both = nn.ModuleList([meter, task])
+    both, device = nn.ModuleList([meter, task]), batch.images.device.type
 
     def step() -> None:
         both.train()
-        with torch.autocast(
-            batch.images.device.type, torch.bfloat16, enabled=setting.precision == "bf16"
-        ):
+        with torch.autocast(device, torch.bfloat16, enabled=setting.precision == "bf16"):
             loss = task.loss(meter, batch).total
         loss.backward()
         optimizer.step()
@@ -274,13 +241,12 @@ class _Launches(TorchDispatchMode):
         self.count: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Views launch nothing.
-        self.count += not func.is_view
+        self.count += not func.is_view  # views launch nothing
         return func(*args, **(kwargs or {}))
 
 
 def count_operators(meter: Meter, task: Task, batch: Batch) -> int:
-    """Return how many operators, views apart, one forward pass hands to the device."""
+    """Count the operators of one forward pass, without views."""
     with inference(meter, task), _Launches() as launches:
         task.infer(meter, batch)
     count: int = launches.count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _MARKERS = "os^Dv<>P"
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Return the multiply-adds of one image size; nothing else of a setting changes them."""
+    """Return the table of multiply-adds at one image size."""
     unit, scale = ("G", 1.0) if rows[0]["gflops_total"] >= 1 else ("M", 1e3)
     columns = {part: f"gflops_{part}" for part in (*PARTS, "total")}
     columns["training\nstep"] = "gflops_training_step"
@@ -72,7 +72,7 @@ def _title(row: Row) -> str:
 
 
 def _short(value: float | None) -> str:
-    """Three significant digits, at most three of them behind the point."""
+    """Format with three significant digits and at most three decimals."""
     if value is None:
         return "-"
     if value == 0:
@@ -82,12 +82,12 @@ def _short(value: float | None) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw latency speed-up over FLOPs speed-up, one panel a setting, as a vector graphic."""
+    """Plot latency speed-up over FLOPs speed-up, one panel per setting."""
     settings = list(dict.fromkeys(tuple(row[key] for key in _SETTING) for row in rows))
     names = list(dict.fromkeys(row["reducer"] for row in rows))[1:]
     ratios = [row[key] for row in rows for key in ("flops_speedup", "latency_speedup") if row[key]]
     limits = (0.95 * min(ratios), 1.05 * max(ratios))
-    # Sizes fit a column of a two-column paper; text stays text, so that it can be searched.
+    # A panel fits a column of a two-column paper. Font type 42 keeps text searchable.
     style: dict[Any, Any] = {"font.size": 8, "pdf.fonttype": 42, "axes.spines.top": False,
              "axes.spines.right": False, "axes.linewidth": 0.6}  # fmt: skip
     with mpl.rc_context(style):
@@ -115,7 +115,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def tell(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Print the rows of a benchmark as a table, and keep them with what they were measured on.
+    """Print the rows of a benchmark as a table, and save them with facts about the machine.
 
     Args:
         rows: Plain values by column, the same columns in each.
@@ -140,7 +140,7 @@ def tell(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def machine() -> dict[str, object]:
-    """Return what the numbers of a benchmark hold for."""
+    """Describe the machine that a benchmark ran on."""
     count = torch.cuda.device_count()
     return {
         "processor": platform.machine(),
@@ -149,11 +149,3 @@ def machine() -> dict[str, object]:
         "gpus": [torch.cuda.get_device_name(number) for number in range(count)],
         "torch": torch.__version__,
     }
-
-
-def brief(groups: Iterable[Sequence[Row]]) -> list[Row]:
-    """Return the columns of measured rows that a benchmark shows."""
-    columns = ("reducer", "keep_ratio", "phase", "image_size", "batch_size", "gflops", "latency_ms",
-               "latency_p95_ms", "peak_memory_mb", "flops_speedup", "latency_speedup", "efficiency",
-               "latency_spread")  # fmt: skip
-    return [{name: row[name] for name in columns} for rows in groups for row in rows]

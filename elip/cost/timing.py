@@ -1,7 +1,7 @@
 """Times and memory that can be compared.
 
-Candidates run in turns, so a machine that gets slower or busier hits all of them alike. The device
-is waited for before the clock is read; the first runs are dropped.
+Candidates take turns, so drift of the machine affects all of them alike. The clock is read only
+when the device is idle. The first runs are dropped.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Time candidates against each other.
 
-    Each round runs every candidate once. The order moves on by one from round to round, so that
-    none is always behind the same other.
+    Each round runs every candidate once. The order rotates from round to round.
 
     Args:
         candidates: What to run, by name; at least one.
@@ -106,10 +105,10 @@ def time_once(run: Run, device: torch.device | str = "cpu") -> float:
 
 @contextmanager
 def inference(*modules: nn.Module, precision: str | None = None) -> Iterator[None]:
-    """Evaluation mode without gradient, in a precision; modes are put back.
+    """Evaluate without gradient in a precision, then restore the modes.
 
-    Time all runs inside *one* such context. Autocast keeps the weights that it has cast until its
-    context ends; a context for each run would cast all of them in each run.
+    Time all runs inside *one* such context. Autocast caches the weights that it has cast until its
+    context ends, so a context per run would cast all weights in every run.
 
     Args:
         modules: What runs.
@@ -133,8 +132,8 @@ def inference(*modules: nn.Module, precision: str | None = None) -> Iterator[Non
 def choose_batch(meter: Meter, task: Task, make: Callable[[int], Batch]) -> int:
     """Return the number of examples to time inference at: 1, 2, 4, ... 256.
 
-    The first at which a pass without reduction takes 50 ms. Below that, a fast device spends its
-    time on launching operators, and shows little of what a method saves. Call inside `inference`.
+    The first at which a pass without reduction takes 50 ms. With less work, a fast device mostly
+    launches operators, and hides what a method saves. Call inside `inference`.
 
     Args:
         meter: The model.
@@ -145,7 +144,7 @@ def choose_batch(meter: Meter, task: Task, make: Callable[[int], Batch]) -> int:
     with meter.reduction_disabled():
         while count < _MOST_EXAMPLES:
             batch = make(count)
-            task.infer(meter, batch)  # what is set up once is not timed
+            task.infer(meter, batch)  # warm-up
             seconds = time_once(partial(task.infer, meter, batch), batch.images.device)
             if seconds >= _ENOUGH_SECONDS:
                 break
@@ -154,18 +153,15 @@ def choose_batch(meter: Meter, task: Task, make: Callable[[int], Batch]) -> int:
 
 
 def peak_memory(run: Run, device: torch.device | str = "cpu") -> int | None:
-    """Return by how many bytes memory rose at most during one run, above its start.
+    """Return the peak memory of one run in bytes, above the memory in use at its start.
 
-    On CUDA: the tensors that torch's allocator held at once. On the CPU: the resident memory of
-    the process, which takes in the scratch space of libraries and repeats to a few megabytes only;
-    Linux alone can tell it. Weights and inputs are there before and do not count.
+    On CUDA this is what torch's allocator holds. On the CPU it is the resident memory of the
+    process. It includes scratch space of libraries, varies by a few megabytes, and needs Linux
+    (elsewhere the result is None).
 
     Args:
-        run: What to run, once. Run it before, so that what it sets up once does not count.
+        run: What to run, once. Run it before as a warm-up.
         device: Where it runs.
-
-    Returns:
-        Bytes, or None where the system cannot tell.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -176,8 +172,8 @@ def peak_memory(run: Run, device: torch.device | str = "cpu") -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        # Memory that was freed but not handed back would be used again unseen: hand it back. Then
-        # "5" lets the system's high-water mark fall to the present level (man 5 proc).
+        # Return freed memory to the system, or its reuse would go unseen. Then "5" resets the
+        # high-water mark (man 5 proc).
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Multiply-adds on paper: what the counters are held against. One multiply-add = 1."""
+"""Closed forms for multiply-adds, to check the counters. One multiply-add = 1."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def cls_row(tokens: int, width: int) -> int:
 
 
 def fusion_layer(rows: int, tokens: int, other: int, width: int) -> int:
-    """One layer of one stream of which ``rows`` of ``tokens`` tokens are computed."""
+    """One layer of one stream; only ``rows`` of its ``tokens`` tokens are computed."""
     return layer(rows, width, tokens) + layer(rows, width, other) + feed_forward(rows, width)
 
 
 def fusion(text: int, image: int, width: int, layers: int, read: str) -> int:
-    """Both streams; the last level computes only what is read."""
+    """Both streams; the last layer computes only the rows that are read."""
     both = fusion_layer(text, text, image, width) + fusion_layer(image, image, text, width)
     last = {
         "all": both,

@@ -1,4 +1,4 @@
-"""Matched budgets: what a method costs, its own work included, is what it may cost."""
+"""Matched budgets: the keep ratio found makes a method cost the budget."""
 
 from __future__ import annotations
 
@@ -46,30 +46,30 @@ def test_counted_total_meets_the_budget(name: str) -> None:
     target = 0.8 * total("Identity")
     meter, task = build(name)
     found = match_gflops(target, meter, task, SCHEDULE)
-    # Solved by torch's counter on shapes; here is fvcore's on a real model.
+    # The search uses torch's counter on shapes; this uses fvcore's on a real model.
     assert total(name, found) == pytest.approx(target, rel=0.01)
     assert meter.plan.keep_ratio == pytest.approx(found.keep_ratio, abs=0.02)
 
 
-def test_a_probe_is_paid_for_in_tokens() -> None:
+def test_a_probe_costs_tokens() -> None:
     target = 0.85 * total("Identity")
     random, elip = (match_gflops(target, *build(name), SCHEDULE) for name in ("Random", "ELIP"))
     assert elip.keep_ratio < random.keep_ratio - 0.05
 
 
 @pytest.mark.parametrize("gflops", [1e-6, 1e3])
-def test_out_of_reach_is_an_error_with_the_range(gflops: float) -> None:
+def test_error_gives_the_possible_range(gflops: float) -> None:
     with pytest.raises(BudgetError, match=r"Random cannot cost .* it costs from 0\.0\d+ to 0\.0"):
         match_gflops(gflops, *build("Random"), SCHEDULE)
 
 
 @pytest.mark.parametrize("value", [{}, {"gflops": 0}, {"latency_ms": 1}, 35, {"gflops": "35"}])
-def test_no_budget(value: object) -> None:
+def test_malformed_budget(value: object) -> None:
     with pytest.raises(ValueError, match=r"give \{gflops: NUMBER\}"):
         match_budget(value, {})
 
 
-def test_a_grid_asks_for_a_budget(tmp_path: Path) -> None:
+def test_grid_with_a_budget(tmp_path: Path) -> None:
     write_shapes(tmp_path / "data" / "shapes", Options(train=4, val=2, test=2), progress=False)
     full = total("Identity")
     large, small = (round(share * full, 5) for share in (0.9, 0.8))

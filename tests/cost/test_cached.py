@@ -1,4 +1,4 @@
-"""A run's cost is measured once and kept beside the runs."""
+"""The cost of a run is measured once and stored beside the runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def entries(store: Path) -> list[str]:
     return [json.loads(line)["what"] for line in store.read_text().splitlines()]
 
 
-def test_what_is_measured(store: Path) -> None:
+def test_measured_values(store: Path) -> None:
     meter, task = build(shelf()["ELIP"]())
     found = cached_cost(meter, task, store, training=True)
     one, two = random_batch(meter, 1, task), random_batch(meter, 2, task)
@@ -67,7 +67,7 @@ def test_once_for_each_model_reducer_counts_and_task(
     assert measured() == 2
 
 
-def test_times_are_kept_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_stored(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cached_cost(*build(shelf()["Random"]()), store)
     monkeypatch.setattr(cached, "_time", None)
     assert cached_cost(*build(shelf()["Random"]()), store) == first
@@ -76,7 +76,7 @@ def test_times_are_kept_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "No times" in other.notes[0]
 
 
-def test_processes_share_the_store_and_damage_is_measured_again(store: Path) -> None:
+def test_shared_and_damaged_store(store: Path) -> None:
     models = [build(shelf()["Random"]()) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(lambda pair: repr(cached_cost(*pair, store, timed=False)), models))
@@ -85,7 +85,7 @@ def test_processes_share_the_store_and_damage_is_measured_again(store: Path) -> 
     assert repr(cached_cost(*models[0], store, timed=False)) in found
 
 
-def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_measurements_become_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hidden(shelf()["Random"]):
         def forward(self, patches, num_keep, signals):
             reduced = super().forward(patches, num_keep, signals)

@@ -1,4 +1,4 @@
-"""The two counters against closed forms, and against each other."""
+"""Both counters agree with closed forms and with each other."""
 
 from __future__ import annotations
 
@@ -64,25 +64,25 @@ def on_paper(entering: list[int], leaving: int, probe: float = 0, reducer: float
 # --- METER
 
 
-def test_no_reduction_and_random_are_as_on_paper() -> None:
+def test_no_reduction_and_random_match_closed_forms() -> None:
     meter, task = build()
     assert count_forward(meter, task, random_batch(meter, 2)) == on_paper([16] * 4, 16)
     meter, task = build(shelf()["Random"]())
     assert count_forward(meter, task, random_batch(meter, 2)) == on_paper([16, 10, 5, 5], 5)
 
 
-def test_probe_of_elip_is_counted_apart() -> None:
+def test_the_probe_has_its_own_part() -> None:
     # Depths 1 and 2 at blocks 1 and 2: a row of 17 tokens; then a block of 11 and a row of 11.
     probe = (
         paper.cls_row(17, WIDTH)
         + paper.layer(11, WIDTH) + paper.feed_forward(11, WIDTH) + paper.cls_row(11, WIDTH)
     )  # fmt: skip
-    # The fused token is one weighted sum over all patches at hand.
+    # The fused token is one weighted sum over all current patches.
     fused = (16 + 10) * WIDTH
     meter, task = build(shelf()["ELIP"](probe_depth=(1, 2)))
     cost = count_forward(meter, task, random_batch(meter, 1))
     assert cost == on_paper([16, 10, 5, 5], 5, probe, fused)
-    # Scores carry no gradient: no backward of the probe, and only one of the sum's two.
+    # Scores carry no gradient: the probe has no backward pass, and the sum only one of two.
     plain, other = build(shelf()["Random"]())
     more = training_forward(meter, task) - training_forward(plain, other)
     assert more == pytest.approx(cost.probe + 2 * cost.reducer, abs=1e-12)
@@ -155,7 +155,7 @@ def test_training_step_is_three_forward_passes_less_the_pixels_gradient() -> Non
     assert counted == 3 * forward - 16 * 48 * 3 * 64
 
 
-def test_frozen_layers_and_passes_without_gradient_cost_what_they_do() -> None:
+def test_frozen_layers_and_passes_without_gradient() -> None:
     first, second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
     model, rows, product = nn.Sequential(first, second), torch.randn(5, 8), 5 * 8 * 8
 
@@ -170,7 +170,7 @@ def test_frozen_layers_and_passes_without_gradient_cost_what_they_do() -> None:
     assert count_backward(model, loss) == 4 * product
 
 
-def test_attention_module_of_torch_is_seen_in_full() -> None:
+def test_torch_attention_module_counts_in_full() -> None:
     model, tokens = nn.TransformerEncoderLayer(16, 4, 64, batch_first=True), torch.randn(2, 7, 16)
     expected = 2 * (paper.layer(7, 16) + paper.feed_forward(7, 16))
     assert count_parts(lambda: model(tokens), model) == {"rest": expected}
@@ -219,7 +219,7 @@ def test_operators(run: object, expected: int) -> None:
 
 
 class Encoder(nn.Module):
-    """A probe runs the encoder's own layer; a chooser calls the probe."""
+    """A probe runs the encoder's layer, and a chooser calls the probe."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class Chooser(nn.Module):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_borrowed_layers_are_booked_on_the_borrower(compiled: bool) -> None:
+def test_borrowed_layers_count_for_the_borrower(compiled: bool) -> None:
     model, head, tokens = Encoder(), nn.Linear(4, 7), torch.randn(3, 4)
     parts = {"probe": [model.probe], "chooser": [model.chooser], "model": [model]}
     if compiled:
@@ -264,13 +264,13 @@ def test_sizes_are_numbers_while_tracing() -> None:
     assert count_parts(run, nn.Module()) == {"rest": 3 * 2 * 6 * 4}
 
 
-def test_products_that_no_formula_knows_are_named() -> None:
+def test_unknown_products_are_errors() -> None:
     with pytest.raises(CostError, match=r"cost of aten::linalg_inv\w* is not known"):
         count_parts(lambda: torch.linalg.inv(torch.eye(3)), nn.Module())
 
 
 @pytest.mark.parametrize("equation", ["bnd,bmd,bnm->b", "...nd,...md", "bnd,bmd"])
-def test_einsum_whose_cost_depends_on_torch_is_refused(equation: str) -> None:
+def test_ambiguous_einsum_is_an_error(equation: str) -> None:
     given = (A, A, A @ A.mT)[: equation.count(",") + 1]
     with pytest.raises(CostError, match="products of two operands"):
         count_parts(lambda: torch.einsum(equation, *given), nn.Module())
@@ -282,7 +282,7 @@ class Wasteful(shelf()["Random"]):
         return super().forward(patches, num_keep, signals)
 
 
-def test_work_that_nothing_uses_is_found_by_the_check() -> None:
+def test_the_check_finds_unused_work() -> None:
     meter, task = build(Wasteful())
     batch = replace(random_batch(meter, 1), masked=None)
     assert count_forward(meter, task, batch).reducer == 0

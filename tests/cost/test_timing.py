@@ -14,7 +14,7 @@ from elip.cost.timing import Timing, choose_batch, inference, time_interleaved
 from tests.cost.test_count import build
 
 
-def test_runs_are_interleaved_and_the_order_moves_on() -> None:
+def test_runs_are_interleaved_in_rotating_order() -> None:
     calls: list[str] = []
     candidates = {name: lambda name=name: calls.append(name) for name in "abc"}
     timings = time_interleaved(candidates, rounds=2, warm_up=1, examples=4)
@@ -41,7 +41,7 @@ def test_the_batch_is_chosen_by_time(
     assert choose_batch(meter, task, lambda count: random_batch(meter, count)) == chosen
 
 
-def test_inference_casts_each_weight_once_and_puts_modes_back() -> None:
+def test_inference_casts_each_weight_once_and_restores_modes() -> None:
     meter, task = build()
     task.eval()
     batch, casts = random_batch(meter, 2), 0
@@ -62,7 +62,7 @@ def test_inference_casts_each_weight_once_and_puts_modes_back() -> None:
     assert not task.training
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the resident memory's peak")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak resident memory needs Linux")
 def test_peak_memory_sees_what_is_freed_again() -> None:
     script = """
 import torch
@@ -76,6 +76,6 @@ def run():
 run()
 print(peak_memory(run))
 """
-    # A process of its own: threads that other tests left behind have memory of their own.
+    # In a new process, because threads left by other tests use memory.
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert int(done.stdout) == pytest.approx(160e6, rel=0.1)

@@ -1,4 +1,4 @@
-"""Losses that are not finite stop a run at once, and no method makes any in half precision."""
+"""A loss that is not finite stops the run. No method causes one in half precision."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_loss_that_is_not_finite_stops_the_step(value: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_stops_in_the_step_whose_loss_is_none(shapes: Path, tmp_path: Path) -> None:
+def test_a_run_stops_at_the_first_loss_that_is_not_finite(shapes: Path, tmp_path: Path) -> None:
     step = MeterModule.training_step
 
     def poison() -> None:
@@ -92,9 +92,9 @@ def test_training_in_bf16_stays_finite(name: str) -> None:
 
 @pytest.mark.parametrize("name", REDUCERS)
 def test_massive_activations_do_not_overflow_in_fp16(name: str) -> None:
-    """One channel hundreds of times larger than the rest, as trained ViTs have some.
+    """Trained ViTs have channels hundreds of times larger than the rest.
 
-    Its squares do not fit in fp16. Source: Sun et al., 2024, arXiv:2402.17762.
+    Their squares overflow in fp16. Source: Sun et al., 2024, arXiv:2402.17762.
     """
     module = build(Retrieval(negative_texts=1), REDUCERS[name]()).eval()
     module.meter.image.vit.norm_pre.weight.data[7] = 300

@@ -1,4 +1,4 @@
-"""What must hold for any input: schedules, reducers, rankings, intervals."""
+"""Properties that hold for any input: schedules, reducers, rankings, intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARE = st.floats(allow_nan=True, allow_infinity=True) | st.floats(0.01, 1)
     blocks=st.integers(1, 14),
     placement=st.sampled_from(["before_block", "after_attention", "fusion"]),
 )
-def test_any_schedule_is_refused_or_can_be_carried_out(
+def test_any_schedule_is_rejected_or_feasible(
     ratio: Any, layers: Any, profile: Any, counts: Any, patches: int, blocks: int, placement: Any
 ) -> None:
     try:

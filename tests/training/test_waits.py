@@ -1,4 +1,4 @@
-"""How often the host reads a value in a training step: on a GPU, each read waits for the device."""
+"""The host reads one value per training step. On a GPU, each read waits for the device."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Reads(TorchDispatchMode):
 @pytest.mark.usefixtures("quick")
 def test_one_read_a_step(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     reads, steps = Reads(), []
-    # Only on the CPU, where it costs nothing, are a reducer's values looked at in every step.
+    # This check of a reducer's values runs in every step only on the CPU, where it is cheap.
     monkeypatch.setattr("elip.training.callbacks.looks_wrong", lambda reduced: False)
 
     def start(module: MeterModule, batch: object, number: int) -> None:
-        if 1 <= module.global_step < 4:  # in the first batch the reducer is looked at closely
+        if 1 <= module.global_step < 4:  # the first batch has extra checks
             reads.__enter__()
             steps.append(number)
 
@@ -44,6 +44,6 @@ def test_one_read_a_step(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MeterModule, "on_train_batch_end", end, raising=False)
     assert go("fit", "--trainer.log_every_n_steps=50") == 0
     assert steps == [1, 2, 3]
-    # The loss, right where it is computed. On CUDA `StepFlags` has a copy of the step before
-    # instead, for which nothing waits.
+    # The one read is the loss. On CUDA, `StepFlags` reads a copy from the previous step instead,
+    # which does not wait.
     assert +reads.seen == Counter(_local_scalar_dense=len(steps))
