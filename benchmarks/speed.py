@@ -1,12 +1,11 @@
-"""Time the full-size model: inference, training step and retrieval, each method beside the others.
+"""Time inference, a training step and retrieval for several methods.
 
     python benchmarks/speed.py
     python benchmarks/speed.py --against ../elip-before --rounds 5
 
-CLIP ViT-B/16 and RoBERTa-base at 288 px with random weights; captions of 10 to 16 tokens as the
-loader hands them out. With ``--against`` another checkout runs beside this one, round by round, so
-that both meet the same load; what counts is the median of the ratios. ``--cpu-time`` with
-OMP_NUM_THREADS=1 counts processor time, for a machine that others use.
+The model is CLIP ViT-B/16 and RoBERTa-base at 288 px with random weights; captions have 10 to 16
+tokens. ``--against`` runs another checkout in turn with this one, so that both see the same load,
+and prints the median of the ratios. On a shared machine use ``--cpu-time`` and OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import torch
 
 METHODS = {
     "Identity": "{}", "ELIP": "{}", "ELIP probe 1": '{"probe_depth": 1}', "ToMe": "{}",
-    "Random": "{}",
+    "Random": "{}", "TRIPS": "{}",
 }  # fmt: skip
 KINDS = ("inference", "training", "retrieval")
 
@@ -80,7 +79,7 @@ def ask(server: subprocess.Popen[str], kind: str, method: str) -> float:
 
 
 def serve(given: argparse.Namespace) -> None:
-    """Time what is asked for, one line at a time."""
+    """Time one kind and method per input line."""
     answers, sys.stdout = sys.stdout, sys.stderr  # progress bars go elsewhere
     ready: dict[tuple[str, str], Callable[[], object]] = {}
     for line in sys.stdin:
@@ -95,7 +94,7 @@ def serve(given: argparse.Namespace) -> None:
 
 
 def prepare(kind: str, method: str, given: argparse.Namespace) -> Callable[[], object]:
-    """Build a model and a batch; return what runs once."""
+    """Build a model and a batch; return a function that runs once."""
     from elip.model.config import MeterConfig
     from elip.model.meter import Meter
     from elip.schedule import Schedule
@@ -124,7 +123,7 @@ def prepare(kind: str, method: str, given: argparse.Namespace) -> Callable[[], o
             optimizer.step()
 
         return step
-    # Encoding is not what retrieval spends its time on: only the scoring of pairs is timed.
+    # Time only the scoring of pairs, which dominates retrieval.
     gallery = task.evaluator().gallery
     with torch.no_grad():
         gallery.add(meter, batch)
