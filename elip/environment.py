@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+@cache
 def environment() -> dict[str, Any]:
     """Return the fields of an `elip.record.Record` that describe code and machine."""
     import torch

@@ -1,4 +1,4 @@
-"""A grid file: axes and stages, and the runs that they unfold into. docs/grids.md has the format.
+"""Read a grid file and list its runs. docs/grids.md describes the format.
 
 Every path in a grid file is relative to the working directory, as on the command line.
 """
@@ -26,21 +26,21 @@ ALIASES = {
     "task": "model.task",
     "dataset": "data.datasets",
 }
-"""Short names of axes, and the option that each stands for."""
+"""Short axis names and their options."""
 
 BUDGET = "budget"
-"""No option of the command line: token counts are solved that cost what it says."""
+"""Not a command-line option: the launcher solves for the keep ratio that meets the budget."""
 
 SHELF = "shelf"
-"""On the axis ``reducer``: every reducer of the shelf."""
+"""A value of the axis ``reducer`` that means every reducer on the shelf."""
 
-_NAME_BYTES = 180  # a file system takes names of 255 bytes
+_NAME_BYTES = 180  # file systems allow 255
 
 Files = Annotated[tuple[str, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
 class GridError(ValueError):
-    """A grid cannot be carried out; the message says where it is wrong and what would be right."""
+    """The grid cannot run. The message says where the mistake is and how to fix it."""
 
 
 class _Part(BaseModel):
@@ -48,15 +48,15 @@ class _Part(BaseModel):
 
 
 class Resources(_Part):
-    """What a run of a stage asks of a cluster.
+    """Cluster resources of one run of a stage.
 
     Attributes:
-        minutes: Time limit. A run that reaches it saves, is queued again and goes on.
-        memory_gb: Main memory, in GB; None leaves it to the cluster.
-        cpus: Processor cores a process.
-        gpus: GPUs of a node; None takes ``trainer.devices``, 0 none.
-        partition: Partition of the cluster; None for its default.
-        throttle: The most runs of the stage that the cluster works on at once.
+        minutes: Time limit. A run that reaches it saves, requeues and resumes.
+        memory_gb: Main memory in GB. None uses the cluster default.
+        cpus: CPU cores per process.
+        gpus: GPUs per node. None uses ``trainer.devices``.
+        partition: Cluster partition. None uses the default.
+        throttle: Maximum number of runs of the stage at once.
     """
 
     minutes: Annotated[int, Field(ge=1)] = 60
@@ -68,19 +68,18 @@ class Resources(_Part):
 
 
 class Stage(_Part):
-    """One step of every run of the grid: a command, on some of the axes.
+    """One command, run for every combination of some of the axes.
 
     Attributes:
-        name: Name of the stage; comes from its key in the file.
-        command: What runs; the stage's name where it is left out.
-        axes: The axes that matter here; None for all.
-        after: The stage whose checkpoints it starts from.
-        start: What that checkpoint is: ``weights`` to start from (the default of a fit), or
-            ``ckpt_path`` to score.
-        checkpoint: Which checkpoint of the earlier stage.
-        base: Configuration files of its own, over the grid's.
-        set: Options of its own, over those files.
-        resources: What a cluster is asked for.
+        name: Its key in the file.
+        command: The command to run. Defaults to the stage's name.
+        axes: The axes that apply. None means all.
+        after: The earlier stage whose checkpoints it uses.
+        start: ``weights`` trains from that checkpoint (default for fit); ``ckpt_path`` scores it.
+        checkpoint: Which of the earlier stage's checkpoints.
+        base: Configuration files that override the grid's.
+        set: Options that override those files.
+        resources: What to request from a cluster.
     """
 
     name: str
@@ -95,7 +94,7 @@ class Stage(_Part):
 
     @property
     def weights_option(self) -> str:
-        """The option that names the earlier stage's checkpoint."""
+        """The option that takes the earlier stage's checkpoint."""
         start = self.start or ("weights" if self.command == "fit" else "ckpt_path")
         return "model.weights" if start == "weights" else start
 
@@ -110,7 +109,7 @@ class _File(_Part):
 
 @dataclass(frozen=True)
 class Value:
-    """One value of an axis: its label, the options that it sets, and files that lie under them."""
+    """One value of an axis: its label, the options it sets, and the files they override."""
 
     label: str
     options: dict[str, Any]
@@ -123,9 +122,9 @@ class Draft:
 
     Attributes:
         stage: The stage.
-        labels: Label of its value on each of the stage's axes.
-        args: Arguments of the command line, without the command.
-        budget: What its token counts shall cost, such as ``{gflops: 35}``.
+        labels: The label of its value on each axis of the stage.
+        args: Command-line arguments without the command.
+        budget: The target cost, such as ``{gflops: 35}``.
     """
 
     stage: Stage
@@ -136,16 +135,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid file, read.
+    """The content of a grid file.
 
     Attributes:
-        name: Name of the file without its ending.
-        axes: The values of each axis; `SHELF` stands as a value without options.
-        exclude: Combinations that are left out: by axis the labels, which must all match.
-        stages: The stages, each behind the one that it comes after.
-        base: Configuration files of all runs.
-        options: Options of all runs, over those files.
-        last: Options that lie over everything else (``--set``).
+        name: File name without its extension.
+        axes: The values of each axis, with `SHELF` not yet expanded.
+        exclude: Combinations to leave out: allowed labels by axis. All axes must match.
+        stages: The stages in order.
+        base: Configuration files for all runs.
+        options: Options for all runs. They override the files.
+        last: Options that override everything else (``--set``).
     """
 
     name: str
@@ -157,19 +156,19 @@ class Grid:
     last: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def asks_for_shelf(self) -> bool:
-        """Whether an axis names the shelf."""
+    def uses_shelf(self) -> bool:
+        """Whether an axis contains `SHELF`."""
         return any(value.label == SHELF for value in self.axes.get("reducer", ()))
 
     def drafts(self, stage: Stage, shelf: Sequence[str]) -> Iterator[Draft]:
-        """Yield every combination of a stage, in the order of the file.
+        """Yield every combination of a stage in file order.
 
-        What lies over what: the grid's base, a value's base, the grid's options, the stage's base
-        and options, a value's options, ``--set``.
+        Later layers override earlier ones: the grid's base, a value's base, the grid's options,
+        the stage's base and options, a value's options, ``--set``.
 
         Args:
             stage: The stage.
-            shelf: Names of the reducers that `SHELF` stands for.
+            shelf: The reducers that `SHELF` expands to.
         """
         axes = list(self.axes) if stage.axes is None else stage.axes
         for values in itertools.product(*(self._values(axis, shelf) for axis in axes)):
@@ -201,15 +200,15 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        stage: The stage that it belongs to.
-        name: Readable name, from the labels on the axes.
-        labels: Label on each axis; no reduction has none for keep ratio and budget.
-        args: Arguments of the command line, command first, run directory included.
-        run_id: Its identity.
+        stage: Its stage.
+        name: Readable name made from the labels.
+        labels: Its label on each axis. No reduction has no keep ratio or budget.
+        args: Command-line arguments, with the command and the run directory.
+        run_id: Its run id.
         folder: Its run directory.
-        stated: The options that differ from the defaults.
+        stated: Options that differ from the defaults.
         config: The resolved configuration.
-        parent: The run whose checkpoint it starts from.
+        parent: The run whose checkpoint it uses.
     """
 
     stage: Stage
@@ -224,12 +223,12 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Stage and name, as tables show them."""
+        """Stage and name, as shown to the user."""
         return f"{self.stage.name}/{self.name}"
 
     @property
     def devices(self) -> int:
-        """Processes of one node; ``auto`` means one."""
+        """Processes per node. ``auto`` counts as one."""
         asked = self.config.get("trainer", {}).get("devices", 1)
         if isinstance(asked, list):
             return len(asked)
@@ -237,7 +236,7 @@ class Cell:
 
     @property
     def nodes(self) -> int:
-        """Nodes that it takes."""
+        """Number of nodes."""
         return int(self.config.get("trainer", {}).get("num_nodes") or 1)
 
 
@@ -246,10 +245,10 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
 
     Args:
         path: The file.
-        sets: ``option=value`` each, laid over everything that the file says.
+        sets: ``option=value`` strings that override the file.
 
     Raises:
-        GridError: It is no grid; the message says what is wrong.
+        GridError: The file is not a valid grid.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  (is safe)
@@ -271,21 +270,20 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
         try:
             last[option] = yaml.load(text, _UniqueKeys)  # noqa: S506  (is safe)
         except yaml.YAMLError as error:
-            raise GridError(f"--set {each}: the value is no YAML: {error}") from error
+            raise GridError(f"--set {each}: the value is not YAML: {error}") from error
     return Grid(path.stem, axes, exclude, stages, file.base, file.set, last)
 
 
 def select(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
-    """Return the runs that a filter names, with the runs that they start from.
+    """Return the runs that match any filter, and the runs they start from.
 
     Args:
         cells: All runs.
-        filters: Patterns of ``stage/name`` (``test/*``), or ``axis=label`` pairs joined by commas,
-            labels joined by ``|`` (``reducer=ELIP|ToMe,seed=0``). One that fits is enough; no
-            filter takes everything.
+        filters: ``stage/name`` patterns (``test/*``), or ``axis=label`` pairs
+            (``reducer=ELIP|ToMe,seed=0``). No filter selects everything.
 
     Raises:
-        GridError: A filter fits no run.
+        GridError: A filter matches no run.
     """
     wanted: set[Path] = set()
     for text in filters:
@@ -293,8 +291,8 @@ def select(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
         if not fitting:
             axes = sorted({axis for cell in cells for axis in cell.labels})
             raise GridError(
-                f"--only {text} fits none of {len(cells)} runs. Give a pattern such as "
-                f"'{cells[0].stage.name}/*', or axis=label of the axes {', '.join(axes)}."
+                f"--only {text} matches none of {len(cells)} runs. Use a pattern such as "
+                f"'{cells[0].stage.name}/*', or axis=label with the axes {', '.join(axes)}."
             )
         for cell in fitting:
             node: Cell | None = cell
@@ -305,7 +303,7 @@ def select(cells: Sequence[Cell], filters: Sequence[str]) -> list[Cell]:
 
 
 def run_name(labels: Mapping[str, str]) -> str:
-    """Return a name for a folder: words speak for themselves, numbers say what they are of."""
+    """Return a folder name. Bare numbers get their axis as a prefix."""
     parts = []
     for axis, label in labels.items():
         bare = re.fullmatch(r"-?[\d.e+-]+|True|False|None", label)
@@ -315,7 +313,7 @@ def run_name(labels: Mapping[str, str]) -> str:
 
 
 def listing(problems: Iterable[tuple[str, str]], shown: int = 5) -> str:
-    """Return what is wrong, each thing once, with the first run that it is wrong with."""
+    """Return each distinct problem once, with the first run that has it."""
     runs: dict[str, list[str]] = {}
     for run, why in problems:
         runs.setdefault(why, []).append(run)
@@ -327,12 +325,12 @@ def listing(problems: Iterable[tuple[str, str]], shown: int = 5) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would drop the first."""
+    """Rejects duplicate keys, which YAML would silently overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := {key for key in keys if keys.count(key) > 1 and key != "<<"}:
-            raise yaml.YAMLError(f"{', '.join(sorted(twice))} stands twice{node.start_mark}")
+            raise yaml.YAMLError(f"{', '.join(sorted(twice))} appears twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
 
@@ -344,7 +342,9 @@ def _stage(
     where: str,
 ) -> Stage:
     if not re.fullmatch(r"\w[\w.+=-]*", name):
-        raise GridError(f"{where}: a stage is a folder; use letters, digits and _.+=- only.")
+        raise GridError(
+            f"{where}: the stage name becomes a folder; use only letters, digits and _.+=-."
+        )
     stage: Stage = _checked(Stage, {"command": name, **given, "name": name}, where)
     for axis in stage.axes or ():
         _one_of(axis, axes, f"{where}.axes")
@@ -354,7 +354,9 @@ def _stage(
         if lost := [axis for axis in needed if axis not in own]:
             raise GridError(f"{where}.axes lacks {', '.join(lost)} of stage {stage.after}.")
     if stage.start == "ckpt_path" and stage.command == "fit":
-        raise GridError(f"{where}.start: a fit starts from weights; ckpt_path would continue it.")
+        raise GridError(
+            f"{where}.start: fit takes weights; ckpt_path would resume the earlier run."
+        )
     return stage
 
 
@@ -366,15 +368,15 @@ def _axis(name: str, given: dict[str, Any] | list[Any], where: str) -> tuple[Val
         raise GridError(
             f"{where} has no values."
             if not values
-            else f"{where} has two values named alike in {labels}; write `label: value`."
+            else f"{where} has two values with the same label in {labels}; write `label: value`."
         )
     if "." not in name and any(name in value.options for value in values):
-        _one_of(name, (*ALIASES, BUDGET), f"{where} names no option: it has no dot, and")
+        _one_of(name, (*ALIASES, BUDGET), f"{where} is not an option (it has no dot), and")
     return values
 
 
 def _value(axis: str, label: str, given: Any) -> Value:
-    """Return a value: a mapping of dotted options (and ``base``) sets these, else it is the one."""
+    """Return a value. A mapping of dotted options (and ``base``) sets several options."""
     if isinstance(given, dict) and given and all("." in key or key == "base" for key in given):
         options = {option: each for option, each in given.items() if option != "base"}
         base = given.get("base", ())
@@ -407,7 +409,7 @@ def _rule(
 
 
 def _matches(rule: Mapping[str, Sequence[str]], labels: Mapping[str, str]) -> bool:
-    """Return whether a rule meets a combination; an axis that the stage lacks does not match."""
+    """Return whether a rule matches. An axis that the stage lacks never matches."""
     return all(labels.get(axis) in allowed for axis, allowed in rule.items())
 
 
@@ -423,7 +425,7 @@ def _files(names: Iterable[str]) -> list[str]:
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Return options as arguments; groups are taken apart, classes stay whole."""
+    """Return options as arguments. Nested groups become dotted options; classes stay whole."""
     found = []
     for option, value in options.items():
         if option == BUDGET:
@@ -437,11 +439,7 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def _checked(kind: Any, content: Any, where: str) -> Any:
-    """Return a part of a grid file as its class.
-
-    Raises:
-        GridError: It does not fit; the first problem is named.
-    """
+    """Validate one part of a grid file; `GridError` names the first problem."""
     if not isinstance(content, dict):
         raise GridError(f"{where} is {content!r}; give a mapping.")
     try:

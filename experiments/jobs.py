@@ -1,6 +1,6 @@
-"""A job of a grid: what one process does. How it starts, and what it has left on disk.
+"""Jobs: the work of one process, how to start it, and its state on disk.
 
-All that is known of a run is in its directory, so launchers can be killed at any moment.
+The run directory is the only state, so a launcher may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TAIL_BYTES = 20_000
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does: one run, or a sweep of runs that share all but the method."""
+    """The work of one process: one run, or a sweep of runs that differ only in the method."""
 
     cells: tuple[Cell, ...]
 
@@ -43,18 +43,18 @@ class Job:
 
     @property
     def slots(self) -> int:
-        """How many slots of this machine it takes."""
+        """Number of slots it needs."""
         return self.cells[0].devices
 
     @property
     def log(self) -> Path:
-        """The file that takes all its output."""
+        """The file that receives its output."""
         first = self.cells[0].folder
         return first / "log.txt" if len(self.cells) == 1 else first.with_name(f"{first.name}.log")
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """Readable name."""
         more = len(self.cells) - 1
         return self.cells[0].key + (f" and {more} more in one sweep" if more else "")
 
@@ -62,8 +62,7 @@ class Job:
 def make_jobs(cells: Sequence[Cell]) -> list[Job]:
     """Group runs of one stage into jobs.
 
-    Runs that train nothing, start from the same weights and differ only in reducer and schedule are
-    one sweep.
+    Scoring runs that share their weights and differ only in reducer and schedule form one sweep.
     """
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -76,7 +75,7 @@ def make_jobs(cells: Sequence[Cell]) -> list[Job]:
 
 
 def look(cell: Cell) -> State:
-    """Return what a run's record says: done, failed, or still to be run."""
+    """Return the state of a run according to its record."""
     if not (cell.folder / RECORD_NAME).exists():
         return "open"
     try:
@@ -88,17 +87,17 @@ def look(cell: Cell) -> State:
 
 
 def error_of(cell: Cell) -> str:
-    """Return the error of a failed run, or what is wrong with its record."""
+    """Return the error of a failed run, or the problem with its record."""
     try:
-        return read_record(cell.folder).error or "no error was recorded"
+        return read_record(cell.folder).error or "no error recorded"
     except RecordError as error:
         return str(error)
 
 
 def start_arguments(cell: Cell, leads: bool = True) -> list[str]:
-    """Return how to start a run: on from its last checkpoint, if it has one.
+    """Return the arguments that start a run, or resume it from its last checkpoint.
 
-    An older record is kept under a number, so that it cannot be taken for this attempt's.
+    This renames an older record, so that nobody takes it for the record of this attempt.
     """
     cell.folder.mkdir(parents=True, exist_ok=True)
     if leads:
@@ -110,14 +109,14 @@ def start_arguments(cell: Cell, leads: bool = True) -> list[str]:
 
 
 def conclude(cell: Cell, started: str, status: int, log: Path, stopped: bool = False) -> State:
-    """See to it that a run that failed has a record, with the end of its log.
+    """Make sure that a failed run has a record with the end of its log.
 
     Args:
         cell: The run.
-        started: When it was started, ISO 8601.
-        status: Exit status of its process; negative for the signal that ended it.
+        started: Its start time, ISO 8601.
+        status: Exit status of its process. Negative means killed by that signal.
         log: Its log.
-        stopped: Whether it was asked to stop; then it is no failure to leave no record.
+        stopped: Whether it was asked to stop. Then a missing record is not a failure.
     """
     state = look(cell)
     if state == "done":
@@ -128,12 +127,12 @@ def conclude(cell: Cell, started: str, status: int, log: Path, stopped: bool = F
     except RecordError:
         if stopped or status == -signal.SIGTERM:
             return "open"
-        error = f"The process ended with status {status} and without a record."
+        error = f"The process exited with status {status} and left no record."
         if status < 0:
             name = signal.Signals(-status).name
             error = f"Killed by {name}."
             if name == "SIGKILL":
-                error += " Out of memory? Fewer --jobs or a smaller batch help."
+                error += " Out of memory? Try fewer --jobs or a smaller batch."
         record = _stand_in(cell, started, error)
     if record.status == "failed" and not record.log_tail:
         record = record.model_copy(update={"log_tail": tail})
@@ -142,7 +141,7 @@ def conclude(cell: Cell, started: str, status: int, log: Path, stopped: bool = F
 
 
 def _stand_in(cell: Cell, started: str, error: str) -> Record:
-    """Return the record of a run whose process died before it could leave one."""
+    """Return a record for a run whose process died without writing one."""
     model, data = cell.config.get("model", {}), cell.config.get("data", {})
     names = data.get("datasets") or []
     kinds = {
@@ -187,15 +186,14 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def do_job(worker: str, grid: str, job: Job, share: Any = None, leads: bool = True) -> int:
-    """Do a job in this process, and return its exit status.
+def do_job(worker: str, grid: str, job: Job, leads: bool = True) -> int:
+    """Do a job in this process and return the exit status.
 
     Args:
-        worker: Module that runs, `experiments.sweep`.
+        worker: The module that parses and runs, normally `experiments.sweep`.
         grid: Name of the grid.
         job: The job.
-        share: Shared number that is told how much is done, in [0, 1].
-        leads: Whether this is the first of its processes; only that one touches older files.
+        leads: Whether this is the first process of the job. Only that one renames old files.
     """
     arguments = [start_arguments(cell, leads) for cell in job.cells]
     log_file = job.log if leads else job.log.with_suffix(f".{os.getpid()}.txt")
@@ -206,12 +204,12 @@ def do_job(worker: str, grid: str, job: Job, share: Any = None, leads: bool = Tr
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     if len(job.cells) > 1:
-        status: int = call(worker, "sweep", grid, job.cells, arguments, share)
+        status: int = call(worker, "sweep", grid, job.cells, arguments)
         return status
     cell = job.cells[0]
     run = {"args": arguments[0], "grid": grid, "stage": cell.stage.name, "axes": cell.labels}
-    # Lightning starts a process for each device by starting the same command again, so it must be a
-    # command of its own. A cluster has started all of them.
+    # Lightning starts the other devices by running the same command again, so this must be a
+    # command. On a cluster, SLURM has started all processes.
     if cell.devices > 1 and "SLURM_PROCID" not in os.environ:
         return _run_as_command(worker, run)
     status = call(worker, "run", **run)
@@ -231,5 +229,5 @@ def call(worker: str, name: str, *args: Any, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    sys.exit(call(told["worker"], "run", **told["run"]))
+    request = json.loads(sys.argv[1])
+    sys.exit(call(request["worker"], "run", **request["run"]))

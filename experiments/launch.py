@@ -1,8 +1,8 @@
-"""Carry out a grid: ``python -m experiments.launch GRID``.
+"""Run a grid: ``python -m experiments.launch GRID``.
 
-The launcher itself never imports the model. A fork server imports it once; its children parse the
-grid's runs, then run them. Everything that is known of a run is in its directory, so the launcher
-can be stopped or killed at any moment: the same command goes on from there.
+The launcher does not import the model. A fork server imports it once, and its children parse and
+run the cells. The run directories are the only state, so you may stop or kill the launcher at any
+moment. The same command then resumes.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ _HOME = Path(__file__).resolve().parent.parent
 
 
 def make_plan(grid: Grid, root: Path, context: Any, worker: str) -> list[Cell]:
-    """Have every run parsed, and return the runs, each once, parents before children.
+    """Parse every run. Return each run once, parents before children.
 
     Args:
         grid: The grid.
-        root: Folder of the grid's runs.
-        context: The multiprocessing context whose children parse.
-        worker: Module that parses and runs, `experiments.sweep`.
+        root: The grid's folder.
+        context: The multiprocessing context.
+        worker: The module that parses and runs.
 
     Raises:
-        GridError: A run is wrong; the message says which and why. Or there is none.
+        GridError: A run is invalid, or the grid has no runs.
     """
     cells: dict[Path, Cell] = {}
     by_labels: dict[tuple[str, frozenset[tuple[str, str]]], Cell] = {}
     problems: list[tuple[str, str]] = []
     with context.Pool(min(2, os.cpu_count() or 1)) as pool:
-        shelf = pool.apply(call, (worker, "shelf")) if grid.asks_for_shelf else []
+        shelf = pool.apply(call, (worker, "shelf")) if grid.uses_shelf else []
         for stage in grid.stages.values():
             requests: list[tuple[Draft, Cell | None]] = []
             for draft in grid.drafts(stage, shelf):
@@ -67,7 +67,7 @@ def make_plan(grid: Grid, root: Path, context: Any, worker: str) -> list[Cell]:
                     wanted = frozenset(x for x in labels if axes is None or x[0] in axes)
                     parent = by_labels.get((stage.after, wanted))
                     if parent is None:
-                        continue  # it is left out, or wrong itself
+                        continue  # excluded or invalid
                 requests.append((draft, parent))
             asked = [(worker, "parse_draft", draft, _parent_id(draft, p)) for draft, p in requests]
             parsed = pool.starmap(call, asked, chunksize=4)
@@ -76,15 +76,15 @@ def make_plan(grid: Grid, root: Path, context: Any, worker: str) -> list[Cell]:
                     problems.append((f"{stage.name}/{run_name(draft.labels)}", answer))
                     continue
                 cell = plan_cell(draft, answer, parent, root)
-                # Where combinations mean the same run, the first one stands for all.
+                # Several combinations may be the same run; keep the first.
                 cell = cells.setdefault(cell.folder, cell)
                 by_labels[stage.name, frozenset(draft.labels.items())] = cell
     if problems:
         raise GridError(
-            f"{len(problems)} runs cannot start, so none was started:\n{listing(problems)}"
+            f"{len(problems)} runs are invalid, so nothing was started:\n{listing(problems)}"
         )
     if not cells:
-        raise GridError(f"{grid.name} has no runs: its exclude leaves out every combination.")
+        raise GridError(f"{grid.name} has no runs: exclude removes every combination.")
     return list(cells.values())
 
 
@@ -93,14 +93,14 @@ def _checkpoint(parent: Cell, stage: Stage) -> Path:
 
 
 def _parent_id(draft: Draft, parent: Cell | None) -> str | None:
-    """Return what stands for a run's initial weights, which are not there yet."""
+    """Return the id of the initial weights, which may not exist yet."""
     if parent is None:
         return None
     return f"{parent.run_id}/last" if draft.stage.checkpoint == "last" else parent.run_id
 
 
 def plan_cell(draft: Draft, parsed: Any, parent: Cell | None, root: Path) -> Cell:
-    """Return a parsed draft as a run with its directory and its parent's checkpoint."""
+    """Return a parsed draft as a cell with its directory and its parent's checkpoint."""
     stage = draft.stage
     name = run_name(parsed.labels)
     folder = root / stage.name / f"{name}-{parsed.run_id}"
@@ -114,21 +114,21 @@ def plan_cell(draft: Draft, parsed: Any, parent: Cell | None, root: Path) -> Cel
 
 
 def main(arguments: Sequence[str] | None = None, worker: str = "experiments.sweep") -> int:
-    """Carry out a grid.
+    """Run a grid.
 
     Args:
-        arguments: The command line's; None takes those of the process.
+        arguments: Command-line arguments. None uses those of the process.
         worker: Module that parses and runs.
 
     Returns:
-        The exit status: 0 when every run is done, 1 when some failed or were skipped, 2 when
-        nothing could start, 130 when it was stopped.
+        Exit status: 0 all runs done, 1 some failed or were skipped, 2 nothing could start,
+        130 stopped.
     """
     options = _options(arguments)
     console = Console(highlight=False)
     search = [str(_HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(search)  # for the fork server and its children
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning takes cores from neighbours
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow down other runs
     try:
         grid = read_grid(options.grid, options.set)
         context = multiprocessing.get_context("forkserver")
@@ -140,16 +140,16 @@ def main(arguments: Sequence[str] | None = None, worker: str = "experiments.swee
             _show_plan(console, grid, cells)
             return 0
         root.mkdir(parents=True, exist_ok=True)
-        return _carry_out(grid, plan, cells, context, worker, options, console)
-    except KeyboardInterrupt:  # before or after the runs
-        console.print("Stopped. The same command goes on.")
+        return _run(grid, plan, cells, context, worker, options, console)
+    except KeyboardInterrupt:  # outside the runs
+        console.print("Stopped. The same command resumes.")
         return 130
     except (GridError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 2
 
 
-def _carry_out(
+def _run(
     grid: Grid,
     plan: Sequence[Cell],
     cells: Sequence[Cell],
@@ -177,7 +177,7 @@ def _carry_out(
             finished = Local(context, worker, grid.name, slots, report).run(stages)
     _show_end(console, grid, plan, cells, report, options)
     if not finished:
-        console.print("Stopped. The same command goes on.")
+        console.print("Stopped. The same command resumes.")
         return 130
     return 0 if all(state == "done" for state in report.states.values()) else 1
 
@@ -186,14 +186,14 @@ def _show_plan(console: Console, grid: Grid, cells: Sequence[Cell]) -> None:
     shown = {cell.folder: look(cell).replace("open", "to run") for cell in cells}
     for cell in cells:
         console.print(Text(f"{shown[cell.folder]:7} {cell.key}"), soft_wrap=True)
-    told = ", ".join(f"{count} {state}" for state, count in Counter(shown.values()).items())
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(shown.values()).items())
     sweeps = [
         job
         for stage in grid.stages.values()
         for job in make_jobs([c for c in cells if c.stage is stage and look(c) == "open"])
         if len(job.cells) > 1
     ]
-    console.print(f"{len(cells)} runs in {grid.name}: {told}.")
+    console.print(f"{len(cells)} runs in {grid.name}: {counts}.")
     if sweeps:
         console.print(f"{sum(len(s.cells) for s in sweeps)} of them in {len(sweeps)} sweeps.")
 
@@ -206,7 +206,7 @@ def _show_end(
     report: Report,
     options: argparse.Namespace,
 ) -> None:
-    """Write the table, and print scores, failures, and what to type next."""
+    """Write the table. Print scores, failures and the next commands."""
     root = options.runs / grid.name
     table, left_out = gather(root)
     write_table(table, root / TABLE_NAME)
@@ -220,10 +220,10 @@ def _show_end(
         console.print(f"{cell.key} failed: {error_of(cell)}", style="red", soft_wrap=True)
         console.print(f"  {cell.folder}", style="dim", soft_wrap=True)
     for message in left_out:
-        console.print(f"left out: {message}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"not in the table: {message}", style="yellow", markup=False, soft_wrap=True)
     folders = {str(cell.folder.relative_to(root)) for cell in plan}
     if others := [name for name in table["folder"].to_pylist() if name not in folders]:
-        console.print(f"{len(others)} of the table's runs are no longer in the grid's file.")
+        console.print(f"{len(others)} runs in the table are no longer in the grid file.")
     console.print(f"{grid.name}: {report.status()}. Table: {root / TABLE_NAME}", soft_wrap=True)
     command = shlex.join([*_given(options), "--retry-failed"])
     report_to = shlex.join([str(root), "--out", str(root / "report")])
@@ -247,7 +247,7 @@ def _given(options: argparse.Namespace) -> Iterator[str]:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1.")
+        raise argparse.ArgumentTypeError(f"{number} is less than 1.")
     return number
 
 
@@ -256,17 +256,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("grid", type=Path, help="grid file, see docs/grids.md")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument(
-        "--jobs", type=_positive, help="runs at once (default: one a GPU, or one for two cores)"
+        "--jobs", type=_positive, help="parallel runs (default: one per GPU, or one per two cores)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and what is done")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
     parser.add_argument(
         "--only", action="append", default=[], metavar="FILTER",
-        help="'stage/pattern*' or axis=label,...; with the runs that they start from",
+        help="'stage/pattern*' or axis=label,...; includes the runs they start from",
     )  # fmt: skip
-    parser.add_argument("--retry-failed", action="store_true", help="run failed ones again")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed runs again")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE",
-        help="lay an option over all others, such as model.weights=PATH",
+        help="override an option of all runs, such as model.weights=PATH",
     )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Running jobs on this machine: children of a fork server, a slot for each GPU or core group."""
+"""Run jobs on this machine: one slot per GPU or group of cores."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SAVE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Slots:
-    """How many processes may run at once, and what each is given.
+    """The number of parallel processes, and the resources of each.
 
     Attributes:
         count: Number of slots.
-        gpus: GPUs by number; slots share them in turn. Empty for none.
-        threads: Processor threads of a slot.
+        gpus: GPU numbers. Slots share them in turn.
+        threads: CPU threads per slot.
     """
 
     count: int
@@ -38,7 +38,7 @@ class Slots:
     threads: int = 1
 
     def environment(self, taken: Sequence[int]) -> dict[str, str]:
-        """Return the variables of a process that takes these slots."""
+        """Return the environment variables of a process in these slots."""
         threads = str(self.threads * len(taken))
         found = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self.gpus:
@@ -48,7 +48,7 @@ class Slots:
 
 
 def find_slots(jobs: int | None) -> Slots:
-    """Return the slots of this machine: by default one a GPU, or without any one for two cores."""
+    """Return the slots: by default one per GPU, or one per two cores without a GPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -67,23 +67,22 @@ class _Running:
     job: Job
     slots: list[int]
     process: Any
-    share: Any
     began: float = field(default_factory=time.monotonic)
     started: str = field(default_factory=now)
 
 
 class Local:
-    """Runs jobs in children of this process, a slot each or several.
+    """Runs jobs in child processes.
 
-    On Ctrl-C, SIGTERM or SIGHUP the runs are asked to save and stop; the second time they are
-    killed. When this process is killed, its runs save and stop by themselves.
+    Ctrl-C, SIGTERM and SIGHUP ask the runs to save and stop. A second signal kills them. When this
+    process is killed, its runs save and stop by themselves.
 
     Args:
         context: The multiprocessing context, with the fork server.
-        worker: Module that runs, `experiments.sweep`.
+        worker: The module that runs.
         grid: Name of the grid.
-        slots: What there is to run on.
-        report: Is told what happens.
+        slots: The slots of this machine.
+        report: Shows progress.
     """
 
     def __init__(self, context: Any, worker: str, grid: str, slots: Slots, report: Report) -> None:
@@ -94,7 +93,7 @@ class Local:
         self._asked = 0
 
     def run(self, stages: Sequence[Sequence[Job]]) -> bool:
-        """Run the jobs of each stage when the stage before has ended; return False if stopped."""
+        """Run the stages one after the other. Return False if stopped."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._ask) for number in numbers}
         try:
@@ -107,9 +106,7 @@ class Local:
                     wait([each.process.sentinel for each in self._running], timeout=0.5)
                     for each in [x for x in self._running if x.process.exitcode is not None]:
                         self._settle(each)
-                    seconds = time.monotonic()
-                    shares = [(seconds - x.began, x.share.value) for x in self._running]
-                    self.report.tick(shares)
+                    self.report.tick()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -138,19 +135,18 @@ class Local:
         for job in jobs:
             if job.slots > self.slots.count or job.cells[0].nodes > 1:
                 raise GridError(
-                    f"{job.title} takes {job.slots} devices on {job.cells[0].nodes} nodes; there "
-                    f"are {self.slots.count} slots here. Give --jobs {job.slots}, or --launcher "
+                    f"{job.title} needs {job.slots} devices on {job.cells[0].nodes} nodes; this "
+                    f"machine has {self.slots.count} slots. Use --jobs {job.slots} or --launcher "
                     "slurm."
                 )
 
     def _start(self, job: Job) -> None:
         taken = [self._free.pop(0) for _ in range(job.slots)]
-        share = self.context.Value("d", 0.0, lock=False)
-        arguments = (self.worker, self.grid, job, self.slots.environment(taken), share)
+        arguments = (self.worker, self.grid, job, self.slots.environment(taken))
         process = self.context.Process(target=_work, args=arguments, name=job.title)
         process.start()
-        self._running.append(_Running(job, taken, process, share))
-        if self._asked:  # while it was being started, when nobody could hand the signal on
+        self._running.append(_Running(job, taken, process))
+        if self._asked:  # the signal came while the process was starting
             process.terminate()
         for cell in job.cells:
             self.report.set(cell, "running")
@@ -158,15 +154,15 @@ class Local:
     def _settle(self, ended: _Running) -> None:
         self._running.remove(ended)
         self._free = sorted([*self._free, *ended.slots])
-        with contextlib.suppress(ProcessLookupError):  # loaders that outlived it
+        with contextlib.suppress(ProcessLookupError):  # data loaders that are still alive
             os.killpg(ended.process.pid, signal.SIGKILL)
         seconds = time.monotonic() - ended.began
         for cell in ended.job.cells:
             try:
                 status, stopped = ended.process.exitcode, self._asked > 0
                 state = conclude(cell, ended.started, status, ended.job.log, stopped)
-            except OSError as error:  # a full disk, for instance: the next launch tries again
-                self.report.say(f"{cell.key} left no record: {error}", "red")
+            except OSError as error:  # such as a full disk; the next launch tries again
+                self.report.say(f"{cell.key} has no record: {error}", "red")
                 state = "failed"
             self.report.set(cell, state)
             if state == "done":
@@ -179,18 +175,18 @@ class Local:
             self.report.say(f"{ended.job.title} {what} after {duration(seconds)}")
 
 
-def _work(worker: str, grid: str, job: Job, environment: dict[str, str], share: Any) -> None:
-    """Do a job in a child process: its output goes to its log, its exit status says how it went."""
-    os.setsid()  # Ctrl-C is the launcher's to hand on
+def _work(worker: str, grid: str, job: Job, environment: dict[str, str]) -> None:
+    """Do a job in a child process and exit with its status."""
+    os.setsid()  # Ctrl-C reaches only the launcher
     os.environ.update(environment)
     for name in [x for x in os.environ if x.startswith(("SLURM_", "SBATCH_"))]:
-        del os.environ[name]  # Lightning would take this process for a cluster's
+        del os.environ[name]  # else Lightning assumes that SLURM started this process
     _stop_with_parent()
-    sys.exit(do_job(worker, grid, job, share))
+    sys.exit(do_job(worker, grid, job))
 
 
 def _stop_with_parent() -> None:
-    """Ask this process to save and stop when the launcher dies; kill it where it does not."""
+    """When the launcher dies, ask this process to save and stop, then kill it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

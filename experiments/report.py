@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs."""
+"""Progress output of a grid."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from experiments.jobs import look
 
 
 class Report:
-    """Tells a person how far a grid is: a line an event, and on a terminal a status line below.
+    """Shows progress: one line per event, and a status line on a terminal.
 
     Args:
-        console: Where to.
-        cells: All runs that are to be done.
-        slots: How many run at once.
+        console: The console to print on.
+        cells: All selected runs.
+        slots: Number of parallel runs.
     """
 
     def __init__(self, console: Console, cells: Sequence[Cell], slots: int) -> None:
@@ -42,38 +42,29 @@ class Report:
             self._live.stop()
 
     def say(self, what: str, style: str = "") -> None:
-        """Print a line with the time and how much is done."""
+        """Print a line with the time and the number of finished runs."""
         done = f"{self._count('done')}/{len(self.states)}"
         line = f"{time.strftime('%H:%M:%S')} {done} {what}"
         self.console.print(Text(line, style=style), soft_wrap=True)
 
     def set(self, cell: Cell, state: str) -> None:
-        """Note what has become of a run."""
+        """Set the state of a run."""
         self.states[cell.folder] = state
 
-    def tick(self, fractions: Sequence[tuple[float, float]] = ()) -> None:
-        """Draw the status line anew.
-
-        Args:
-            fractions: Of each running job, its seconds and its share done (0 where not known).
-        """
+    def tick(self) -> None:
+        """Update the status line."""
         if self.console.is_terminal:
-            self._live.update(Text(self.status(fractions), style="bold"))
+            self._live.update(Text(self.status(), style="bold"))
 
-    def status(self, fractions: Sequence[tuple[float, float]] = ()) -> str:
-        """Return counts of runs by state, and the time left by what this launch has measured."""
+    def status(self) -> str:
+        """Return the number of runs by state, and an estimate of the time left."""
         counts = [f"{n} {name}" for name in ("done", "running", "failed", "skipped")
                   if (n := self._count(name))]  # fmt: skip
         counts.append(f"{self._count('open')} to go")
-        left = [s / f - s for s, f in fractions if f > 0.05]
         every = [x for times in self.seconds.values() for x in times]
         waiting = [folder for folder, state in self.states.items() if state == "open"]
-        if every:
-            left += [
-                statistics.mean(self.seconds.get(self.stages[folder]) or every)
-                for folder in waiting
-            ]
-        if left and (every or not waiting):
+        if every and waiting:
+            left = [statistics.mean(self.seconds.get(self.stages[x]) or every) for x in waiting]
             counts.append(f"about {duration(sum(left) / self.slots)} left")
         return ", ".join(counts)
 
@@ -82,7 +73,7 @@ class Report:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in plain units."""
+    """Return a duration such as ``5 min``."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}"

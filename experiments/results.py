@@ -1,7 +1,7 @@
 """One table of many runs: ``python -m experiments.results RUNS --out table.parquet``.
 
-A row a run: the columns of `elip.record.Record.row`, then ``folder``, ``record`` (the text of
-``run.json``) and the scores of its examples as four lists.
+One row per run: the columns of `elip.record.Record.row`, ``folder``, ``record`` (the text of
+``run.json``), and the per-example scores as four lists.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from elip.files import whole_file
 from elip.record import RECORD_NAME, SCORES, Record, RecordError, parse_record, read_scores
 
 TABLE_NAME = "table.parquet"
-"""Name of the table in the folder of a grid's runs."""
+"""Name of the table in a grid's folder."""
 
 SCORE_COLUMNS = {f"scores_{field.name}": field for field in SCORES}
-"""The four lists of per-example scores, and the field of `elip.record.SCORES` of each."""
+"""The columns of per-example scores, and their fields in `elip.record.SCORES`."""
 
 _REDUCTION_AXES = ("reducer", "keep_ratio", "budget")
 _SHOWN_COLUMNS = 8
@@ -34,9 +34,9 @@ _LABEL_WIDTH = 22
 
 
 def gather(runs: Path) -> tuple[pa.Table, list[str]]:
-    """Return the table of all runs below a folder, sorted by folder, and what could not be read.
+    """Return a table of all runs below a folder, and messages about unreadable records.
 
-    Missing is null, never 0.
+    Missing values are null.
     """
     rows: list[dict[str, Any]] = []
     bad = []
@@ -54,7 +54,7 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
 
 
 def make_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return rows as a table whose column types do not depend on what is missing."""
+    """Return rows as a table. Column types do not depend on missing values."""
     names = dict.fromkeys([*Record.model_fields, *(name for row in rows for name in row)])
     found = {name for row in rows for name in row}
     schema = pa.schema([(name, _kind(name)) for name in names if name in found])
@@ -62,16 +62,16 @@ def make_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def write_table(table: pa.Table, out: Path) -> None:
-    """Write a table as Parquet, wholly or not at all."""
+    """Write a table as Parquet, atomically."""
     with whole_file(out) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
 def score_tables(records: Iterable[Record]) -> Iterator[Table]:
-    """Yield a table of main scores for each stage and split: methods by keep ratio.
+    """Yield a table of methods by keep ratio for each stage and split.
 
-    Baselines come first. A score is the mean over seeds and everything else that varies within a
-    line; a method with one cost only, such as no reduction, stands in every column.
+    Baselines come first. A score is the mean over seeds and all else that varies within a cell. A
+    method without a keep ratio, such as no reduction, appears in every column.
     """
     groups: dict[tuple[str, ...], list[tuple[Record, float]]] = defaultdict(list)
     for record in records:
@@ -140,7 +140,7 @@ def _kind(name: str) -> pa.DataType:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the table; return the status of the process: 1 when a record could not be read."""
+    """Write the table. The exit status is 1 if a record is unreadable."""
     parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__)
     parser.add_argument("runs", type=Path, help="folder of runs, such as runs/keep_ratio")
     parser.add_argument("--out", type=Path, required=True, metavar="TABLE.parquet")
@@ -149,14 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table, bad = gather(options.runs)
         if not table.num_rows and not bad:
-            console.print(f"error: no {RECORD_NAME} below {options.runs}; no table was written.")
+            console.print(f"error: no {RECORD_NAME} below {options.runs}; wrote no table.")
             return 2
         write_table(table, options.out)
     except OSError as error:
         console.print(f"error: {error}")
         return 2
     for message in bad:
-        console.print(f"left out: {message}")
+        console.print(f"not in the table: {message}")
     console.print(f"{table.num_rows} runs, {table.num_columns} columns: {options.out}")
     return 1 if bad else 0
 

@@ -1,7 +1,7 @@
-"""Running a grid on a SLURM cluster, through submitit: one job array a stage.
+"""Run a grid on a SLURM cluster through submitit: one job array per stage.
 
-What became of a run is read from its record; the queue is asked only whether a job is still in it.
-So no accounting is needed, and the launcher can be stopped and started at any time.
+The record tells the state of a run, and ``squeue`` tells whether its job is still queued. This needs
+no SLURM accounting, and you may stop and restart the launcher at any time.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from experiments.jobs import Job, conclude, do_job, error_of, look, now
 from experiments.report import Report
 
 _POLL_SECONDS = 2.0
-_MISSED = 3  # a record may reach this machine after its job has left the queue
+_MISSED = 3  # on shared disks a record may appear after the job has left the queue
 _GRACE_SECONDS = 120.0
 _HOME = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job on a node of the cluster; submitit calls it, in one process a device.
+    """A job on a cluster node. submitit calls it in one process per device.
 
     Attributes:
-        worker: Module that runs.
+        worker: The module that runs.
         grid: Name of the grid.
-        job: What is to be done.
+        job: The job.
     """
 
     worker: str
@@ -48,10 +48,10 @@ class ClusterJob:
     job: Job
 
     def __call__(self) -> None:
-        """Do the job. When the cluster takes the node back, save, queue again, and go on later.
+        """Do the job. On preemption or timeout, save and requeue.
 
         Raises:
-            RuntimeError: A run failed, or what it starts from is not done.
+            RuntimeError: A run failed, or its parent is not done.
         """
         cells = [cell for cell in self.job.cells if look(cell) != "done"]
         parent = self.job.cells[0].parent
@@ -59,30 +59,30 @@ class ClusterJob:
             raise RuntimeError(f"{parent.key} is not done, and {self.job.title} needs it.")
         if not cells:
             return
-        environment, told = dict(os.environ), list[int]()
+        environment, signals = dict(os.environ), list[int]()
 
         def leave(number: int, frame: FrameType | None) -> None:
-            if not told:
-                told.append(number)
+            if not signals:
+                signals.append(number)
                 signal.raise_signal(signal.SIGTERM)  # the run saves and stops
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGUSR2, leave)
         if cells[0].devices * cells[0].nodes == 1:
-            # One process needs no cluster; what Lightning takes from these would mislead it.
+            # These variables would make Lightning expect several processes.
             for name in [each for each in os.environ if each.startswith("SLURM_")]:
                 del os.environ[name]
         leads = environment.get("SLURM_PROCID", "0") == "0"
         started, status = now(), 1
         with contextlib.suppress(KeyboardInterrupt):
             status = do_job(self.worker, self.grid, Job(tuple(cells)), leads=leads)
-        if told and leads:
+        if signals and leads:
             array = environment.get("SLURM_ARRAY_JOB_ID")
             own = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else None
             command = ["scontrol", "requeue", own or environment["SLURM_JOB_ID"]]
             subprocess.run(command, check=True, env=environment)
-        if told:
-            time.sleep(_GRACE_SECONDS)  # until the cluster ends this process
+        if signals:
+            time.sleep(_GRACE_SECONDS)  # until SLURM ends this process
         if leads:
             for cell in cells:
                 if conclude(cell, started, status, self.job.log) != "done":
@@ -92,16 +92,18 @@ class ClusterJob:
 def run_on_slurm(
     grid: str, stages: Sequence[Sequence[Job]], root: Path, worker: str, report: Report
 ) -> bool:
-    """Queue what is to be run, and watch it until it is done; return False when stopped before.
+    """Submit the jobs and watch them to the end. Return False if stopped.
 
-    Jobs that an earlier launcher has queued are watched, not queued again.
+    Jobs that an earlier launcher submitted are not submitted again.
 
     Raises:
-        GridError: There is no SLURM here.
+        GridError: SLURM does not answer.
     """
     queue = _queue()
     if queue is None:
-        raise GridError("--launcher slurm: squeue does not answer. Start this on a login node.")
+        raise GridError(
+            "--launcher slurm: squeue does not answer. Start the launcher on a login node."
+        )
     jobs = _submit(grid, stages, root, worker, queue)
     report.say(f"{len(set(jobs.values()))} jobs are in the queue; Ctrl-C leaves them there")
     cells = [cell for stage in stages for job in stage for cell in job.cells]
@@ -111,11 +113,11 @@ def run_on_slurm(
             report.tick()
             time.sleep(_POLL_SECONDS)
             queue = _queue()
-            if queue is not None:  # else busy; asked again the next time
+            if queue is not None:  # else try again next time
                 for cell in waiting:
                     _update(cell, queue.get(jobs[cell.run_id]), missed, report)
     except KeyboardInterrupt:
-        report.say("The jobs go on. The same command watches them again; scancel stops them.")
+        report.say("The jobs keep running. The same command watches them; scancel stops them.")
         return False
     return all(report.states[cell.folder] != "stopped" for cell in cells)
 
@@ -140,7 +142,7 @@ def _update(cell: Cell, state: str | None, missed: dict[Path, int], report: Repo
         missed[cell.folder] += 1
         if missed[cell.folder] >= _MISSED:
             report.set(cell, "stopped")
-            report.say(f"{cell.key} left the queue without a result; the same command goes on")
+            report.say(f"{cell.key} left the queue without a result; the same command resumes it")
 
 
 def _submit(
@@ -150,7 +152,7 @@ def _submit(
     worker: str,
     queue: dict[str, str],
 ) -> dict[str, str]:
-    """Queue jobs by stage and size, and return the cluster's job of each run by its run id."""
+    """Submit jobs by stage and size. Return the SLURM job id of each run id."""
     book = root / ".slurm" / "jobs.json"
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -205,7 +207,7 @@ def _setup(threads: int) -> Iterator[str]:
 
 
 def _queue() -> dict[str, str] | None:
-    """Return the state of every job of this user that is in the queue; None when it is not told."""
+    """Return the state of each of this user's queued jobs, or None if squeue fails."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

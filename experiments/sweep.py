@@ -1,6 +1,6 @@
-"""What a worker process does for a grid: parse a run, carry it out, or score many in one sweep.
+"""The work of a grid's processes: parse a run, run it, or score many runs in one sweep.
 
-The fork server imports this module, and with it the model, once; its children share that.
+The fork server imports this module, and so the model, once for all its children.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parsed:
-    """A draft that the command line's parser has read.
+    """A draft, parsed by the command line's parser.
 
     Attributes:
-        labels: Label on each axis; no reduction has none for keep ratio and budget.
-        args: Arguments without the command.
-        run_id: The run's identity.
-        stated: The options that differ from the defaults.
+        labels: Its label on each axis. No reduction has no keep ratio or budget.
+        args: Command-line arguments without the command.
+        run_id: The run id.
+        stated: Options that differ from the defaults.
         config: The resolved configuration.
     """
 
@@ -64,13 +64,13 @@ def shelf() -> list[str]:
 
 
 def parse_draft(draft: Draft, parent_id: str | None) -> Parsed | str:
-    """Return a run that a grid asks for, or what is wrong with it.
+    """Parse a run. Return an error message if it is invalid.
 
     Args:
         draft: The run.
-        parent_id: What stands for the weights of the run that it starts from, which has not run.
+        parent_id: Id of its initial weights, if an earlier stage makes them.
     """
-    args = ["--trainer.enable_progress_bar=false", *draft.args]  # a bar fills a log with lines
+    args = ["--trainer.enable_progress_bar=false", *draft.args]  # a progress bar would fill the log
     start = [] if parent_id is None else ["--model.weights=the earlier stage's"]
     labels = dict(draft.labels)
 
@@ -80,7 +80,7 @@ def parse_draft(draft: Draft, parent_id: str | None) -> Parsed | str:
     try:
         parsed = parse()
         if not _reduces(parsed.config):
-            # One run stands for all keep ratios and budgets.
+            # Keep ratio and budget have no effect.
             labels = {a: b for a, b in labels.items() if a not in ("keep_ratio", BUDGET)}
             if labels != draft.labels:
                 args.append("--model.schedule.keep_ratio=1.0")
@@ -96,11 +96,7 @@ def parse_draft(draft: Draft, parent_id: str | None) -> Parsed | str:
 
 
 def _reduces(config: Mapping[str, Any]) -> bool:
-    """Return whether the reducer ever acts.
-
-    Raises:
-        ValueError: The schedule or the sizes fit no model; found here, before anything is built.
-    """
+    """Return whether the reducer acts. Raise ValueError if schedule and sizes do not fit."""
     model = config["model"]
     placement: Placement = "never"
     if model["reducer"] is not None:
@@ -115,15 +111,15 @@ def _reduces(config: Mapping[str, Any]) -> bool:
 
 
 def match_budget(budget: Any, config: Mapping[str, Any]) -> float:
-    """Return the keep ratio at which a run's model costs what a budget says.
+    """Return the keep ratio at which a model meets a budget.
 
     Raises:
-        ValueError: The budget is none.
-        BudgetError: It cannot be met.
+        ValueError: The budget is malformed.
+        BudgetError: No keep ratio meets it.
     """
     target = budget.get("gflops") if isinstance(budget, dict) and len(budget) == 1 else None
     if not isinstance(target, int | float) or not target > 0:
-        raise ValueError(f"budget is {budget!r}; give {{gflops: NUMBER}}, above 0, for an example.")
+        raise ValueError(f"budget is {budget!r}; give {{gflops: NUMBER}} with a number above 0.")
     info = DataModule(**config["data"]).info
     with torch.device("meta"):
         module = MeterModule(
@@ -148,7 +144,7 @@ def _schedule(config: Mapping[str, Any]) -> Schedule:
 
 
 def _build(kind: type[Any], given: Mapping[str, Any]) -> Any:
-    """Build an object of a resolved configuration, its options in their own types."""
+    """Build an object from a resolved configuration."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--it", type=kind)
     return parser.instantiate(parser.parse_object({"it": dict(given)})).it
@@ -158,26 +154,25 @@ def _build(kind: type[Any], given: Mapping[str, Any]) -> Any:
 
 
 def run(args: Sequence[str], grid: str, stage: str, axes: Mapping[str, str]) -> int:
-    """Carry out one run of a grid; return the exit status."""
+    """Run one cell and return the exit status."""
     return cli.run(args, grid, stage, axes)
 
 
-def sweep(grid: str, cells: Sequence[Cell], arguments: Sequence[list[str]], share: Any) -> int:
-    """Score many runs in one pass over the data; return the exit status.
+def sweep(grid: str, cells: Sequence[Cell], arguments: Sequence[list[str]]) -> int:
+    """Score many runs in one pass over the data and return the exit status.
 
     Args:
         grid: Name of the grid.
         cells: The runs.
-        arguments: How to start each.
-        share: Shared number that is told how much is done, in [0, 1]; None for none.
+        arguments: Their command lines.
     """
     settings = [
         _Setting(cell, tuple(args), {"grid": grid, "stage": cell.stage.name, "axes": cell.labels})
         for cell, args in zip(cells, arguments, strict=True)
     ]
-    # Tensors of a learned reducer would be missing from the weights of all.
+    # Build the shared model without a learned reducer: its weights would be missing.
     settings.sort(key=lambda each: _reducer(each.cell.config) is not None)
-    all_at_once, first = Sweep(settings, share), settings[0]
+    all_at_once, first = Sweep(settings), settings[0]
     status = cli.run(first.args, **first.labels, around=all_at_once.around)
     for each in all_at_once.learned:
         status = max(status, cli.run(each.args, **each.labels))
@@ -190,14 +185,14 @@ class _Setting:
 
     Attributes:
         cell: The run.
-        args: How to start it by itself.
+        args: The command line that runs it alone.
         labels: ``grid``, ``stage`` and ``axes``.
         reducer: Its method.
-        schedule: When it acts and what it keeps.
-        callbacks: Those of a run of its own.
-        results: Of each split: scores, chance, scores of examples, predictions.
-        notes: What its record should say.
-        failed: Whether it has failed; the others go on.
+        schedule: Its schedule.
+        callbacks: The callbacks of a separate run.
+        results: For each split: scores, chance, per-example scores, predictions.
+        notes: Notes for its record.
+        failed: Whether it has failed. The others continue.
     """
 
     cell: Cell
@@ -211,7 +206,7 @@ class _Setting:
     failed: bool = False
 
     def parsed(self, first: cli.ParsedRun) -> cli.ParsedRun:
-        """Return this run, given another one of the sweep."""
+        """Return this run, derived from the first one of the sweep."""
         config = _with_method(first.config, self.cell.config)
         stated = _with_method(first.stated, self.cell.stated)
         for each in (config, stated):
@@ -225,29 +220,27 @@ class _Setting:
 class Sweep(Callback):
     """Scores many reductions of one model in one pass over the data.
 
-    The runs differ in reducer and schedule only. Each batch is read, decoded and moved once, its
-    text encoded once, and what comes before the first reduction is computed once; then every
-    setting finishes it. Each run has callbacks of its own and leaves what it would leave alone.
+    The runs differ only in reducer and schedule. For each batch, reading, text encoding and the
+    blocks before the first reduction happen once. Then every setting finishes the batch. Each run
+    has its own callbacks and writes the same files as a separate run.
 
     Args:
         settings: The runs.
-        share: Shared number that is told how much is done; None for none.
 
     Attributes:
-        learned: Runs whose reducer has weights. Those are drawn when the model is built, so these
-            runs get a model of their own afterwards.
+        learned: Runs whose reducer has weights. Building the model initialises those, so these
+            runs follow separately.
     """
 
-    def __init__(self, settings: Sequence[_Setting], share: Any) -> None:
+    def __init__(self, settings: Sequence[_Setting]) -> None:
         self._settings = list(settings)
-        self._share = share
         self.learned: list[_Setting] = []
         self._module: MeterModule
         self._trainer: Trainer
 
     @contextmanager
     def around(self, first: cli.ParsedRun, trainer: Trainer, module: MeterModule) -> Iterator[None]:
-        """Take the place of the first run's callbacks, with those of all runs."""
+        """Replace the first run's callbacks by those of all runs."""
         self._module, self._trainer = module, trainer
         runs = []
         for setting in list(self._settings):
@@ -263,7 +256,7 @@ class Sweep(Callback):
             setting.callbacks = cli.scoring_callbacks(parsed, Recorder(parsed, setting.labels))
             runs.append(parsed)
         make = module.task.evaluator
-        # The module scores as always; its evaluators and predictions stand for those of all.
+        # The module runs as usual; its evaluators and predictions serve all settings.
         replaced: list[tuple[Any, str, Any]] = [
             (module.task, "evaluator", lambda: _Evaluators(self, [make() for _ in runs])),
             (module, "predict_step", lambda *given: None),
@@ -279,7 +272,7 @@ class Sweep(Callback):
             yield
 
     def each(self) -> Iterator[_Setting]:
-        """Put the module and the trainer into every setting in turn, save those that failed."""
+        """Apply each setting that has not failed to the module and the trainer in turn."""
         module, trainer = self._module, cast(Any, self._trainer)
         for setting in self._settings:
             if setting.failed:
@@ -295,18 +288,13 @@ class Sweep(Callback):
             yield setting
 
     def fail(self, setting: _Setting, error: Exception) -> None:
-        """Record that a setting failed; the others go on."""
+        """Record that a setting failed. The others continue."""
         log.exception("%s failed", setting.cell.key)
         for callback in setting.callbacks:
             callback.on_exception(self._trainer, self._module, error)
         setting.failed = True
         if all(each.failed for each in self._settings):
             raise error
-
-    def tell(self, done: float) -> None:
-        """Tell the launcher how much is done."""
-        if self._share is not None:
-            self._share.value = done
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, *where: int
@@ -316,15 +304,15 @@ class Sweep(Callback):
             for setting in self.each():
                 try:
                     rows = self._module.task.predict(self._module.meter, batch)
-                except Exception as error:  # noqa: BLE001  (the others go on)
+                except Exception as error:  # noqa: BLE001  (the others continue)
                     self.fail(setting, error)
                     continue
                 for callback in setting.callbacks:
                     callback.on_predict_batch_end(trainer, module, rows, batch, *where)
 
 
-def _hand_on(hook: str) -> Callable[..., None]:
-    """Return a hook that calls the same hook of every run's callbacks."""
+def _forward(hook: str) -> Callable[..., None]:
+    """Return a hook that calls this hook of every run's callbacks."""
 
     def call(self: Sweep, *given: Any, **named: Any) -> None:
         for setting in self.each():
@@ -336,13 +324,13 @@ def _hand_on(hook: str) -> Callable[..., None]:
 
 for _stage in ("validation", "test", "predict"):
     for _hook in ("start", "end", "batch_start"):
-        setattr(Sweep, f"on_{_stage}_{_hook}", _hand_on(f"on_{_stage}_{_hook}"))
+        setattr(Sweep, f"on_{_stage}_{_hook}", _forward(f"on_{_stage}_{_hook}"))
 for _hook in ("setup", "teardown", "on_exception"):
-    setattr(Sweep, _hook, _hand_on(_hook))
+    setattr(Sweep, _hook, _forward(_hook))
 
 
 class _Evaluators(Evaluator):
-    """One evaluator for each setting of a sweep, on one split."""
+    """One evaluator per setting, on one split."""
 
     def __init__(self, sweep: Sweep, parts: list[Evaluator]) -> None:
         self._sweep, self._parts = sweep, parts
@@ -368,7 +356,7 @@ class _Evaluators(Evaluator):
             for setting, part in self._each():
                 try:
                     part.update(meter, batch)
-                except Exception as error:  # noqa: BLE001  (the others go on)
+                except Exception as error:  # noqa: BLE001  (the others continue)
                     self._sweep.fail(setting, error)
 
     def compute(self, meter: Meter) -> dict[str, float]:
@@ -376,7 +364,7 @@ class _Evaluators(Evaluator):
             try:
                 scores = part.compute(meter)
                 others = (part.chance(meter), part.per_example_scores(meter), part.predictions)
-            except Exception as error:  # noqa: BLE001  (the others go on)
+            except Exception as error:  # noqa: BLE001  (the others continue)
                 self._sweep.fail(setting, error)
             else:
                 setting.results.append((scores, *others))

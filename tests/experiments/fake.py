@@ -72,7 +72,7 @@ def _stop(number: int, frame: object) -> None:
     raise Stopped
 
 
-def sweep(grid: str, cells: tuple[Cell, ...], arguments: list[list[str]], share: Any) -> int:
+def sweep(grid: str, cells: tuple[Cell, ...], arguments: list[list[str]]) -> int:
     sys.stdout.write(f"a sweep of {len(cells)}\n")
     return max(
         run(args, grid, cell.stage.name, cell.labels)

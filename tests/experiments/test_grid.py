@@ -38,7 +38,7 @@ def test_every_combination_of_every_stage(tmp_path: Path) -> None:
     assert found[8].stage.weights_option == "ckpt_path"
 
 
-def test_layers_stand_in_order(tmp_path: Path) -> None:
+def test_layers_override_in_order(tmp_path: Path) -> None:
     content = {
         "base": ["a.yaml", "b.yaml"],
         "set": {"trainer.c": 2},
@@ -83,12 +83,12 @@ def test_values_of_all_kinds(tmp_path: Path) -> None:
         ({"stages": {"fit": {"axes": ["sed"]}}}, "Did you mean 'seed'"),
         ({"stages": {"test": {"after": "fit"}, "fit": {}}}, "stages before it"),
         ({"stages": {"fit": {}, "test": {"after": "fit", "axes": ["seed"]}}}, "lacks reducer"),
-        ({"stages": {"fit": {"start": "ckpt_path"}}}, "a fit starts from weights"),
-        ({"stages": {"a/b": {"command": "fit"}}}, "a stage is a folder"),
+        ({"stages": {"fit": {"start": "ckpt_path"}}}, "fit takes weights"),
+        ({"stages": {"a/b": {"command": "fit"}}}, "becomes a folder"),
         ({"stages": {"fit": {"resources": {"minutes": 0}}}}, "resources.minutes"),
         ({"axes": {"keep_rato": [1]}}, "Did you mean 'keep_ratio'"),
         ({"axes": {"seed": []}}, "no values"),
-        ({"axes": {"seed": [1, "1"]}}, "named alike"),
+        ({"axes": {"seed": [1, "1"]}}, "same label"),
         ({"axes": [1]}, "axes: Input should be a valid dictionary"),
         ({"exclude": [{"reducer": "Elip"}]}, "Did you mean 'ELIP'"),
         ({"exclude": [{"sed": 1}]}, "Did you mean 'seed'"),

@@ -112,7 +112,7 @@ def test_nothing_is_run_twice_and_a_changed_run_is_another(tmp_path: Path) -> No
     assert "study: 4 done, 4 to go." in said
     assert {log: log.read_text() for log in once} == once
     _, said = launch(grid, "--set", "fake.steps=1", "--only", "fit/*")
-    assert "8 of the table's runs are no longer in the grid's file." in said
+    assert "8 runs in the table are no longer in the grid file." in said
     assert "study: 4 done, 0 to go. Table" in said
 
 
@@ -128,7 +128,7 @@ def test_dry_run_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_wrong_option_starts_nothing_and_is_told_once(tmp_path: Path) -> None:
+def test_a_wrong_option_starts_nothing_and_is_reported_once(tmp_path: Path) -> None:
     status, said = launch(write(tmp_path, SMALL), "--set", "modle.x=1")
     assert status == 2
     assert "fit/Identity-seed0: no option modle.x (1 more like it)" in said
@@ -154,14 +154,14 @@ def test_launcher_killed_three_times_gives_the_same_table(
         assert steps(grid, f"fit/{folder.name[:-9]}") == [1, 2, 3]
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_stops_and_the_same_command_resumes(tmp_path: Path) -> None:
     grid = write(tmp_path, {**STUDY, "set": {"fake.steps": 40}})
     process = start(grid, "--jobs=2")
     wait_for(lambda: len(list(grid.parent.glob("runs/*/fit/*/checkpoints/last.ckpt"))) == 2)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 130, said
-    assert "Stopped. The same command goes on." in said
+    assert "Stopped. The same command resumes." in said
     assert record_of(grid, "fit/Identity").status == "interrupted"
     launch(grid, "--only", "fit/Identity")
     assert record_of(grid, "fit/Identity").status == "completed"
@@ -213,7 +213,7 @@ def test_a_run_of_several_devices_takes_as_many_slots(tmp_path: Path) -> None:
     grid = write(tmp_path, {**SMALL, "set": {"trainer.devices": 2}})
     status, said = launch(grid, "--jobs=1")
     assert status == 2
-    assert "takes 2 devices on 1 nodes; there are 1 slots here. Give --jobs 2" in said
+    assert "needs 2 devices on 1 nodes; this machine has 1 slots. Use --jobs 2" in said
     assert launch(grid, "--jobs=2")[0] == 0
 
 
@@ -233,7 +233,7 @@ def test_only_takes_parents_along(tmp_path: Path) -> None:
     assert "6 runs in study" in said
     status, said = launch(tmp_path / "study.yaml", "--only", "reducer=Elip")
     assert status == 2
-    assert "fits none of 10 runs" in said
+    assert "matches none of 10 runs" in said
 
 
 def test_output_fits_80_columns(tmp_path: Path) -> None:

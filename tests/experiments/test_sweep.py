@@ -74,7 +74,7 @@ def test_scores_equal_those_of_separate_runs(tmp_path: Path, name: str, weights:
     (job,) = make_jobs(together)
     assert len(job.cells) == 1 + 2 * (len(REDUCERS) - 1)
     arguments = [start_arguments(cell) for cell in job.cells]
-    assert worker.sweep("g", job.cells, arguments, None) == 0
+    assert worker.sweep("g", job.cells, arguments) == 0
     for one, other in zip(alone, together, strict=True):
         assert worker.run(start_arguments(one), "g", "test", one.labels) == 0
         separate, swept = read_record(one.folder), read_record(other.folder)
