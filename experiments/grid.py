@@ -342,9 +342,7 @@ def _stage(
     where: str,
 ) -> Stage:
     if not re.fullmatch(r"\w[\w.+=-]*", name):
-        raise GridError(
-            f"{where}: the stage name becomes a folder; use only letters, digits and _.+=-."
-        )
+        raise GridError(f"{where}: the name becomes a folder; use letters, digits and _.+=- only.")
     stage: Stage = _checked(Stage, {"command": name, **given, "name": name}, where)
     for axis in stage.axes or ():
         _one_of(axis, axes, f"{where}.axes")
@@ -354,9 +352,7 @@ def _stage(
         if lost := [axis for axis in needed if axis not in own]:
             raise GridError(f"{where}.axes lacks {', '.join(lost)} of stage {stage.after}.")
     if stage.start == "ckpt_path" and stage.command == "fit":
-        raise GridError(
-            f"{where}.start: fit takes weights; ckpt_path would resume the earlier run."
-        )
+        raise GridError(f"{where}.start: fit takes weights; ckpt_path would resume a run.")
     return stage
 
 

@@ -1,7 +1,7 @@
 """Run a grid on a SLURM cluster through submitit: one job array per stage.
 
-The record tells the state of a run, and ``squeue`` tells whether its job is still queued. This needs
-no SLURM accounting, and you may stop and restart the launcher at any time.
+The record tells the state of a run, and ``squeue`` tells whether its job is still queued. This
+needs no SLURM accounting, and you may stop and restart the launcher at any time.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ def run_on_slurm(
     """
     queue = _queue()
     if queue is None:
-        raise GridError(
-            "--launcher slurm: squeue does not answer. Start the launcher on a login node."
-        )
+        raise GridError("--launcher slurm: squeue does not answer. Use a login node.")
     jobs = _submit(grid, stages, root, worker, queue)
     report.say(f"{len(set(jobs.values()))} jobs are in the queue; Ctrl-C leaves them there")
     cells = [cell for stage in stages for job in stage for cell in job.cells]
