@@ -26,7 +26,6 @@ from experiments.grid import (
     Draft,
     Grid,
     GridError,
-    Stage,
     listing,
     read_grid,
     run_name,
@@ -55,7 +54,7 @@ def make_plan(grid: Grid, root: Path, context: Any, worker: str) -> list[Cell]:
     cells: dict[Path, Cell] = {}
     by_labels: dict[tuple[str, frozenset[tuple[str, str]]], Cell] = {}
     problems: list[tuple[str, str]] = []
-    with context.Pool(min(2, os.cpu_count() or 1)) as pool:
+    with context.Pool(min(8, os.cpu_count() or 1)) as pool:
         shelf = pool.apply(call, (worker, "shelf")) if grid.uses_shelf else []
         for stage in grid.stages.values():
             requests: list[tuple[Draft, Cell | None]] = []
@@ -88,10 +87,6 @@ def make_plan(grid: Grid, root: Path, context: Any, worker: str) -> list[Cell]:
     return list(cells.values())
 
 
-def _checkpoint(parent: Cell, stage: Stage) -> Path:
-    return parent.folder / "checkpoints" / f"{stage.checkpoint}.ckpt"
-
-
 def _parent_id(draft: Draft, parent: Cell | None) -> str | None:
     """Return the id of the initial weights, which may not exist yet."""
     if parent is None:
@@ -106,7 +101,8 @@ def plan_cell(draft: Draft, parsed: Any, parent: Cell | None, root: Path) -> Cel
     folder = root / stage.name / f"{name}-{parsed.run_id}"
     args = [stage.command, *parsed.args, f"--trainer.default_root_dir={folder}"]
     if parent is not None:
-        args.append(f"--{stage.weights_option}={_checkpoint(parent, stage)}")
+        checkpoint = parent.folder / "checkpoints" / f"{stage.checkpoint}.ckpt"
+        args.append(f"--{stage.weights_option}={checkpoint}")
     return Cell(
         stage, name, parsed.labels, tuple(args), parsed.run_id, folder, parsed.stated,
         parsed.config, parent,
