@@ -134,6 +134,25 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Parsed:
+    """A draft, parsed by the command line's parser.
+
+    Attributes:
+        labels: Its label on each axis. No reduction has no keep ratio or budget.
+        args: Command-line arguments without the command.
+        run_id: The run id.
+        stated: Options that differ from the defaults.
+        config: The resolved configuration.
+    """
+
+    labels: dict[str, str]
+    args: tuple[str, ...]
+    run_id: str
+    stated: dict[str, Any]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Grid:
     """The content of a grid file.
 
@@ -181,8 +200,9 @@ class Grid:
             options += self.last.items()
             layers = (*self.options.items(), *options)
             budget = next((given for name, given in reversed(layers) if name == BUDGET), None)
-            args = (*_files(bases), *_arguments(self.options), *_files(stage.base))
-            yield Draft(stage, labels, (*args, *_arguments(dict(options))), budget)
+            args = [f"--config={name}" for name in bases] + _arguments(self.options)
+            args += [f"--config={name}" for name in stage.base] + _arguments(dict(options))
+            yield Draft(stage, labels, tuple(args), budget)
 
     def _values(self, axis: str, shelf: Sequence[str]) -> list[Value]:
         values = list(self.axes[axis])
@@ -414,10 +434,6 @@ def _fits(cell: Cell, text: str) -> bool:
         return any(fnmatch.fnmatchcase(name, text) for name in (cell.key, cell.name))
     pairs = [pair.partition("=") for pair in text.split(",")]
     return all(cell.labels.get(axis.strip()) in label.split("|") for axis, _, label in pairs)
-
-
-def _files(names: Iterable[str]) -> list[str]:
-    return [f"--config={name}" for name in names]
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:

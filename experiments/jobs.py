@@ -211,16 +211,12 @@ def do_job(worker: str, grid: str, job: Job, leads: bool = True) -> int:
     # Lightning starts the other devices by running the same command again, so this must be a
     # command. On a cluster, SLURM has started all processes.
     if cell.devices > 1 and "SLURM_PROCID" not in os.environ:
-        return _run_as_command(worker, run)
+        text = json.dumps({"worker": worker, "run": run})
+        process = subprocess.Popen([sys.executable, "-m", "experiments.jobs", text])
+        signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+        return process.wait()
     status = call(worker, "run", **run)
     return status
-
-
-def _run_as_command(worker: str, run: dict[str, Any]) -> int:
-    text = json.dumps({"worker": worker, "run": run})
-    process = subprocess.Popen([sys.executable, "-m", "experiments.jobs", text])
-    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
-    return process.wait()
 
 
 def call(worker: str, name: str, *args: Any, **options: Any) -> Any:

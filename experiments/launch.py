@@ -26,6 +26,7 @@ from experiments.grid import (
     Draft,
     Grid,
     GridError,
+    Parsed,
     listing,
     read_grid,
     run_name,
@@ -94,7 +95,7 @@ def _parent_id(draft: Draft, parent: Cell | None) -> str | None:
     return f"{parent.run_id}/last" if draft.stage.checkpoint == "last" else parent.run_id
 
 
-def plan_cell(draft: Draft, parsed: Any, parent: Cell | None, root: Path) -> Cell:
+def plan_cell(draft: Draft, parsed: Parsed, parent: Cell | None, root: Path) -> Cell:
     """Return a parsed draft as a cell with its directory and its parent's checkpoint."""
     stage = draft.stage
     name = run_name(parsed.labels)

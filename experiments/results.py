@@ -25,7 +25,7 @@ from elip.record import RECORD_NAME, SCORES, Record, RecordError, parse_record, 
 TABLE_NAME = "table.parquet"
 """Name of the table in a grid's folder."""
 
-SCORE_COLUMNS = {f"scores_{field.name}": field for field in SCORES}
+_SCORE_COLUMNS = {f"scores_{field.name}": field for field in SCORES}
 """The columns of per-example scores, and their fields in `elip.record.SCORES`."""
 
 _REDUCTION_AXES = ("reducer", "keep_ratio", "budget")
@@ -48,17 +48,19 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
         except (RecordError, OSError, UnicodeDecodeError) as error:
             bad.append(str(error))
             continue
-        folder = str(file.parent.relative_to(runs))
-        rows.append({**record.row(), "folder": folder, "record": text, **_lists(scores)})
-    return make_table(rows), bad
-
-
-def make_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return rows as a table. Column types do not depend on missing values."""
-    names = dict.fromkeys([*Record.model_fields, *(name for row in rows for name in row)])
+        row: dict[str, Any] = {
+            **record.row(),
+            "folder": str(file.parent.relative_to(runs)),
+            "record": text,
+        }
+        if scores is not None:
+            row |= {name: scores[field.name].to_pylist() for name, field in _SCORE_COLUMNS.items()}
+        rows.append(row)
     found = {name for row in rows for name in row}
+    names = dict.fromkeys([*Record.model_fields, *(name for row in rows for name in row)])
+    # Types come from the names, so they do not depend on which values are missing.
     schema = pa.schema([(name, _kind(name)) for name in names if name in found])
-    return pa.Table.from_pylist(list(rows), schema=schema)
+    return pa.Table.from_pylist(rows, schema=schema), bad
 
 
 def write_table(table: pa.Table, out: Path) -> None:
@@ -95,7 +97,8 @@ def _score_table(title: str, scored: Sequence[tuple[Record, float]]) -> Iterator
     cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record, score in scored:
         ratio = record.axes.get("keep_ratio") or record.axes.get("budget") or ""
-        cells[_method(record)][ratio].append(score)
+        label = record.axes.get("reducer", record.reducer)
+        cells["No reduction" if label == "Identity" else label][ratio].append(score)
     columns = list(dict.fromkeys(ratio for line in cells.values() for ratio in line if ratio))
     baselines = [name for name in ("No reduction", "Random") if name in cells]
     lines = [*baselines, *(name for name in cells if name not in baselines)]
@@ -111,20 +114,9 @@ def _score_table(title: str, scored: Sequence[tuple[Record, float]]) -> Iterator
         yield table
 
 
-def _method(record: Record) -> str:
-    label = record.axes.get("reducer", record.reducer)
-    return "No reduction" if label == "Identity" else label
-
-
-def _lists(scores: pa.Table | None) -> dict[str, Any]:
-    if scores is None:
-        return {}
-    return {name: scores[field.name].to_pylist() for name, field in SCORE_COLUMNS.items()}
-
-
 def _kind(name: str) -> pa.DataType:
-    if name in SCORE_COLUMNS:
-        field = SCORE_COLUMNS[name]
+    if name in _SCORE_COLUMNS:
+        field = _SCORE_COLUMNS[name]
         return pa.list_(pa.string() if pa.types.is_dictionary(field.type) else field.type)
     if name in Record.model_fields:
         annotation = Record.model_fields[name].annotation

@@ -28,31 +28,12 @@ from elip.tasks.base import Evaluator, Task
 from elip.training import cli
 from elip.training.callbacks import Recorder
 from elip.training.module import MeterModule
-from experiments.grid import BUDGET, Cell, Draft
+from experiments.grid import BUDGET, Cell, Draft, Parsed
 from reducers import Identity
 from reducers import shelf as all_reducers
 from reducers.contract import Placement, Reducer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A draft, parsed by the command line's parser.
-
-    Attributes:
-        labels: Its label on each axis. No reduction has no keep ratio or budget.
-        args: Command-line arguments without the command.
-        run_id: The run id.
-        stated: Options that differ from the defaults.
-        config: The resolved configuration.
-    """
-
-    labels: dict[str, str]
-    args: tuple[str, ...]
-    run_id: str
-    stated: dict[str, Any]
-    config: dict[str, Any]
 
 
 def shelf() -> list[str]:

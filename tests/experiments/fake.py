@@ -16,9 +16,8 @@ import yaml
 
 from elip.identity import digest, run_id
 from elip.record import Evaluation, Record, Status, write_record
-from experiments.grid import Cell, Draft
+from experiments.grid import Cell, Draft, Parsed
 from experiments.jobs import now
-from experiments.sweep import Parsed
 
 SHELF = ("ELIP", "Identity", "Random", "ToMe")
 OPTIONS = ("model", "data", "trainer", "seed_everything", "fake", "ckpt_path")
