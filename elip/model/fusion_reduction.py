@@ -100,7 +100,8 @@ class FusionReduction(nn.Module):
         key: Tensor,
         start: int,
     ) -> dict[str, Any]:
-        needs, requested = self.reducer.needs, dict[str, Any]()
+        needs = self.reducer.needs
+        requested: dict[str, Any] = {}
         if "cross_attention" in needs:
             logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             if image.mask is not None:

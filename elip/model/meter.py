@@ -209,7 +209,6 @@ class Meter(nn.Module):
     def encode_suffix(self, image: EncodedImage, text: EncodedText | None = None) -> EncodedImage:
         """Run the remaining blocks after `encode_prefix`."""
         if image.block == self.image.num_blocks:
-            # After a call that computes nothing, torch.compile would skip all later calls.
             return image
         encoded: EncodedImage = self.image(image, text)
         return encoded
@@ -222,6 +221,9 @@ class Meter(nn.Module):
             image = self.image.embed(self.normalise(images), seeds)
         else:
             image, record = self._reuse.image(self.image, images, self.normalise, seeds)
+        if image.block == end:
+            # After a call that computes nothing, torch.compile would skip all later calls.
+            return image
         encoded: EncodedImage = self.image(image, text, end, record)
         return encoded
 

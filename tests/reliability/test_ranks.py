@@ -68,11 +68,13 @@ def test_every_answer_is_written_once(shapes: Path, tmp_path: Path) -> None:
     alone("predict", tmp_path / "one", shapes, "VQA", tmp_path / "one.txt")
     together("predict", tmp_path / "many", shapes, "VQA", tmp_path / "logs", 2)
     one, many = (
-        json.loads((tmp_path / name / "submission.json").read_text()) for name in ("one", "many")
+        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").open()]
+        for name in ("one", "many")
     )
-    assert len(many) == EXAMPLES
-    assert len({row["question_id"] for row in many}) == EXAMPLES
-    assert many == one
+    assert len({row["key"] for row in many}) == len(many) == EXAMPLES
+    assert [(row["key"], row["label"]) for row in many] == [
+        (row["key"], row["label"]) for row in one
+    ]
 
 
 def dying_in_step_2() -> None:
