@@ -1,7 +1,7 @@
 """The data that flows through the model. Read this file first.
 
-The rest of the project uses only the public methods of `elip.model.meter.Meter`. A batch flows
-through them like this::
+The rest of the project uses only the methods of `Backbone`, which `elip.model.meter.Meter`
+implements. A batch flows through them like this::
 
     TextBatch --encode_text--> EncodedText --prepare_text---.
                                     |                        >--fuse_prepared--> Fused --> head
@@ -16,14 +16,19 @@ width, W fusion width, H heads, S image size.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from reducers.contract import Reduced
+from elip.data.batch import TextBatch
+from elip.schedule import Plan, Schedule
+from reducers.contract import EncodedText, Reduced, Reducer
 
 Read = Literal["all", "pooled", "text"]
 """What a head reads: all tokens of both streams, the two CLS tokens, or the text tokens. The last
@@ -215,3 +220,100 @@ class Fused:
 
 Group = Literal["image", "text", "cross_modal", "token_types"]
 """The parts of the model that own parameters."""
+
+
+class Backbone(Protocol):
+    """What a vision-language model must offer to tasks, training, cost and grids.
+
+    `Meter` is the only one. A second model needs these attributes and methods and nothing else.
+    """
+
+    width: int
+    """W, the width that heads read."""
+    text_width: int
+    """Dt."""
+    vocab_size: int
+    """Number of word pieces."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+
+    @property
+    def reducer(self) -> Reducer:
+        """The reducer; `Identity` for no reduction."""
+
+    @property
+    def plan(self) -> Plan:
+        """The token counts of the current reducer."""
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether an encoded image never depends on the text."""
+
+    def set_reduction(self, reducer: Reducer, schedule: Schedule) -> Plan:
+        """Change the reducer and the schedule."""
+
+    def reduction_disabled(self) -> AbstractContextManager[None]:
+        """Run without reduction inside the context."""
+
+    def reuse_encodings(self) -> AbstractContextManager[None]:
+        """Share encodings between reductions inside the context."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise uint8 pixels; return floats unchanged."""
+
+    def encode_text(self, text: TextBatch) -> EncodedText:
+        """Encode [B,L] ids to [B,L,Dt]."""
+
+    def encode_image(
+        self, images: Tensor, text: EncodedText | None = None, seeds: Tensor | None = None
+    ) -> EncodedImage:
+        """Encode pixels [B,3,S,S] to [B,1+N,D] and reduce tokens on the way."""
+
+    def encode_prefix(self, images: Tensor, seeds: Tensor | None = None) -> EncodedImage:
+        """Encode up to the first block that depends on the text."""
+
+    def encode_suffix(self, image: EncodedImage, text: EncodedText | None = None) -> EncodedImage:
+        """Run the blocks after the prefix."""
+
+    def prepare_text(self, text: EncodedText) -> PreparedText:
+        """Run the part of the fusion that depends on the text alone."""
+
+    def prepare_image(self, image: EncodedImage, image_type: int = 1) -> PreparedImage:
+        """Run the part of the fusion that depends on the image alone."""
+
+    def fuse_prepared(
+        self, text: PreparedText, image: PreparedImage, readings: Sequence[Reading]
+    ) -> list[Fused]:
+        """Fuse prepared texts and images row by row; return one result per reading."""
+
+    def fuse(
+        self, text: EncodedText, image: EncodedImage, read: Read, image_type: int = 1
+    ) -> Fused:
+        """Prepare both sides and fuse them."""
+
+    def parameter_groups(self) -> dict[Group, dict[str, nn.Parameter]]:
+        """Return parameters by owner, then by name."""
+
+    def cost_parts(self) -> Mapping[str, Sequence[nn.Module]]:
+        """Return the modules of each part of the cost."""
+
+    def published_parts(self) -> Mapping[Literal["image", "text"], nn.Module]:
+        """Return the modules that published weights are loaded into."""
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the encoders and the fusion."""
+
+    def recompute_activations(self) -> None:
+        """Recompute activations in the backward pass to save memory."""
+
+    def freeze_unread(self, read: Read) -> None:
+        """Freeze parameters that get no gradient when heads read only ``read``."""
+
+    def on_fused(self, listener: Callable[[Fused], None]) -> RemovableHandle:
+        """Call ``listener`` with every result of the fusion."""

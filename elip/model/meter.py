@@ -216,6 +216,7 @@ class Meter(nn.Module):
     def _encode(
         self, images: Tensor, text: EncodedText | None, seeds: Tensor | None, end: int | None
     ) -> EncodedImage:
+        image: EncodedImage
         record = None
         if self._reuse is None:
             image = self.image.embed(self.normalise(images), seeds)

@@ -6,7 +6,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from elip.model.interface import Backbone
 from elip.model.meter import Meter
 
 ROOT = Path(__file__).parents[2]
@@ -20,10 +22,8 @@ SOURCES = [
     for path in sorted((ROOT / room).rglob("*.py"))
     if not path.is_relative_to(ROOT / "elip" / "model")
 ]
-# Modules inside are attributes of the instance, so they are not among these.
-PUBLIC = {name for name in dir(Meter) if not name.startswith("_")} | {
-    "sizes", "width", "text_width", "vocab_size", "resolve", "as_dict",
-}  # fmt: skip
+FACE = {name for name in [*vars(Backbone), *Backbone.__annotations__] if not name.startswith("_")}
+PUBLIC = FACE | {"sizes", "resolve", "as_dict"} | {n for n in dir(nn.Module) if n[0] != "_"}
 
 
 def uses(tree: ast.AST) -> set[str]:
@@ -54,3 +54,8 @@ def test_only_the_face_is_used(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert uses(tree) <= PUBLIC
     assert imports(tree) <= MODULES
+
+
+def test_meter_offers_the_face_and_nothing_else() -> None:
+    instance = {"width", "text_width", "vocab_size"}
+    assert {name for name in vars(Meter) if name[0] != "_"} - {"forward"} == FACE - instance
