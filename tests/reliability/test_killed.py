@@ -155,8 +155,8 @@ def kinds() -> list[tuple[str, int]]:
     named = [
         in_a_step, while_validating, while_saving, while_renaming, while_recording,
     ]  # fmt: skip
-    return [(kind.__name__, seed) for kind in named for seed in range(2)] + [
-        ("any_time", seed) for seed in range(4)
+    return [(kind.__name__, seed) for kind in named for seed in range(3)] + [
+        ("any_time", seed) for seed in range(5)
     ]
 
 
