@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="experiments/elip_0.7.yaml")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fit.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/fit.json"))
     given = parser.parse_args()
     clock, marks = Clock(), list[tuple[float, dict[str, float]]]()
     forward, update, iterate = MeterModule.training_step, AdamW.step, Loader.__iter__

@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/loader.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []

@@ -259,8 +259,8 @@ class Parser(LightningArgumentParser):
 
 # Lines in which jsonargparse lists every type it tried.
 _NOISE = re.compile(
-    r"(- )?(Expected a path but|Does not validate against|Subtypes:|Errors:|Given value"
-    r"|Expected a (<class ')?NoneType)"
+    r"(- )?(Expected a path but|Does not validate against|Subtypes:|Errors:|Given value type"
+    r"|Given value: Namespace|Expected a (<class ')?NoneType)"
 )
 _PLAIN = ((r"<class '([\w.]+)'>", r"\1"), (r"a typing\.Literal\[(.*)\]", r"one of \1"))
 
