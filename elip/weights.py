@@ -174,10 +174,16 @@ def _check_activation(meter: Meter, source: str, kind: str) -> None:
     """Refuse weights trained with QuickGELU if the encoder has another activation."""
     activation = meter.published_parts()["image"].blocks[0].mlp.act  # type: ignore[index, union-attr]
     if not isinstance(activation, QuickGELU):
+        name = meter.sizes.image_encoder
+        right = name.replace("_clip_", "_clip_quickgelu_").partition(".")[0] + ".openai"
+        right = (
+            right
+            if "quickgelu" in right and timm.is_model(right)
+            else "vit or a timm model named *_clip_quickgelu_*"
+        )
         raise ValueError(
-            f"{source} is {kind}, trained with QuickGELU, but {meter.sizes.image_encoder} has "
-            f"{type(activation).__name__}. Set model.meter.image_encoder to vit or to a timm model "
-            "whose name contains _clip_quickgelu_."
+            f"{source} is {kind}, trained with QuickGELU, but {name} has "
+            f"{type(activation).__name__}. Set model.meter.image_encoder to {right}."
         )
 
 

@@ -171,11 +171,20 @@ def test_clip_archives(tiny: Meter, tmp_path: Path, form: str) -> None:
     assert torch.equal(tiny.image.vit.blocks[3].attn.qkv.weight, want)
 
 
-def test_weights_of_quickgelu_are_refused_for_another_activation(tmp_path: Path) -> None:
-    sizes = MeterConfig(image_encoder="vit_tiny_patch16_224", image_blocks=1, image_size=32)
+@pytest.mark.parametrize(
+    ("encoder", "width", "right"),
+    [
+        ("vit_base_patch16_clip_224.openai", 768, r"vit_base_patch16_clip_quickgelu_224\.openai"),
+        ("vit_tiny_patch16_224", 192, "vit or a timm model"),
+    ],
+)
+def test_weights_of_quickgelu_are_refused_for_another_activation(
+    encoder: str, width: int, right: str, tmp_path: Path
+) -> None:
+    sizes = MeterConfig(image_encoder=encoder, image_blocks=1, image_size=32)
     meter = Meter(sizes.resolve(), vocab_size=50)
-    torch.save(clip_state(192, 1, 4, 16), tmp_path / "ViT-B-16.pt")
-    with pytest.raises(ValueError, match=r"QuickGELU.*has GELU.*image_encoder to vit"):
+    torch.save(clip_state(width, 1, 4, 16), tmp_path / "ViT-B-16.pt")
+    with pytest.raises(ValueError, match=rf"QuickGELU.*has GELU.*image_encoder to {right}"):
         load_image_weights(meter, str(tmp_path / "ViT-B-16.pt"))
 
 
