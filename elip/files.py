@@ -1,4 +1,4 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and reading of YAML without silent losses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 @contextmanager
@@ -43,3 +46,19 @@ def set_aside(path: Path) -> None:
         earlier = (each.stem.removeprefix(f"{path.stem}-") for each in path.parent.glob("*-*"))
         number = max((int(each) for each in earlier if each.isdigit()), default=0) + 1
         path.rename(path.with_stem(f"{path.stem}-{number}"))
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses duplicate keys in a mapping; YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping.
+
+        Raises:
+            yaml.MarkedYAMLError: A key occurs twice.
+        """
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1 and name != "<<"]:
+            said = f"duplicate key: {twice[0]} appears twice"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)

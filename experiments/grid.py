@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from elip.files import UniqueKeyLoader
+
 ALIASES = {
     "reducer": "model.reducer",
     "keep_ratio": "model.schedule.keep_ratio",
@@ -271,7 +273,7 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
         GridError: The file is not a valid grid.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  (is safe)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506  (is safe)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise GridError(f"Cannot read {path}: {error}") from error
     file = _checked(_File, content, str(path))
@@ -288,7 +290,7 @@ def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
         if not (option and equals):
             raise GridError(f"--set {each}: give option=value.")
         try:
-            last[option] = yaml.load(text, _UniqueKeys)  # noqa: S506  (is safe)
+            last[option] = yaml.load(text, UniqueKeyLoader)  # noqa: S506  (is safe)
         except yaml.YAMLError as error:
             raise GridError(f"--set {each}: the value is not YAML: {error}") from error
     return Grid(path.stem, axes, exclude, stages, file.base, file.set, last)
@@ -342,16 +344,6 @@ def listing(problems: Iterable[tuple[str, str]], shown: int = 5) -> str:
         for why, names in list(runs.items())[:shown]
     ]
     return "\n".join(lines + ([f"  and {len(runs) - shown} other problems"] * (len(runs) > shown)))
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Rejects duplicate keys, which YAML would silently overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1 and key != "<<"}:
-            raise yaml.YAMLError(f"{', '.join(sorted(twice))} appears twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
 
 
 def _stage(

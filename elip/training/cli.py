@@ -43,7 +43,7 @@ from elip.data.datamodule import DataModule
 from elip.data.datasets import known_datasets
 from elip.data.datasets.base import DataError
 from elip.environment import precision_advice
-from elip.files import whole_file
+from elip.files import UniqueKeyLoader, whole_file
 from elip.identity import (
     BEST,
     FOLDER,
@@ -371,22 +371,12 @@ def _file_problem(file: str) -> str | None:
     if not Path(file).is_file():
         return None
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  (safe)
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506  (safe)
     except (yaml.YAMLError, ValueError, RecursionError, LookupError) as error:
         return f"{file} is no configuration file: {error}"
     if content is not None and not isinstance(content, dict):
         return f"{file} is no configuration file: it must hold `name: value` lines."
     return None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses duplicate keys in a mapping; YAML would take the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1 and name != "<<"]:
-            raise yaml.MarkedYAMLError(f"duplicate key {twice[0]!r}", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _check_options(config: Mapping[str, Any], command: str) -> None:
