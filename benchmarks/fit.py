@@ -24,8 +24,8 @@ from elip.cost.show import tell
 from elip.data.datamodule import Loader
 from elip.model import image_encoder
 from elip.training import cli
-from elip.training.callbacks import ReducerWatch
 from elip.training.module import MeterModule
+from elip.training.watch import ReducerWatch
 
 _WARM_UP = 20
 

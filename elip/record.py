@@ -178,7 +178,7 @@ class Record(_Model):
         train_steps: Optimiser steps.
         train_epochs: Passes over the training data.
         train_seconds: Wall-clock time of training, validation included.
-        train_images_per_second: Training throughput, without loading and validation.
+        train_images_per_second: Training throughput, without validation.
         version: Version of the package.
         commit: Git commit of the code.
         dirty: Whether the checkout had uncommitted changes.

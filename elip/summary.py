@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich import get_console
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from elip.record import GFLOPS_UNIT, Gflops, Record, display_name
+
+CONSOLE = get_console()
+"""Progress, log lines and summaries are printed here; the command line makes it stderr."""
 
 _MISSING = "-"
 
@@ -17,7 +21,7 @@ def print_summary(
     record: Record,
     path: Path | str,
     next_command: str | None = None,
-    console: Console | None = None,
+    console: Console = CONSOLE,
 ) -> None:
     """Print the summary of a run.
 
@@ -25,9 +29,8 @@ def print_summary(
         record: The run.
         path: The file of its record.
         next_command: The command to type next.
-        console: Console to print to; None is the terminal.
+        console: Console to print to.
     """
-    console = console or Console()
     console.print(Group(*_lines(record)))
     # Never break paths and commands, so that they can be copied.
     console.print(Text(f"Record: {path}"), soft_wrap=True)

@@ -26,8 +26,8 @@ from elip.model.meter import Meter
 from elip.schedule import Schedule
 from elip.tasks.base import Evaluator, Task
 from elip.training import cli
-from elip.training.callbacks import Recorder
 from elip.training.module import MeterModule
+from elip.training.recorder import Recorder
 from experiments.grid import BUDGET, Cell, Draft, Parsed
 from reducers import Identity
 from reducers import shelf as all_reducers

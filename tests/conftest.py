@@ -25,6 +25,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# Remarks of Lightning about small machines and short runs are no failures of these tests.
+REMARKS = (
+    "ignore::UserWarning",
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"training", "reliability"} & set(item.path.parts):
+            for remark in REMARKS:
+                item.add_marker(pytest.mark.filterwarnings(remark))
+
+
 @pytest.fixture(scope="session")
 def golden(pytestconfig: pytest.Config) -> Path:
     """The folder of recorded inputs and outputs."""

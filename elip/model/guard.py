@@ -1,13 +1,12 @@
 """Checks that a reducer keeps its contract; errors name the reducer, the layer and the fault.
 
 Shapes are checked in every call, which costs nothing. To check values, the host must wait for the
-device: `elip.training.callbacks` decides when.
+device: `elip.training.watch` does so in the first batch.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import get_args
 
@@ -97,14 +96,6 @@ def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int, pa
                 "fixed_count = False, so that real tokens are counted, or return no mask."
             )
         same("mask", reduced.mask, (batch, num_keep), torch.bool)
-
-
-@torch.no_grad()
-def looks_wrong(reduced: Reduced) -> bool:
-    """Check the values cheaply; True means that `examine` should look closer."""
-    low, high = reduced.assignment.aminmax()
-    inside = int(low) >= -1 and int(high) < reduced.tokens.shape[1]
-    return not (inside and math.isfinite(float(reduced.tokens.sum())))
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any, NoReturn
 
+import rich
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -64,19 +65,13 @@ from elip.identity import (
 )
 from elip.model.config import MeterConfig
 from elip.model.guard import ContractError
-from elip.record import RECORD_NAME, CheckpointInfo, RecordError, RunHeader, read_record
+from elip.record import RECORD_NAME, CheckpointInfo, Command, RecordError, RunHeader, read_record
+from elip.summary import CONSOLE
 from elip.tasks import tasks
-from elip.training.callbacks import (
-    CONSOLE,
-    Checkpoints,
-    DurableCheckpointIO,
-    LogLines,
-    Progress,
-    Recorder,
-    lost_process,
-)
+from elip.training.callbacks import Checkpoints, DurableCheckpointIO, LogLines, Progress
 from elip.training.module import LossError, MeterModule
 from elip.training.predict import Predictions, TestPredictions
+from elip.training.recorder import Recorder, lost_process
 from reducers import shelf
 
 log = logging.getLogger(__name__)
@@ -111,7 +106,7 @@ class ParsedRun:
         args: The command line.
     """
 
-    command: str
+    command: Command
     config: dict[str, Any]
     stated: dict[str, Any]
     run_id: str
@@ -408,7 +403,7 @@ def _resolve(
     parent_id: str | None,
 ) -> ParsedRun:
     """Work out run id, run directory and checkpoint."""
-    command, asked = str(config.command), plain["ckpt_path"]
+    command, asked = config.command, plain["ckpt_path"]
     files = [str(file) for file in config[command].get("config") or []]
     home = Path("runs", Path(files[-1]).stem if files else "run")
     given_root = plain["trainer"]["default_root_dir"]
@@ -601,11 +596,12 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
         options["enable_checkpointing"] = False
     if any(isinstance(each, Predictions) for each in asked):  # the user's has options
         callbacks = [each for each in callbacks if not isinstance(each, Predictions)]
+    callbacks += asked
     theirs = any(isinstance(each, ProgressBar) for each in asked)
-    if options["enable_progress_bar"] is not False and CONSOLE.is_terminal and not theirs:
-        callbacks.append(Progress(checkpoints))
-    options["enable_progress_bar"] = theirs
-    options["callbacks"] = [*callbacks, *asked]
+    ours = options["enable_progress_bar"] is not False and CONSOLE.is_terminal and not theirs
+    callbacks += [Progress(checkpoints)] if ours else []
+    options["enable_progress_bar"] = theirs or ours
+    options["callbacks"] = callbacks
     if options["logger"] is not False:
         options["logger"] = _loggers(parsed, options["logger"])
     options["default_root_dir"] = str(parsed.run_dir)
@@ -731,6 +727,7 @@ def _state(folder: Path, command: str) -> str:
 
 def _tidy(folder: Path, keep_logs: bool) -> None:
     """Remove partial files of killed processes, and keep the logs of a resumed run."""
+    (folder / RECORD_NAME).unlink(missing_ok=True)  # of an earlier attempt
     for temporary in [*folder.glob(".*.part"), *(folder / FOLDER).glob(".*.part")]:
         temporary.unlink(missing_ok=True)
     metrics = folder / "metrics.csv"
@@ -760,6 +757,7 @@ def _quiet() -> None:
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    rich.reconfigure(stderr=True)
     logger = logging.getLogger("elip")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, LogLines) for handler in logger.handlers):

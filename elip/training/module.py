@@ -22,7 +22,7 @@ from elip.model.guard import refuse_namesake
 from elip.model.meter import Meter
 from elip.schedule import Schedule
 from elip.tasks import tasks
-from elip.tasks.base import Evaluator, Loss, Task
+from elip.tasks.base import Evaluator, Task
 from elip.training.optimizer import Optimization, build_optimizer, build_schedule
 from elip.weights import load_image_weights, load_text_weights, load_weights
 from reducers.contract import Reducer
@@ -31,7 +31,13 @@ log = logging.getLogger(__name__)
 
 
 class LossError(RuntimeError):
-    """The loss of a step is not a finite number; the message says where."""
+    """The loss of a step is not a finite number."""
+
+    def __init__(self, loss: float, step: int) -> None:
+        super().__init__(
+            f"The loss is {loss:g} at step {step}. Lower the learning rate, clip gradients "
+            "(trainer.gradient_clip_val), or use bf16-mixed or 32-true precision."
+        )
 
 
 class MeterModule(LightningModule):
@@ -83,7 +89,6 @@ class MeterModule(LightningModule):
         self._load(weights, image_weights, text_weights)
         self.compiled = compile
         self._allow_untrained = allow_untrained
-        self._last_loss: Loss | None = None
         if recompute:
             self.meter.recompute_activations()
         if compile:
@@ -174,32 +179,14 @@ class MeterModule(LightningModule):
         _check_same_tensors(self.state_dict(), checkpoint["state_dict"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch.
-
-        Raises:
-            LossError: It is not finite.
-        """
+        """Return the loss of one batch. `StepFlags` stops the run if it is not finite."""
         # Seed by run, process and step, so that a resumed run draws the same numbers.
         state = f"{self._seed} {self.global_rank} {self.global_step} {batch_idx}"
         torch.manual_seed(int.from_bytes(blake2b(state.encode(), digest_size=7).digest(), "big"))
-        self._last_loss = loss = self.task.loss(self.meter, batch)
-        # On a GPU this would wait for the device; `callbacks.StepFlags` checks a step later.
-        if loss.total.device.type == "cpu" and not loss.total.isfinite():
-            raise LossError(self.loss_error(float(loss.total)))
+        loss = self.task.loss(self.meter, batch)
         self.log("train/loss", loss.total.detach())
         self.log_dict({f"train/{name}": part for name, part in loss.parts.items()})
         return loss.total
-
-    def loss_error(self, value: float) -> str:
-        """Return the message about a loss that is not finite."""
-        parts = self._last_loss.parts.items() if self._last_loss is not None else ()
-        said = ", ".join(f"{name} {float(part):g}" for name, part in parts)
-        said = f" ({said})" if said else ""
-        return (
-            f"The loss is {value:g} at step {self.global_step}{said}. Lower the "
-            "learning rate, clip gradients (trainer.gradient_clip_val), or use bf16-mixed or "
-            "32-true precision."
-        )
 
     def on_validation_epoch_start(self) -> None:
         """Start one evaluator per split."""

@@ -12,21 +12,6 @@ import pytest
 
 from elip.data.shapes.write import Options, write_shapes
 
-# Warnings of Lightning about small machines and short runs.
-REMARKS = (
-    "ignore::UserWarning",
-    "ignore::FutureWarning",
-    "ignore::DeprecationWarning",
-    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            for remark in REMARKS:
-                item.add_marker(pytest.mark.filterwarnings(remark))
-
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:

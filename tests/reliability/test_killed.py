@@ -15,7 +15,7 @@ import torch
 
 from elip.cost.cached import RunCost
 from elip.record import RECORD_NAME, Record, read_record
-from elip.training import callbacks
+from elip.training import callbacks, recorder
 from elip.training.module import MeterModule
 from tests.reliability.forks import Fork, losses, options
 
@@ -30,7 +30,7 @@ def often() -> None:
     """Save the last checkpoint several times a second."""
     callbacks.SAVE_SECONDS = 0.1
     callbacks._LEAST_PAUSE = 0
-    callbacks.cached_cost = lambda *_, **__: RunCost()  # would take longer than this training
+    recorder.cached_cost = lambda *_, **__: RunCost()  # would take longer than this training
 
 
 def in_a_step(chance: random.Random) -> Callable[[], None]:

@@ -30,21 +30,6 @@ trainer:
   accelerator: cpu
 """
 
-# Lightning's remarks about small machines and short runs are no failures.
-REMARKS = (
-    "ignore::UserWarning",
-    "ignore::FutureWarning",
-    "ignore::DeprecationWarning",
-    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            for remark in REMARKS:
-                item.add_marker(pytest.mark.filterwarnings(remark))
-
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -91,4 +76,4 @@ def go(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave GFLOPs and times out of records."""
-    monkeypatch.setattr("elip.training.callbacks.cached_cost", lambda *_, **__: RunCost())
+    monkeypatch.setattr("elip.training.recorder.cached_cost", lambda *_, **__: RunCost())

@@ -239,7 +239,7 @@ def test_changed_data_is_refused_on_resume(
     trained: Path, go: Go, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "elip.training.callbacks._data_fingerprints", lambda *_: {"data/train": "other"}
+        "elip.training.recorder._data_fingerprints", lambda *_: {"data/train": "other"}
     )
     assert go("fit", "--ckpt_path=last") == 2
     assert "fingerprint.data/train was" in capsys.readouterr().err
@@ -279,9 +279,9 @@ def test_interrupted_and_resumed_equals_undisturbed(
     capsys.readouterr()
     assert go("fit", *options, "--trainer.default_root_dir=cut") == 130
     monkeypatch.setattr(MeterModule, "training_step", step)
-    said = [line for line in capsys.readouterr().err.splitlines() if "Resume with" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "Resume:" in line]
     assert len(said) == 1
-    assert said[0].startswith(f"Stopped at step {stop_at}. Resume with: python run_experiment.py")
+    assert said[0].startswith("Resume: python run_experiment.py fit")
     assert read_record("cut").status == "interrupted"
     assert go("fit", *options, "--trainer.default_root_dir=cut", "--ckpt_path=last") == 0
     whole, cut = read_record("whole"), read_record("cut")

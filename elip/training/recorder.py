@@ -1,0 +1,462 @@
+"""The callback that identifies a run, keeps its best scores, and writes ``run.json``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from elip.cost.cached import COSTS_NAME, cached_cost
+from elip.data.batch import Batch
+from elip.environment import environment, peak_memory_bytes
+from elip.identity import (
+    BEST,
+    CheckpointError,
+    content_fingerprint,
+    differences,
+    digest,
+    protocol_options,
+    read_checkpoint_info,
+    source_fingerprint,
+)
+from elip.record import (
+    RECORD_NAME,
+    CheckpointInfo,
+    Evaluation,
+    Record,
+    RunHeader,
+    Status,
+    write_record,
+    write_scores,
+)
+from elip.summary import print_summary
+from elip.training.module import MeterModule
+from elip.training.watch import ReducerWatch
+
+if TYPE_CHECKING:
+    from elip.training.cli import ParsedRun
+
+log = logging.getLogger(__name__)
+
+_LOG_LINES = 40
+
+
+class Recorder(Callback):
+    """Identifies the run, keeps the scores of its best validation, and writes its record.
+
+    Args:
+        parsed: The run.
+        labels: ``grid``, ``stage`` and ``axes`` of a grid cell.
+    """
+
+    def __init__(self, parsed: ParsedRun, labels: dict[str, Any]) -> None:
+        self.parsed = parsed
+        self.labels = labels
+        self.best = -math.inf
+        self.best_step: int | None = None
+        self._notes: list[str] = []
+        self._started = _now()
+        self._written = False
+        self._evaluations: tuple[Evaluation, ...] = ()
+        self._scores: dict[str, Any] = {}
+        self._tokens: dict[str, Any] = {}
+        self._skipped: Counter[str] = Counter()
+        self._images = 0
+        self._validation_seconds = 0.0
+        self._log = _Tail()
+
+    # ------------------------------------------------------------------ identity
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compute the protocol, and start listening to the log and the reducer.
+
+        Raises:
+            CheckpointError: A resumed run has other data or another number of processes, or the
+                weights were trained as a different model.
+        """
+        assert isinstance(pl_module, MeterModule)
+        self._trainer, self._module, parsed = trainer, pl_module, self.parsed
+        logging.getLogger("elip").addHandler(self._log)
+        self._watch = ReducerWatch(pl_module.meter.reducer, pl_module.meter.plan)
+        self._train_start = time.perf_counter()
+        self._identify()
+        self._check_weights()
+        if parsed.command != "fit" and parsed.checkpoint is None and pl_module.weights is None:
+            self._notes.append("Untrained: no weights of a run were given.")
+            log.warning("%s Give --ckpt_path or --model.weights.", self._notes[-1])
+        if trainer.strategy.root_device.type == "cuda" and trainer.precision == "32-true":
+            torch.set_float32_matmul_precision("high")
+            self._notes.append("Precision: float32 with TF32 products.")
+
+    def _identify(self) -> None:
+        """Fingerprint data, weights and foreign code, and collect the options of the protocol."""
+        parsed, module, model = self.parsed, self._module, self.parsed.config["model"]
+        data = _data_fingerprints(self._trainer.datamodule, parsed.command, module)  # type: ignore[attr-defined]
+        files = {
+            f"model.{name}": content_fingerprint(path)
+            for name in ("image_weights", "text_weights")
+            if model[name] is not None and (path := Path(model[name]).expanduser()).exists()
+        }
+        if parsed.parent_id and not parsed.lineage and not files:
+            files["weights"] = parsed.parent_id
+        kinds = (type(module.task), type(module.meter.reducer))
+        code = {f"code/{kind.__name__}": source_fingerprint(kind) for kind in kinds}
+        self._fingerprints = {**data, **files, **{k: v for k, v in code.items() if v}}
+        processes = self._trainer.accumulate_grad_batches * self._trainer.world_size
+        self._options = protocol_options(
+            parsed.command, parsed.stated, {**data, **files}, next(iter(parsed.lineage), None),
+            processes * parsed.config["data"]["batch_size"],
+        )  # fmt: skip
+
+    def _check_weights(self) -> None:
+        """Compare the run with what the checkpoint of its weights says."""
+        path = self.parsed.checkpoint or self._module.weights_file
+        info = None if path is None else read_checkpoint_info(path)
+        if info is None:
+            return
+        if self.parsed.resumes:
+            differ = differences(info.protocol_options, self._options, ())
+            if info.processes != self._trainer.world_size:
+                differ["processes"] = (info.processes, self._trainer.world_size)
+            what = "A run can resume only with the data and number of processes it began with"
+        else:
+            differ = differences(info.model, self._model_facts(), ())
+            differ = {name: pair for name, pair in differ.items() if None not in pair}
+            what = f"{path} fits, but was trained as a different model"
+        if differ:
+            said = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differ.items())
+            raise CheckpointError(f"{what}: {said}.")
+
+    def _model_facts(self) -> dict[str, Any]:
+        """Return facts about the model and its data that tensor shapes do not show."""
+        sizes = self._module.meter.sizes
+        facts = {
+            # timm puts the name of the weights after a dot; the architecture is before it.
+            "image_encoder": sizes.image_encoder.partition(".")[0],
+            "image_heads": sizes.image_heads if sizes.image_encoder == "vit" else None,
+            "text_heads": sizes.text_heads if sizes.text_encoder in ("roberta", "bert") else None,
+            "fusion_heads": sizes.fusion_heads,
+            "pixels": sizes.pixels,
+            "tokenizer": self._fingerprints.get("tokenizer"),
+            "answers": self._fingerprints.get("answers"),
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def info(self, checkpoint: Literal["best", "last"]) -> str:
+        """Return the `CheckpointInfo` of this run, as JSON."""
+        parsed = self.parsed
+        header = RunHeader(
+            run_id=parsed.run_id, command=parsed.command, reducer=parsed.reducer,
+            method=parsed.method, protocol=digest(self._options, 16),
+            seed=parsed.config["seed_everything"], steps=self._trainer.global_step,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        return CheckpointInfo(
+            lineage=(header, *parsed.lineage),
+            stated_config=parsed.stated,
+            protocol_options=self._options,
+            model=self._model_facts(),
+            processes=self._trainer.world_size,
+        ).model_dump_json()
+
+    # ------------------------------------------------------------------ scores and counts
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, idx: int
+    ) -> None:
+        """Count images."""
+        self._images += len(batch) * batch.images.shape[1] * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the time."""
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the scores of the best validation."""
+        self._validation_seconds += time.perf_counter() - self._validation_start
+        if self.parsed.command != "fit":
+            self._keep()
+        elif not trainer.sanity_checking:
+            main = float(trainer.callback_metrics["val/main"])
+            if main > self.best or self.best_step is None:
+                self.best = main if math.isfinite(main) else -math.inf
+                self.best_step = trainer.global_step
+                self._keep()
+            best = " (best so far)" if self.best_step == trainer.global_step else ""
+            name = self._module.task.main_metric
+            log.info("Step %d: validation %s %.4f%s", trainer.global_step, name, main, best)
+        self._watch.clear()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the scores."""
+        self._keep()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count skipped images while all processes are still alive."""
+        self._skipped = _all_skipped(trainer)
+
+    on_predict_end = on_train_end
+
+    def _keep(self) -> None:
+        module, datasets = self._module, self._datasets()
+        self._scores = {name: rows.cpu().numpy() for name, rows in module.per_example.items()}
+        self._evaluations = tuple(
+            Evaluation(
+                split=name,
+                dataset=next((d for d in datasets if name.startswith(f"{d}_")), "+".join(datasets)),
+                examples=int(_sum(self._trainer, torch.tensor(module.examples[name]))),
+                metrics=dict(scores),
+                chance=dict(module.chances[name]),
+            )
+            for name, scores in module.scores.items()
+        )
+        self._watch.add_up(lambda sums: _sum(self._trainer, sums))
+        self._tokens = self._count_tokens()
+        self._skipped = _all_skipped(self._trainer)
+
+    def _count_tokens(self) -> dict[str, Any]:
+        """Return the record's token counts; they are measured if they depend on content."""
+        plan, schedule = self._module.meter.plan, self._module.schedule
+        counts, spread = self._watch.tokens_per_block()
+        share = sum(counts[:-1]) / ((len(counts) - 1) * plan.num_patches)
+        placement = self._module.meter.reducer.placement
+        fused = placement == "fusion"
+        return {
+            "placement": placement,
+            "patches": plan.num_patches,
+            "tokens_per_block": counts,
+            "tokens_per_block_sd": spread,
+            "keep_ratio_asked": schedule.keep_ratio if plan.keep and not schedule.counts else None,
+            "keep_ratio": 1.0 if fused else share,
+            "fusion_keep_ratio": share if fused else None,
+        }
+
+    def _datasets(self) -> list[str]:
+        names = self.parsed.config["data"]["datasets"]
+        return [names] if isinstance(names, str) else list(names)
+
+    # ------------------------------------------------------------------ resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs; Lightning saves it."""
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "evaluations": [each.model_dump() for each in self._evaluations],
+            "scores": {name: torch.from_numpy(rows) for name, rows in self._scores.items()},
+            "tokens": self._tokens,
+            "seconds": time.perf_counter() - self._train_start,
+            "validation_seconds": self._validation_seconds,
+            "images": self._images,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state of an interrupted training run."""
+        if self.parsed.command == "fit":
+            self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+            self._evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
+            self._scores = {name: rows.numpy() for name, rows in state_dict["scores"].items()}
+            self._tokens = state_dict["tokens"]
+            self._train_start -= state_dict["seconds"]
+            self._validation_seconds = state_dict["validation_seconds"]
+            self._images = state_dict["images"]
+
+    def forget_best(self) -> None:
+        """Make the next validation the best one."""
+        self.best, self.best_step, self._evaluations, self._scores = -math.inf, None, (), {}
+
+    # ------------------------------------------------------------------ the record
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the record of a completed run, and print its summary."""
+        self._watch.stop()
+        self._write("completed")
+        logging.getLogger("elip").removeHandler(self._log)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write the record of a run that was stopped or failed.
+
+        Of several processes, the one that raised the error writes it; the others end because of it.
+        """
+        lost = lost_process(exception)
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            self._write("interrupted")
+        elif lost is None or not (self.parsed.run_dir / RECORD_NAME).exists():
+            self._write("failed", lost or f"{type(exception).__name__}: {exception}")
+
+    def _write(self, status: Status, error: str | None = None) -> None:
+        if self._written or not (self._trainer.is_global_zero or status == "failed"):
+            return
+        self._written = True
+        folder = self.parsed.run_dir
+        write_scores(self._scores, folder)
+        record = self._record(status, error)
+        if status == "completed":
+            record = record.model_copy(update=self._costs(record.notes))
+        path = write_record(record, folder)
+        if status == "completed":
+            print_summary(record, path, self._next_command())
+
+    def _record(self, status: Status, error: str | None) -> Record:
+        parsed, config, module, trainer = (
+            self.parsed,
+            self.parsed.config,
+            self._module,
+            self._trainer,
+        )
+        # If the run ended before its processes shared their counts, use those of this process.
+        skipped = self._skipped | _own_skipped(trainer)
+        notes = [
+            *self._notes,
+            *module.notes,
+            *(f"{name}: {count} skipped" for name, count in skipped.items()),
+        ]
+        if parsed.command != "fit" and parsed.checkpoint is None and module.missing:
+            notes.append(f"Untrained, not in the weights: {', '.join(module.missing[:3])}, ...")
+        training: dict[str, Any] = {}
+        if parsed.command == "fit":
+            seconds = time.perf_counter() - self._train_start
+            batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+            training = {
+                "train_steps": trainer.global_step,
+                "train_epochs": batches / (trainer.num_training_batches or 1),
+                "train_seconds": seconds,
+                "train_images_per_second": self._images / (seconds - self._validation_seconds),
+            }
+        cuda = trainer.strategy.root_device.type == "cuda"
+        return Record(
+            name=parsed.run_dir.name,
+            run_id=parsed.run_id,
+            command=parsed.command,
+            status=status,
+            started=self._started,
+            ended=_now(),
+            protocol=digest(self._options, 16),
+            protocol_options=self._options,
+            stated_config=parsed.stated,
+            config=config,
+            lineage=parsed.lineage,
+            weights=self._weights(),
+            fingerprints=self._fingerprints,
+            seed=config["seed_everything"],
+            task=type(module.task).__name__,
+            datasets=tuple(self._datasets()),
+            reducer=parsed.reducer,
+            reducer_family=module.meter.reducer.family,
+            reducer_options=(config["model"]["reducer"] or {}).get("init_args") or {},
+            main_metric=module.task.main_metric,
+            evaluations=self._evaluations,
+            precision=str(trainer.precision),
+            peak_memory_bytes=peak_memory_bytes(),
+            peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+            processes=trainer.world_size,
+            error=error,
+            log_tail=tuple(self._log.lines),
+            notes=tuple(notes),
+            **training,
+            **self.labels,
+            **(self._tokens or self._count_tokens()),
+            **environment(),
+        )
+
+    def _costs(self, notes: tuple[str, ...]) -> dict[str, Any]:
+        """Return GFLOPs and times, which all runs of one model share."""
+        given_root = self.parsed.config["trainer"]["default_root_dir"]
+        home = Path("runs") if given_root is None else self.parsed.run_dir.parent
+        self._module.to(self._trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        found = cached_cost(
+            self._module.meter, self._module.task, home / COSTS_NAME,
+            training=self.parsed.command == "fit", precision=str(self._trainer.precision),
+            facts={"compile": self._module.compiled},
+        )  # fmt: skip
+        return {**vars(found), "notes": (*notes, *found.notes)}
+
+    def _weights(self) -> str:
+        """Describe where the weights came from."""
+        parsed, model = self.parsed, self.parsed.config["model"]
+        if parsed.lineage:
+            before = parsed.lineage[0].method
+            if parsed.command == "fit":
+                return f"started from weights trained with {before}"
+            done = {"test": "tested", "validate": "validated", "predict": "run"}[parsed.command]
+            shelf = f"; {done} with {parsed.method} (off the shelf)"
+            return f"trained with {before}" + (shelf if before != parsed.method else "")
+        given = (parsed.command != "fit" and parsed.checkpoint) or self._module.weights
+        if given:
+            return f"{given}, of unknown training"
+        encoders = {"image": model["image_weights"], "text": model["text_weights"]}
+        known = [f"{name} encoder from {path}" for name, path in encoders.items() if path]
+        return ", ".join(["random", *known])
+
+    def _next_command(self) -> str | None:
+        """Return the command to type next."""
+        if self.labels["grid"] is not None:
+            return None
+        if self.parsed.command == "fit":
+            return self.parsed.again("test", BEST)
+        folder = self.parsed.run_dir
+        found_by_name = folder.name == self.parsed.command  # it is inside the directory of its fit
+        return f"python -m analysis {(folder.parents if found_by_name else [0, folder])[1]}"
+
+
+class _Tail(logging.Handler):
+    """Keeps the last log lines for the record."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: deque[str] = deque(maxlen=_LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return a message if this error means that another process of the run died; else None."""
+    text = next(iter(str(error).splitlines()), "")
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
+        return f"another process of this run has died; see what it printed last ({text})"
+    return None
+
+
+def _data_fingerprints(data: Any, command: str, module: MeterModule) -> dict[str, str]:
+    data.spec = module.task.spec
+    found: dict[str, str] = data.fingerprints(command)
+    return found
+
+
+def _own_skipped(trainer: Trainer) -> Counter[str]:
+    return Counter(trainer.datamodule.skipped)  # type: ignore[attr-defined]
+
+
+def _all_skipped(trainer: Trainer) -> Counter[str]:
+    """Count skipped images by split, over all processes."""
+    every = [_own_skipped(trainer)]
+    if trainer.world_size > 1:
+        every *= trainer.world_size
+        dist.all_gather_object(every, every[0])
+    return sum(every, Counter())
+
+
+def _sum(trainer: Trainer, count: Tensor) -> Tensor:
+    """Add up a tensor over all processes."""
+    if trainer.world_size > 1:
+        count = count.to(trainer.strategy.root_device)
+        dist.all_reduce(count)
+    return count
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
