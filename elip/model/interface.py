@@ -255,6 +255,9 @@ class Backbone(Protocol):
     def shares_prefix(self) -> bool:
         """Whether an encoded image never depends on the text."""
 
+    reduction: Any
+    """What `set_reduction` has set; assign it to return there at no cost."""
+
     def set_reduction(self, reducer: Reducer, schedule: Schedule) -> Plan:
         """Change the reducer and the schedule."""
 

@@ -51,6 +51,9 @@ _PIXELS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
+Reduction = tuple[Reducer, Plan, FusionReduction | None]
+"""Reducer and plan of the image encoder, and the reduction in the fusion."""
+
 
 class Meter(nn.Module):
     """METER with token reduction.
@@ -138,9 +141,9 @@ class Meter(nn.Module):
         Raises:
             ValueError: The reducer or the schedule does not fit the model.
         """
-        declared(reducer)
         known = reducer is self.reducer
         if not known:
+            declared(reducer)
             reducer.to(self.device).train(self.training)
         if reducer.placement != "fusion":
             self.image.set_reduction(reducer, schedule)
@@ -155,16 +158,25 @@ class Meter(nn.Module):
         self.fusion.reduction = reduction
         return plan
 
+    @property
+    def reduction(self) -> Reduction:
+        """What `set_reduction` has set; assign it to return there at no cost."""
+        return self.image.reducer, self.image.plan, self.fusion.reduction
+
+    @reduction.setter
+    def reduction(self, kept: Reduction) -> None:
+        self.image.reducer, self.image.plan, self.fusion.reduction = kept
+
     @contextmanager
     def reduction_disabled(self) -> Iterator[None]:
         """Switch reduction off inside a ``with`` block."""
-        image, fusion = self.image, self.fusion
-        kept = (image.reducer, image.plan, fusion.reduction)
-        self.set_reduction(Identity(), Schedule())
+        kept, image = self.reduction, self.image
+        plan = Schedule().plan(image.num_patches, image.num_blocks, "never")
+        self.reduction = Identity(), plan, None
         try:
             yield
         finally:
-            image.reducer, image.plan, fusion.reduction = kept
+            self.reduction = kept
 
     @contextmanager
     def reuse_encodings(self) -> Iterator[None]:

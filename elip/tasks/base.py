@@ -134,9 +134,10 @@ def encode_shared(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
 def prepare_pairs(
     meter: Meter,
     images: EncodedImage,
-    index: Tensor,
+    index: Tensor | slice,
     text: EncodedText,
     training: bool,
+    image_type: int = 1,
 ) -> PreparedImage:
     """Return the image side of pairs.
 
@@ -146,10 +147,11 @@ def prepare_pairs(
         index: [B] int64, the image of each text.
         text: B encoded texts.
         training: Whether this is training; then each pair needs its own dropout.
+        image_type: See `Meter.prepare_image`.
     """
     if meter.shares_prefix and not training:
-        return meter.prepare_image(images).rows(index)
-    return meter.prepare_image(meter.encode_suffix(images.rows(index), text))
+        return meter.prepare_image(images, image_type).rows(index)
+    return meter.prepare_image(meter.encode_suffix(images.rows(index), text), image_type)
 
 
 def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elip.data.batch import Batch
 from elip.model.initialise import initialise
-from elip.model.interface import Fused
+from elip.model.interface import Fused, Reading
 from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
@@ -19,6 +19,7 @@ from elip.tasks.base import (
     Task,
     encode_shared,
     prediction_rows,
+    prepare_pairs,
     with_reducer_loss,
 )
 from elip.tasks.heads import Classifier
@@ -82,13 +83,25 @@ class Classification(Task):
                 f"{images}."
             )
         assert self.classifier is not None
-        begun = encode_shared(meter, batch.images.transpose(0, 1).flatten(0, 1), self.training)
+        # In evaluation, questions about one image share its encoding.
+        names = [] if self.training else [image for image, _ in batch.numbers]
+        distinct = list(dict.fromkeys(names))
+        shown = batch.images
+        index: Tensor | slice = slice(None)
+        if len(distinct) < len(names):
+            shown = shown[[names.index(image) for image in distinct]]
+            places = [distinct.index(image) for image in names]
+            index = torch.tensor(places, device=shown.device)
+        begun = encode_shared(meter, shown.transpose(0, 1).flatten(0, 1), self.training)
         text = meter.encode_text(batch.text)
         passes = []
         for which in range(images):
-            rows = slice(which * count, (which + 1) * count)
-            image = meter.encode_suffix(begun.rows(rows), text)
-            passes.append(meter.fuse(text, image, "pooled", image_type=which + 1))
+            rows = slice(which * len(shown), (which + 1) * len(shown))
+            image = prepare_pairs(
+                meter, begun.rows(rows), index, text, self.training, image_type=which + 1
+            )
+            words = meter.prepare_text(text)
+            passes += meter.fuse_prepared(words, image, [Reading(count, "pooled")])
         pooled = [fused.pooled for fused in passes if fused.pooled is not None]
         return self.classifier(torch.cat(pooled, dim=-1)).float(), passes
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from elip.tasks.classification import Classification
 from elip.tasks.entailment import SNLIVE
 from elip.tasks.nlvr2 import NLVR2
 from elip.tasks.statement import Statement
 from elip.tasks.vqa import VQA
+from reducers import shelf
 from tests.tasks.tiny import ANSWERS, batch_for, built, tiny_meter
 
 
@@ -110,3 +112,20 @@ def test_a_split_without_truth_has_no_score_and_cannot_train() -> None:
     assert task.predict(meter, batch)
     with pytest.raises(ValueError, match="no answers"):
         task.loss(meter, batch)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", [VQA(), NLVR2()], ids=["one", "two"])
+@pytest.mark.parametrize("reducer", ["EViT", "ELIP"])
+def test_questions_about_one_image_share_its_encoding(
+    task: Classification, reducer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter, encoded = tiny_meter(shelf()[reducer]()), []
+    task, batch = built(task, meter), batch_for(task.spec)
+    apart = task.infer(meter, replace(batch, numbers=()))
+    encode = meter.encode_prefix
+    monkeypatch.setattr(meter, "encode_prefix", lambda *a: encoded.append(len(a[0])) or encode(*a))
+    torch.testing.assert_close(task.infer(meter, batch), apart)
+    assert encoded == [len(batch) // 2 * task.images]
+    task.train().infer(meter, batch)
+    assert encoded[1] == len(batch) * task.images

@@ -69,9 +69,8 @@ def batch_for(needs: SampleSpec, count: int = 6, seed: int = 0) -> Batch:
         target=_target(needs.kind, count, draw),
         keys=tuple(str(1000 + row) for row in range(count)),
     )
-    if needs.kind == "caption":
-        # Two texts an image.
-        batch = replace(batch, images=batch.images[torch.arange(count) // 2 * 2])
+    # Two texts an image.
+    batch = replace(batch, images=batch.images[torch.arange(count) // 2 * 2])
     if needs.masked:
         batch = replace(batch, masked=TextBatch(masked, text.mask), masked_labels=labels)
     if needs.negative_images:
