@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -18,41 +18,44 @@ _READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincou
 
 
 class HostReads(TorchDispatchMode):
-    """Record every operator that reads a value or mixes devices.
+    """Record every operator that reads a value, or copies between devices, or mixes them.
 
     Attributes:
         found: Number of such calls by operator; empty is right.
-        launches: Number of operators with results on the device, including views.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
-        self.launches = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.split("::")[1]
-        self.found[name] += name in _READS
-        indices = args[1] if name == "index" else ()
-        self.found["index by a mask"] += any(
-            index is not None and index.dtype == torch.bool for index in indices
-        )
         result = func(*args, **(kwargs or {}))
-        given, made = _devices((args, kwargs)), _devices(result)
-        self.found[f"{name} of CPU and device"] += {"cpu", "cuda"} <= given | made
-        self.launches += "cuda" in made
-        self.found = +self.found
+        # A view does neither, and an operator of ``prim`` asks a fake tensor for its device.
+        if func.is_view or func.namespace == "prim":
+            return result
+        name = func._schema.name.split("::")[1]
+        leaves = tree_leaves((args, kwargs, result))
+        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
+        if name in _READS:
+            self.found[name] += 1
+        if len(devices) > 1:
+            self.found[f"{name} on {' and '.join(sorted(devices))}"] += 1
+        if name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self.found["index by a mask"] += 1
         return result
 
 
-def _devices(tree: Any) -> set[str]:
-    return {leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
-
-
 @contextmanager
-def fake_cuda() -> Iterator[None]:
+def fake_cuda(mode: FakeTensorMode | None = None) -> Iterator[None]:
     """Use CUDA tensors that have only shape and type. Reading a value is an error."""
-    with patch.object(torch.cuda, "current_device", lambda: 0), FakeTensorMode():
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (torch.cuda, "current_device", 0),
+            (torch.cuda, "is_bf16_supported", True),
+            (torch.cuda.amp.common, "amp_definitely_not_available", False),
+        ):
+            stack.enter_context(patch.object(owner, name, lambda *_, value=value, **__: value))
+        stack.enter_context(mode or FakeTensorMode())
         yield
 
 
