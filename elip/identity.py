@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,32 +34,15 @@ INFO_KEY = "elip_run"
 """Key of the `CheckpointInfo` (JSON) in a checkpoint or the metadata of a weights file."""
 
 MACHINE_OPTIONS = (
-    "config",
-    "ckpt_path",
-    "weights_only",
-    "return_predictions",
-    "verbose",
-    "data.root",
-    "data.num_workers",
-    "data.prefetch_factor",
-    "data.eval_batch_size",
-    "model.compile",
-    "model.recompute",
-    "trainer.accelerator",
-    "trainer.barebones",
-    "trainer.benchmark",
-    "trainer.default_root_dir",
-    "trainer.devices",
-    "trainer.enable_checkpointing",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-    "trainer.num_nodes",
-    "trainer.plugins",
-    "trainer.profiler",
-    "trainer.strategy",
-)
+    "config", "ckpt_path", "weights_only", "return_predictions", "verbose",
+    "data.root", "data.num_workers", "data.prefetch_factor", "data.eval_batch_size",
+    "model.compile", "model.recompute",
+    *(f"trainer.{name}" for name in (
+        "accelerator", "barebones", "benchmark", "default_root_dir", "devices",
+        "enable_checkpointing", "enable_model_summary", "enable_progress_bar",
+        "log_every_n_steps", "logger", "num_nodes", "plugins", "profiler", "strategy",
+    )),
+)  # fmt: skip
 """Options that say where a run computes and how it reports, not what it computes.
 
 The number of processes changes the batch of a step; `protocol_options` includes that batch.
@@ -76,21 +58,14 @@ LENGTH_OPTIONS = tuple(
 
 TRAINING_OPTIONS = (
     *LENGTH_OPTIONS,
-    "effective_batch_size",
-    "data.batch_size",
-    "data.fast_decode",
-    "data.train_limit",
-    "data.train_transform",
-    "model.optimization",
-    "trainer.accumulate_grad_batches",
-    "trainer.check_val_every_n_epoch",
-    "trainer.gradient_clip_algorithm",
-    "trainer.gradient_clip_val",
-    "trainer.limit_train_batches",
-    "trainer.limit_val_batches",
-    "trainer.num_sanity_val_steps",
-    "trainer.val_check_interval",
-)
+    "effective_batch_size", "data.batch_size", "data.fast_decode", "data.train_limit",
+    "data.train_transform", "model.optimization",
+    *(f"trainer.{name}" for name in (
+        "accumulate_grad_batches", "check_val_every_n_epoch", "gradient_clip_algorithm",
+        "gradient_clip_val", "limit_train_batches", "limit_val_batches", "num_sanity_val_steps",
+        "val_check_interval",
+    )),
+)  # fmt: skip
 """Options that only training reads; they do not count for test, validate and predict."""
 
 METHOD_OPTIONS = ("model.reducer", "model.schedule")
@@ -108,27 +83,18 @@ def digest(value: Any, length: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the leaves of a nested config by dotted name."""
+def without(config: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """Return the leaves of a nested config by dotted name, except those at or below options."""
+    left_out = tuple(f"{option}." for option in options)
 
     def leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(node, Mapping) and node:
             for key, value in node.items():
-                yield from leaves(value, f"{name}.{key}" if name else str(key))
-        else:
-            yield name, node
+                yield from leaves(value, f"{name}{key}.")
+        elif not name.startswith(left_out):
+            yield name[:-1], node
 
     return dict(leaves(config, ""))
-
-
-def without(config: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
-    """Return the leaves of a config except those at or below some dotted options."""
-    left_out = tuple(options)
-    return {
-        name: value
-        for name, value in flatten(config).items()
-        if not any(name == option or name.startswith(f"{option}.") for option in left_out)
-    }
 
 
 def identifying(command: str, stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,11 +110,8 @@ def identifying(command: str, stated: Mapping[str, Any]) -> dict[str, Any]:
 def run_id(command: str, stated: Mapping[str, Any], parent: str | None) -> str:
     """Return the run id: 8 hexadecimal digits.
 
-    Args:
-        command: ``fit``, ``validate``, ``test`` or ``predict``.
-        stated: The stated config.
-        parent: Run id of the initial weights (with ``/last`` for a last checkpoint), or the
-            fingerprint of a file that names no run; None for random weights.
+    ``parent`` is the run id of the initial weights (with ``/last`` for a last checkpoint), or the
+    fingerprint of a file that names no run; None for random weights.
     """
     return digest([command, identifying(command, stated), parent])
 
@@ -162,12 +125,8 @@ def protocol_options(
 ) -> dict[str, Any]:
     """Return the values that two comparable runs share, by dotted name.
 
-    Args:
-        command: The command.
-        stated: The stated config.
-        fingerprints: Of data splits (``data/<split>``) and of weights files that name no run.
-        parent: The run that made the initial weights.
-        examples_per_step: Of a fit: the batch of an optimiser step over all processes.
+    ``fingerprints`` are those of data splits and of weights files that name no run, ``parent`` is
+    the run that made the initial weights, ``examples_per_step`` the batch over all processes.
     """
     left_out = (*METHOD_OPTIONS, SEED_OPTION)
     options = {"command": command, **without(identifying(command, stated), left_out)}
@@ -209,14 +168,13 @@ def arrow_fingerprint(files: Iterable[Path]) -> str:
 def content_fingerprint(path: Path) -> str:
     """Return the fingerprint of a weights file or folder: a hash of its content."""
     files = sorted(each for each in path.rglob("*") if each.is_file()) or [path]
-    newest = max(file.stat().st_mtime_ns for file in files)
-    return _content(path, tuple(files), newest)
+    return _content_fingerprint(path, tuple((file, file.stat().st_mtime_ns) for file in files))
 
 
-@lru_cache(maxsize=64)
-def _content(path: Path, files: tuple[Path, ...], newest: int) -> str:
+@lru_cache
+def _content_fingerprint(path: Path, files: tuple[tuple[Path, int], ...]) -> str:
     total = hashlib.sha256()
-    for file in files:
+    for file, _ in files:
         total.update(f"{file.relative_to(path)}\n".encode())
         with file.open("rb") as content:
             while block := content.read(1 << 22):
@@ -270,15 +228,13 @@ def is_whole(path: Path) -> bool:
 def find_checkpoint(path: str | Path, first: str = BEST) -> Path:
     """Return the complete checkpoint of a run directory, or ``path`` itself if it is a file.
 
-    Args:
-        path: A run directory or a file; ``~`` is the home folder.
-        first: The preferred one; the other is used with a warning if it is missing.
+    In a directory, the checkpoint ``first`` is preferred; the other is used with a warning.
 
     Raises:
         CheckpointError: There is no complete checkpoint.
     """
-    path = Path(os.path.expanduser(path))
-    if path.is_file() and path.suffix == ".ckpt" and not is_whole(path):
+    path = Path(path).expanduser()
+    if path.suffix == ".ckpt" and path.is_file() and not is_whole(path):
         raise CheckpointError(f"{path} is incomplete or not a checkpoint. Delete it.")
     if not path.is_dir():
         return path
@@ -288,9 +244,7 @@ def find_checkpoint(path: str | Path, first: str = BEST) -> Path:
             if choice != choices[0]:
                 log.warning("%s is missing or incomplete; using %s.", *choices)
             return choice
-    if there := [choice.name for choice in choices if choice.is_file()]:
-        raise CheckpointError(f"{path}: {there[0]} is incomplete. Delete it and train again.")
-    raise CheckpointError(f"There is no checkpoint in {path}. Run fit first.")
+    raise CheckpointError(f"There is no complete checkpoint in {path}. Run fit first.")
 
 
 def read_checkpoint_info(path: Path) -> CheckpointInfo | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from elip.files import whole_file
 
@@ -27,6 +27,14 @@ GFLOPS_UNIT = "G multiply-adds per example; one multiply-add = 1"
 Scalar = str | int | float | bool | None
 Command = Literal["fit", "validate", "test", "predict"]
 Status = Literal["completed", "failed", "interrupted"]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Score = Annotated[float | None, AfterValidator(_finite)]
+"""A score; None if it was not finite."""
 
 
 def display_name(reducer: str) -> str:
@@ -43,85 +51,48 @@ class _Model(BaseModel):
 
 
 class RunHeader(_Model):
-    """The identity of a run in short. A checkpoint carries the header of the run that wrote it.
+    """The identity of a run in short. A checkpoint carries the header of the run that wrote it."""
 
-    Attributes:
-        run_id: Hash of command, stated config and parent.
-        command: The command that ran.
-        reducer: Class name of the reducer.
-        method: Name of the method, such as "ELIP 0.7" or "No reduction".
-        protocol: Hash of everything but method and seed.
-        seed: Seed of the run.
-        steps: Optimiser steps of these weights; None if unknown.
-        checkpoint: Which of the run's checkpoints: "best" or "last"; None for another file.
-    """
-
-    run_id: str
+    run_id: str  # hash of command, stated config and parent
     command: Command
-    reducer: str
-    method: str
-    protocol: str
+    reducer: str  # class name
+    method: str  # in words, such as "ELIP 0.7" or "No reduction"
+    protocol: str  # hash of everything but method and seed
     seed: int | None = None
-    steps: int | None = None
-    checkpoint: Literal["best", "last"] | None = None
+    steps: int | None = None  # optimiser steps of these weights
+    checkpoint: Literal["best", "last"] | None = None  # None for another file
 
 
 class CheckpointInfo(_Model):
-    """What a checkpoint, or weights exported from one, says about the run that wrote it.
+    """What a checkpoint, or weights exported from one, says about the run that wrote it."""
 
-    Attributes:
-        lineage: Header of that run, then of the runs that it started from.
-        stated_config: Options that differ from the defaults.
-        protocol_options: Values shared by comparable runs; see `Record`.
-        model: Facts that tensor shapes do not show, such as numbers of heads and the tokenizer.
-        processes: Number of processes that trained it.
-    """
-
-    lineage: tuple[RunHeader, ...]
+    lineage: tuple[RunHeader, ...]  # that run, then the runs that it started from
     stated_config: dict[str, Any] = {}
-    protocol_options: dict[str, Any] = {}
-    model: dict[str, Any] = {}
+    protocol_options: dict[str, Any] = {}  # see `Record`
+    model: dict[str, Any] = {}  # facts that tensor shapes do not show, such as numbers of heads
     processes: int = 1
 
 
 class Evaluation(_Model):
-    """Scores on one split of one dataset.
-
-    Attributes:
-        split: Name of the split; a record has each at most once.
-        dataset: Name of the dataset.
-        examples: Number of examples scored.
-        metrics: Scores by name; None if a score was not finite.
-        chance: Scores of guessing, by the same names.
-    """
+    """Scores on one split of one dataset; a record has each split at most once."""
 
     split: str
     dataset: str
     examples: int
-    metrics: dict[str, float | None]
-    chance: dict[str, float | None] = {}
+    metrics: dict[str, Score]
+    chance: dict[str, Score] = {}  # what guessing scores
 
 
 class Gflops(_Model):
-    """Cost in G multiply-adds per example (one multiply-add = 1); None if not measured.
+    """Cost in G multiply-adds per example (one multiply-add = 1); None if not measured."""
 
-    Attributes:
-        vision: The image encoder without probe and reducer.
-        probe: Passes that only score tokens.
-        reducer: The method itself and the signals made for it.
-        text: The text encoder.
-        fusion: Projections, co-attention layers and poolers.
-        head: The task's head.
-        training_step: Forward and backward of one training step, over all passes of the task.
-    """
-
-    vision: float | None = None
-    probe: float | None = None
-    reducer: float | None = None
-    text: float | None = None
-    fusion: float | None = None
-    head: float | None = None
-    training_step: float | None = None
+    vision: float | None = None  # the image encoder without probe and reducer
+    probe: float | None = None  # passes that only score tokens
+    reducer: float | None = None  # the method itself and the signals made for it
+    text: float | None = None  # the text encoder
+    fusion: float | None = None  # projections, co-attention layers and poolers
+    head: float | None = None  # the task's head
+    training_step: float | None = None  # forward and backward, over all passes of the task
 
     @property
     def total(self) -> float | None:
@@ -132,135 +103,72 @@ class Gflops(_Model):
 
 
 class Record(_Model):
-    """All facts about one run. Unknown values are None, never 0.
+    """All facts about one run. Unknown values are None, never 0."""
 
-    Attributes:
-        name: Name of the run directory.
-        run_id: Hash of command, stated config and parent (`elip.identity.run_id`).
-        command: ``fit``, ``validate``, ``test`` or ``predict``.
-        status: How it ended.
-        started: Date and time in ISO 8601, UTC.
-        ended: Likewise.
-        protocol: Hash of everything but method and seed; runs with one protocol are comparable.
-        protocol_options: The hashed values by dotted name, to show what differs.
-        lineage: The runs behind its initial weights, newest first; empty for random weights.
-        weights: Origin of the weights, in words.
-        stated_config: Options that differ from the defaults.
-        config: The full resolved configuration; never hashed.
-        fingerprints: Of data splits (``data/<split>``), weights and code outside the repository.
-        seed: Seed of the run.
-        task: Class name of the task.
-        datasets: Names of the datasets.
-        reducer: Class name of the reducer; ``Identity`` for no reduction.
-        reducer_family: Its kind in one word, for tables and colours.
-        reducer_options: Its resolved options.
-        placement: Where it reduces: ``never``, ``before_block``, ``after_attention`` or ``fusion``.
-        patches: P, patch tokens without reduction.
-        tokens_per_block: Mean patch tokens that enter each block (fusion: layer), then those that
-            leave the last.
-        tokens_per_block_sd: Standard deviation over images; None if the count is fixed.
-        keep_ratio_asked: The keep ratio of the configuration; None if counts were given.
-        keep_ratio: Measured mean share of patch tokens that enter an encoder block; 1 for a method
-            that reduces in the fusion.
-        fusion_keep_ratio: The same over the fusion layers; None for a method of the encoder.
-        main_metric: The main score of the task.
-        evaluations: Scores, one entry per split.
-        gflops: Cost of this model.
-        gflops_unreduced: Cost of the same model without reduction.
-        batch_size: Batch size of the latencies.
-        precision: Of training, scoring and timing.
-        latency_ms: Median inference time of a batch.
-        latency_p95_ms: 95th percentile of it.
-        latency_unreduced_ms: Median without reduction, timed alternately.
-        examples_per_second: Inference throughput at the median.
-        peak_memory_bytes: Highest resident memory of the process.
-        peak_gpu_memory_bytes: Highest GPU memory in tensors.
-        train_steps: Optimiser steps.
-        train_epochs: Passes over the training data.
-        train_seconds: Wall-clock time of training, validation included.
-        train_images_per_second: Training throughput, without validation.
-        version: Version of the package.
-        commit: Git commit of the code.
-        dirty: Whether the checkout had uncommitted changes.
-        packages: Versions of the packages that can change a result.
-        cpu: Name of the processor.
-        cores: Processor cores that the process may use.
-        memory_bytes: Main memory of the machine.
-        gpus: Names of the visible GPUs.
-        processes: Number of processes.
-        error: Error message of a failed run.
-        log_tail: Last lines of its log.
-        notes: Remarks on the numbers: skipped data, missing measurements.
-        grid: Name of the run's grid; None outside a grid.
-        stage: Stage of that grid.
-        axes: Label of the cell on each axis of the grid.
-    """
-
-    name: str
-    run_id: str
+    name: str  # of the run directory
+    run_id: str  # hash of command, stated config and parent (`elip.identity.run_id`)
     command: Command
     status: Status
-    started: str
+    started: str  # ISO 8601, UTC
     ended: str
-    protocol: str
-    protocol_options: dict[str, Any]
-    stated_config: dict[str, Any]
-    config: dict[str, Any]
-    task: str
+    protocol: str  # hash of everything but method and seed; runs with one protocol are comparable
+    protocol_options: dict[str, Any]  # the hashed values by dotted name, to show what differs
+    stated_config: dict[str, Any]  # options that differ from the defaults
+    config: dict[str, Any]  # the full resolved configuration; never hashed
+    task: str  # class name
     datasets: tuple[str, ...]
-    reducer: str
-    lineage: tuple[RunHeader, ...] = ()
-    weights: str = "random"
-    fingerprints: dict[str, str] = {}
+    reducer: str  # class name; "Identity" for no reduction
+    lineage: tuple[RunHeader, ...] = ()  # the runs behind its initial weights, newest first
+    weights: str = "random"  # their origin in words
+    fingerprints: dict[str, str] = {}  # of data splits ("data/<split>"), weights and foreign code
     seed: int | None = None
-    reducer_family: str | None = None
+    # The method
+    reducer_family: str | None = None  # its kind in one word, for tables and colours
     reducer_options: dict[str, Any] = {}
-    placement: str = "never"
-    patches: int | None = None
+    placement: str = "never"  # or "before_block", "after_attention", "fusion"
+    patches: int | None = None  # P, patch tokens without reduction
+    # Mean patch tokens that enter each block (fusion: layer), then those that leave the last; and
+    # the standard deviation over images, None if the count is fixed.
     tokens_per_block: tuple[float, ...] = ()
     tokens_per_block_sd: tuple[float, ...] | None = None
-    keep_ratio_asked: float | None = None
-    keep_ratio: float | None = None
-    fusion_keep_ratio: float | None = None
+    keep_ratio_asked: float | None = None  # None if counts were given
+    keep_ratio: float | None = None  # measured over the encoder; 1 if the method is in the fusion
+    fusion_keep_ratio: float | None = None  # over the fusion layers; None outside the fusion
+    # Scores and costs
     main_metric: str | None = None
     evaluations: tuple[Evaluation, ...] = ()
     gflops: Gflops = Gflops()
-    gflops_unreduced: Gflops = Gflops()
-    batch_size: int | None = None
-    precision: str | None = None
-    latency_ms: float | None = None
+    gflops_unreduced: Gflops = Gflops()  # the same model without reduction
+    batch_size: int | None = None  # of the latencies
+    precision: str | None = None  # of training, scoring and timing
+    latency_ms: float | None = None  # median inference time of a batch
     latency_p95_ms: float | None = None
-    latency_unreduced_ms: float | None = None
-    examples_per_second: float | None = None
-    peak_memory_bytes: int | None = None
-    peak_gpu_memory_bytes: int | None = None
-    train_steps: int | None = None
+    latency_unreduced_ms: float | None = None  # median without reduction, timed alternately
+    examples_per_second: float | None = None  # inference at the median
+    peak_memory_bytes: int | None = None  # resident memory of the process
+    peak_gpu_memory_bytes: int | None = None  # in tensors
+    train_steps: int | None = None  # optimiser steps
     train_epochs: float | None = None
-    train_seconds: float | None = None
-    train_images_per_second: float | None = None
+    train_seconds: float | None = None  # validation included
+    train_images_per_second: float | None = None  # without validation
+    # Code and machine
     version: str | None = None
     commit: str | None = None
-    dirty: bool | None = None
-    packages: dict[str, str] = {}
+    dirty: bool | None = None  # the checkout had uncommitted changes
+    packages: dict[str, str] = {}  # versions of those that can change a result
     cpu: str | None = None
-    cores: int | None = None
+    cores: int | None = None  # that the process may use
     memory_bytes: int | None = None
     gpus: tuple[str, ...] = ()
     processes: int | None = None
-    error: str | None = None
+    error: str | None = None  # of a failed run
     log_tail: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # skipped data, missing measurements
+    # The grid, if any
     grid: str | None = None
     stage: str | None = None
-    axes: dict[str, str] = {}
-    schema_version: int = SCHEMA
-
-    @model_validator(mode="after")
-    def _each_split_once(self) -> Record:
-        splits = [evaluation.split for evaluation in self.evaluations]
-        if len(set(splits)) < len(splits):
-            raise ValueError(f"a split occurs twice in evaluations: {splits}")
-        return self
+    axes: dict[str, str] = {}  # label of the cell on each axis
+    schema_version: int = Field(SCHEMA, ge=SCHEMA, le=SCHEMA)
 
     def row(self) -> dict[str, Scalar]:
         """Return the record as one row of a table.
@@ -293,22 +201,10 @@ class Record(_Model):
 
 
 def write_record(record: Record, folder: Path | str) -> Path:
-    """Write ``run.json`` into ``folder`` atomically; return its path.
-
-    A score that is not finite is stored as None, with a note.
-    """
-    notes, evaluations = list(record.notes), []
-    for evaluation in record.evaluations:
-        metrics = dict(evaluation.metrics)
-        for name, value in metrics.items():
-            if value is not None and not math.isfinite(value):
-                metrics[name] = None
-                notes.append(f"{evaluation.split}/{name} was {value}; it is stored as missing.")
-        evaluations.append(evaluation.model_copy(update={"metrics": metrics}))
-    update = {"evaluations": tuple(evaluations), "notes": tuple(notes)}
+    """Write ``run.json`` into ``folder`` atomically; return its path."""
     target = Path(folder) / RECORD_NAME
     with whole_file(target, durable=True) as temporary:
-        text = json.dumps(record.model_copy(update=update).model_dump(), indent=1, default=str)
+        text = json.dumps(record.model_dump(), indent=1, default=str)
         temporary.write_text(text + "\n", encoding="utf-8")
     return target
 
@@ -335,21 +231,14 @@ def parse_record(text: bytes | str, path: Path | str) -> Record:
         RecordError: The text is damaged, of another version, or not a record.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is damaged ({error}). Delete it and run again.") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA:
-        raise RecordError(
-            f"{path} is not a run record of version {SCHEMA}. Read it with the version of elip "
-            "that wrote it, or run again."
-        )
-    try:
-        return Record.model_validate(content)
+        return Record.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise RecordError(f"{path} is not a valid run record: {place}: {first['msg']}.") from error
+        said = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
+        raise RecordError(
+            f"{path} is damaged or not a run record of version {SCHEMA} ({said}). Read it with the "
+            "version of elip that wrote it, or run again."
+        ) from error
 
 
 SCORES = pa.schema(
@@ -364,11 +253,12 @@ SCORES = pa.schema(
 ``image`` is the cluster for intervals, ``example`` pairs runs with each other."""
 
 
-def scores_table(scores: dict[str, NDArray[Any]]) -> pa.Table:
-    """Return per-example scores as a table of schema `SCORES`.
+def write_scores(scores: dict[str, NDArray[Any]], folder: Path | str) -> None:
+    """Write ``examples.parquet`` into ``folder`` unless there is no example.
 
     Args:
         scores: By split, [N,3] float64: image number, example number, score.
+        folder: The run directory.
     """
     parts = [
         pa.Table.from_arrays(
@@ -381,15 +271,11 @@ def scores_table(scores: dict[str, NDArray[Any]]) -> pa.Table:
             schema=SCORES,
         )
         for split, values in scores.items()
+        if len(values)
     ]
-    return pa.concat_tables(parts).unify_dictionaries() if parts else SCORES.empty_table()
-
-
-def write_scores(scores: dict[str, NDArray[Any]], folder: Path | str) -> None:
-    """Write ``examples.parquet`` into ``folder`` unless there is no example."""
-    table = scores_table(scores)
-    if table.num_rows:
+    if parts:
         with whole_file(Path(folder) / SCORES_NAME) as temporary:
+            table = pa.concat_tables(parts).unify_dictionaries()
             pq.write_table(table, temporary, compression="zstd")
 
 

@@ -23,14 +23,7 @@ def print_summary(
     next_command: str | None = None,
     console: Console = CONSOLE,
 ) -> None:
-    """Print the summary of a run.
-
-    Args:
-        record: The run.
-        path: The file of its record.
-        next_command: The command to type next.
-        console: Console to print to.
-    """
+    """Print the summary of a run, the path of its record, and the command to type next."""
     console.print(Group(*_lines(record)))
     # Never break paths and commands, so that they can be copied.
     console.print(Text(f"Record: {path}"), soft_wrap=True)

@@ -126,7 +126,7 @@ def test_a_run_directory_means_its_best_checkpoint(
     assert find_checkpoint(tmp_path / "other.pt") == tmp_path / "other.pt"
     for path in (best, last):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="is incomplete"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         find_checkpoint(tmp_path)
 
 

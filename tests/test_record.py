@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elip.environment import code_version, environment, peak_memory_bytes
+from elip.environment import environment, peak_memory_bytes
 from elip.record import (
     RECORD_NAME,
     Evaluation,
@@ -120,7 +120,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for share in (0, 1, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:share])
-        with pytest.raises(RecordError, match=r"run\.json is damaged"):
+        with pytest.raises(RecordError, match=r"run\.json is damaged .*Invalid JSON"):
             read_record(path)
 
 
@@ -128,7 +128,6 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"schema_version": 1}, "not a run record of version 2"),
-        ({"schema_version": None}, "not a run record of version 2"),
         ({"status": "done"}, r"status: Input should be 'completed', 'failed' or 'interrupted'"),
         ({"colour": 1}, r"colour: Extra inputs"),
         ({"patches": 1.5}, "patches"),
@@ -150,17 +149,11 @@ def test_a_missing_record_is_one_message(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-def test_a_score_that_is_not_finite_is_missing_with_a_note(tmp_path: Path) -> None:
+def test_a_score_that_is_not_finite_is_missing(tmp_path: Path) -> None:
     metrics = {"loss": math.nan, "accuracy": 0.5}
     broken = Evaluation(split="val", dataset="shapes", examples=3, metrics=metrics)
     read = read_record(write_record(FULL.model_copy(update={"evaluations": (broken,)}), tmp_path))
     assert read.evaluations[0].metrics == {"loss": None, "accuracy": 0.5}
-    assert read.notes == ("val/loss was nan; it is stored as missing.",)
-
-
-def test_each_split_has_one_entry() -> None:
-    with pytest.raises(ValueError, match="a split occurs twice"):
-        Record(**{**dict(FULL), "evaluations": FULL.evaluations * 2})
 
 
 def test_the_row_of_a_full_record_is_flat() -> None:
@@ -201,9 +194,7 @@ def test_the_environment_of_this_machine() -> None:
     assert found["cores"] >= 1
     assert found["memory_bytes"] > peak_memory_bytes() > 1_000_000
     assert {"python", "torch", "timm"} <= set(found["packages"])
-    version, commit, dirty = code_version()
-    assert version
-    assert (commit is None) == (dirty is None)
+    assert (found["commit"] is None) == (found["dirty"] is None)
 
 
 def test_records_are_read_without_torch() -> None:

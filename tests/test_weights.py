@@ -276,7 +276,7 @@ def test_a_half_written_file_is_refused(tmp_path: Path, kind: str) -> None:
 def test_a_run_with_a_half_written_checkpoint_is_refused(tiny: Meter, tmp_path: Path) -> None:
     path = run_of(tmp_path / "run", ours(tiny)) / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"last\.ckpt is incomplete"):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         load_weights(Whole(tiny), str(tmp_path / "run"))
 
 

@@ -43,7 +43,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from elip.data.datamodule import DataModule
 from elip.data.datasets import known_datasets
 from elip.data.datasets.base import DataError
-from elip.environment import precision_advice
 from elip.files import UniqueKeyLoader, whole_file
 from elip.identity import (
     BEST,
@@ -618,9 +617,6 @@ def _trainer(parsed: ParsedRun, built: Namespace, recorder: Recorder) -> Trainer
             f"trainer.precision is {trainer.precision}; allowed: {', '.join(_PRECISIONS)}, which "
             "compute targets and scores in float32."
         )
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    if on_cpu and (advice := precision_advice(trainer.precision)):
-        log.info("%s", advice)
     if trainer.world_size == 1:
         # Ignore a RANK or SLURM_PROCID that is left over in the shell.
         rank_zero_only.rank = 0  # type: ignore[attr-defined]
