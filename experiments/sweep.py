@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from elip.cost.budget import BudgetError, match_gflops
+from elip.cost.cached import COSTS_NAME, time_together
 from elip.data.batch import Batch
 from elip.data.datamodule import DataModule
 from elip.model.config import MeterConfig
@@ -170,10 +171,12 @@ class _Setting:
         labels: ``grid``, ``stage`` and ``axes``.
         reducer: Its method.
         schedule: Its schedule.
+        recorder: Writes its record.
         callbacks: The callbacks of a separate run.
         results: For each split: scores, chance, per-example scores, predictions.
         notes: Notes for its record.
         failed: Whether it has failed. The others continue.
+        reduction: Its `Meter.reduction`.
     """
 
     cell: Cell
@@ -181,10 +184,12 @@ class _Setting:
     labels: dict[str, Any]
     reducer: Reducer = field(init=False)
     schedule: Schedule = field(init=False)
+    recorder: Recorder = field(init=False)
     callbacks: list[Callback] = field(default_factory=list)
     results: list[tuple[Any, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failed: bool = False
+    reduction: Any = None
 
     def parsed(self, first: cli.ParsedRun) -> cli.ParsedRun:
         """Return this run, derived from the first one of the sweep."""
@@ -229,12 +234,14 @@ class Sweep(Callback):
             setting.reducer = _reducer(parsed.config) or Identity()
             setting.schedule = _schedule(parsed.config)
             module.meter.set_reduction(setting.reducer, setting.schedule)
+            setting.reduction = module.meter.reduction
             if any(True for _ in setting.reducer.parameters()):
                 self._settings.remove(setting)
                 self.learned.append(setting)
                 continue
             setting.notes = list(module.notes)
-            setting.callbacks = cli.scoring_callbacks(parsed, Recorder(parsed, setting.labels))
+            setting.recorder = Recorder(parsed, setting.labels)
+            setting.callbacks = cli.scoring_callbacks(parsed, setting.recorder)
             runs.append(parsed)
         make = module.task.evaluator
         # The module runs as usual; its evaluators and predictions serve all settings.
@@ -258,7 +265,7 @@ class Sweep(Callback):
         for setting in self._settings:
             if setting.failed:
                 continue
-            module.meter.set_reduction(setting.reducer, setting.schedule)
+            module.meter.reduction = setting.reduction
             module.schedule, module.notes = setting.schedule, setting.notes
             trainer._default_root_dir = str(setting.cell.folder)
             if setting.results:
@@ -276,6 +283,21 @@ class Sweep(Callback):
         setting.failed = True
         if all(each.failed for each in self._settings):
             raise error
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Time all settings together, and write the records."""
+        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        for setting in self._settings:
+            setting.recorder._watch.stop()
+        folder = self._settings[0].cell.folder.parent
+        time_together(
+            self._module.meter, self._module.task,
+            [each.reduction for each in self._settings if not each.failed], folder / COSTS_NAME,
+            precision=str(trainer.precision), facts={"compile": self._module.compiled},
+        )  # fmt: skip
+        for setting in self.each():
+            for callback in setting.callbacks:
+                callback.teardown(trainer, module, stage)
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, *where: int
@@ -306,7 +328,7 @@ def _forward(hook: str) -> Callable[..., None]:
 for _stage in ("validation", "test", "predict"):
     for _hook in ("start", "end", "batch_start"):
         setattr(Sweep, f"on_{_stage}_{_hook}", _forward(f"on_{_stage}_{_hook}"))
-for _hook in ("setup", "teardown", "on_exception"):
+for _hook in ("setup", "on_exception"):
     setattr(Sweep, _hook, _forward(_hook))
 
 

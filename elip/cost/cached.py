@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ import elip
 import reducers
 from elip.cost.batches import random_batch
 from elip.cost.count import count_forward, count_training_step
-from elip.cost.timing import choose_batch, inference, time_interleaved
+from elip.cost.timing import Timing, choose_batch, inference, time_interleaved
 from elip.identity import digest
 from elip.model.meter import Meter
 from elip.record import Gflops
 from elip.tasks.base import Task
 
+log = logging.getLogger(__name__)
+
 COSTS_NAME = "costs.jsonl"
-_ROUNDS = 7
+_ROUNDS, _ROUNDS_TOGETHER = 7, 3
 _UNKNOWN = Gflops()
 
 
@@ -81,13 +84,8 @@ def cached_cost(
         facts: Other facts that change a cost, such as ``{"compile": True}``.
     """
     store_ = _Store(store)
+    shared = _shared_facts(meter, task, facts)
     device = meter.device
-    shared = {
-        "sizes": asdict(meter.sizes), "task": _options(task), "facts": dict(facts or {}),
-        "code": _code_hash(type(task).__module__, type(meter.reducer).__module__),
-    }  # fmt: skip
-    mine = {"reducer": _options(meter.reducer), "tokens": meter.plan.tokens_per_block}
-    where = {"precision": precision, "device": _device_name(device)}
 
     def gflops(key: Mapping[str, Any]) -> dict[str, Any]:
         def forward() -> dict[str, Any]:
@@ -102,60 +100,113 @@ def cached_cost(
             found["training_step"] = store_.get({"what": "training", **shared, **key}, step)
         return found
 
-    def times() -> dict[str, Any]:
-        with inference(meter, task, precision=precision):
-            count = store_.get(
-                {"what": "batch size", **shared, **where},
-                lambda: choose_batch(
-                    meter, task, lambda n: random_batch(meter, n, task).to(device)
-                ),
-            )
-            found: dict[str, Any] = store_.get(
-                {"what": "time", **shared, **mine, **where, "batch_size": count},
-                lambda: _time(meter, task, count),
-            )
-        return found
-
     notes, parts = [], dict[str, Any]()
     # A reducer may fail under tracing, memory may run out, an operator may be unknown. The run is
     # complete all the same and must be recorded.
     try:
-        parts["gflops"] = Gflops(**gflops(mine))
+        parts["gflops"] = Gflops(**gflops(_own_facts(meter)))
         with meter.reduction_disabled():
             parts["gflops_unreduced"] = Gflops(**gflops({"reducer": None}))
     except Exception as error:  # noqa: BLE001
         notes.append(f"No GFLOPs: {error}")
     if timed:
         try:
-            parts |= times()
+            (times,) = _times(store_, meter, task, [meter.reduction], precision, facts)
+            parts |= times
         except Exception as error:  # noqa: BLE001
             notes.append(f"No times: {error}")
     return RunCost(**parts, notes=tuple(notes))
 
 
-def _time(meter: Meter, task: Task, count: int) -> dict[str, Any]:
-    device = meter.device
-    batch = random_batch(meter, count, task).to(device)
+def time_together(
+    meter: Meter,
+    task: Task,
+    reductions: Sequence[Any],
+    store: Path,
+    precision: str = "32-true",
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Time several reductions in the same rounds, and store the results for `cached_cost`.
 
-    def reduced() -> object:
-        return task.infer(meter, batch)
+    If a reduction fails, nothing is stored, and `cached_cost` will time each one alone.
 
-    def unreduced() -> object:
-        with meter.reduction_disabled():
-            return reduced()
+    Args:
+        meter: The model.
+        task: Its task.
+        reductions: Values of `Meter.reduction`, which have run before.
+        store: As in `cached_cost`, like the following.
+        precision: See there.
+        facts: See there.
+    """
+    kept = meter.reduction
+    try:
+        _times(_Store(store), meter, task, reductions, precision, facts)
+    except Exception as error:  # noqa: BLE001
+        log.warning("Methods are timed one by one: %s", error)
+        meter.reduction = kept
 
-    candidates: dict[str, Callable[[], object]] = {"reduced": reduced}
-    if meter.plan.keep:
-        candidates["unreduced"] = unreduced
-    timings = time_interleaved(candidates, _ROUNDS, 1, count, device)
-    timing = timings["reduced"]
+
+def _times(
+    store: _Store,
+    meter: Meter,
+    task: Task,
+    reductions: Sequence[Any],
+    precision: str,
+    facts: Mapping[str, Any] | None,
+) -> list[dict[str, Any]]:
+    """Return the times of each reduction; measure those that the store does not contain."""
+    device, kept = meter.device, meter.reduction
+    where = {"precision": precision, "device": _device_name(device)}
+    names, keys, candidates = [], [], dict[str, Callable[[], object]]()
+
+    def run(reduction: Any) -> None:
+        meter.reduction = reduction
+        task.infer(meter, batch)
+
+    with inference(meter, task, precision=precision):
+        count = store.get(
+            {"what": "batch size", **_shared_facts(meter, task, facts), **where},
+            lambda: choose_batch(meter, task, lambda n: random_batch(meter, n, task).to(device)),
+        )
+        batch = random_batch(meter, count, task).to(device)
+        where["batch_size"] = count
+        for number, reduction in enumerate(reductions):
+            meter.reduction = reduction
+            own = {**_shared_facts(meter, task, facts), **_own_facts(meter)}
+            keys.append({"what": "time", **own, **where})
+            names.append(str(number) if meter.plan.keep else "unreduced")
+            if keys[-1] not in store:
+                with meter.reduction_disabled():
+                    candidates["unreduced"] = partial(run, meter.reduction)
+                candidates[names[-1]] = partial(run, reduction)
+        timings = dict[str, Timing]()
+        if candidates:
+            rounds = _ROUNDS if len(reductions) == 1 else _ROUNDS_TOGETHER
+            timings = time_interleaved(candidates, rounds, 1, count, device)
+        meter.reduction = kept
+
+    def summary(name: str) -> dict[str, Any]:
+        timing = timings[name]
+        return {
+            "batch_size": count,
+            "latency_ms": 1e3 * timing.median,
+            "latency_p95_ms": 1e3 * timing.p95,
+            "latency_unreduced_ms": 1e3 * timings["unreduced"].median,
+            "examples_per_second": timing.examples_per_second,
+        }
+
+    return [store.get(key, partial(summary, name)) for key, name in zip(keys, names, strict=True)]
+
+
+def _shared_facts(meter: Meter, task: Task, facts: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
-        "batch_size": count,
-        "latency_ms": 1e3 * timing.median,
-        "latency_p95_ms": 1e3 * timing.p95,
-        "latency_unreduced_ms": 1e3 * timings.get("unreduced", timing).median,
-        "examples_per_second": timing.examples_per_second,
-    }
+        "sizes": asdict(meter.sizes), "task": _options(task), "facts": dict(facts or {}),
+        "code": _code_hash(type(task).__module__, type(meter.reducer).__module__),
+    }  # fmt: skip
+
+
+def _own_facts(meter: Meter) -> dict[str, Any]:
+    return {"reducer": _options(meter.reducer), "tokens": meter.plan.tokens_per_block}
 
 
 class _Store:
@@ -176,6 +227,9 @@ class _Store:
                 except (ValueError, TypeError, LookupError):
                     continue
 
+    def __contains__(self, facts: Mapping[str, Any]) -> bool:
+        return digest(facts, 16) in self._known
+
     def get(self, facts: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         key = digest(facts, 16)
         if key not in self._known:
@@ -189,7 +243,7 @@ class _Store:
         return self._known[key]
 
 
-_MODULE_FIELDS = frozenset(vars(nn.Module()))
+_MODULE_FIELDS = frozenset([*vars(nn.Module()), "_compiled_call_impl"])
 
 
 def _options(module: nn.Module | None) -> dict[str, Any] | None:

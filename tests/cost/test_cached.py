@@ -10,7 +10,7 @@ import torch
 
 from elip.cost import cached
 from elip.cost.batches import random_batch
-from elip.cost.cached import RunCost, cached_cost
+from elip.cost.cached import RunCost, cached_cost, time_together
 from elip.cost.count import count_forward, count_training_step
 from elip.schedule import Schedule
 from reducers import shelf
@@ -68,11 +68,27 @@ def test_once_for_each_model_reducer_counts_and_task(
 
 def test_times_are_stored(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cached_cost(*build(shelf()["Random"]()), store)
-    monkeypatch.setattr(cached, "_time", None)
+    monkeypatch.setattr(cached, "time_interleaved", None)
     assert cached_cost(*build(shelf()["Random"]()), store) == first
     other = cached_cost(*build(shelf()["Random"]()), store, precision="bf16-mixed")
     assert other.latency_ms is None
     assert "No times" in other.notes[0]
+
+
+def test_times_of_a_sweep_share_their_rounds(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter, task = build(shelf()["Random"]())
+    reductions = [meter.reduction]
+    for name in ("Identity", "ELIP"):
+        meter.set_reduction(shelf()[name](), Schedule())
+        reductions.append(meter.reduction)
+    time_together(meter, task, reductions, store)
+    assert meter.reduction == reductions[-1]
+    monkeypatch.setattr(cached, "time_interleaved", None)
+    found = []
+    for meter.reduction in reductions:
+        found.append(cached_cost(meter, task, store))
+    assert len({each.latency_ms for each in found}) == 3
+    assert {each.latency_unreduced_ms for each in found} == {found[1].latency_ms}
 
 
 def test_a_damaged_store_is_measured_again(store: Path) -> None:
