@@ -36,14 +36,19 @@ Target = int | SoftAnswers
 class ArrowTable:
     """The rows of several Arrow files (IPC file format), one file after the other.
 
-    Cells are read from the memory map without a copy. A pickle contains only the paths and 8 bytes
-    per row; a worker process reopens the files.
+    Cells are read from the memory map without a copy. A pickle contains only the arguments; a
+    worker process reopens the files.
 
     Args:
         paths: The files, in order.
         columns: Names of the columns to read; other columns are ignored.
         distinct: Keep only the first of equal texts in a row.
         num_classes: Upper bound of the class numbers; None for no bound.
+
+    Attributes:
+        num_rows: Number of rows in all files.
+        num_items: Number of (row, text) pairs in all files.
+        has_target: Whether the files have targets.
 
     Raises:
         DataError: A file is missing, truncated or in another format, or a column is missing or has
@@ -57,41 +62,30 @@ class ArrowTable:
         distinct: bool = False,
         num_classes: int | None = None,
     ) -> None:
-        self.paths = tuple(paths)
-        self.columns = columns
-        self.distinct = distinct
-        self.num_classes = num_classes
-        self._open()
-        counts = [self._num_texts(number) for number in range(len(self._batches))]
-        self._offsets = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
-
-    def _open(self) -> None:
+        self.paths, self.columns = tuple(paths), columns
+        self.distinct, self.num_classes = distinct, num_classes
         self._batches: list[pa.RecordBatch] = []
         self._files: list[tuple[Path, int]] = []  # per batch: its file, and the file's first row
         self._starts = [0]
         for path in self.paths:
             first = self._starts[-1]
-            for batch in open_batches(path):
-                if batch.num_rows:  # in files without rows, the columns have type null
-                    self._batches.append(_checked(batch, self.columns, path))
-                    self._files.append((path, first))
-                    self._starts.append(self._starts[-1] + batch.num_rows)
-        name = self.columns.target
+            for batch in _read(path, columns):
+                self._batches.append(batch)
+                self._files.append((path, first))
+                self._starts.append(self._starts[-1] + batch.num_rows)
         with_target = {  # in test sets the column often has no type
-            name is not None and not pa.types.is_null(_leaf(batch.column(name).type))
+            columns.target is not None and not pa.types.is_null(_leaf(batch[columns.target].type))
             for batch in self._batches
         }
         if len(with_target) > 1:
             raise DataError(f"{self}: some of these files have targets and others do not.")
         self.has_target = with_target == {True}
+        counts = [self._num_texts(number) for number in range(len(self._batches))]
+        self._offsets = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
+        self.num_rows, self.num_items = self._starts[-1], int(self._offsets[-1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        opened = ("_batches", "_files", "_starts")
-        return {name: value for name, value in self.__dict__.items() if name not in opened}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrowTable, (self.paths, self.columns, self.distinct, self.num_classes)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.paths))
@@ -109,16 +103,6 @@ class ArrowTable:
         rows = np.repeat(np.arange(len(lengths)), lengths)
         distinct_pairs = np.unique(rows * num_codes + codes)
         return np.bincount(distinct_pairs // num_codes, minlength=len(lengths))
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows in all files."""
-        return self._starts[-1]
-
-    @property
-    def num_items(self) -> int:
-        """Number of (row, text) pairs in all files."""
-        return int(self._offsets[-1])
 
     def locate(self, item: int) -> tuple[int, int]:
         """Return the row of an item, and the number of its text within the row."""
@@ -223,42 +207,34 @@ class ArrowTable:
         return DataError(f"{self.where(row)}, column {column}: {problem}.")
 
 
-def open_batches(path: Path) -> list[pa.RecordBatch]:
-    """Memory-map one file and return its record batches."""
+def _read(path: Path, columns: Columns) -> list[pa.RecordBatch]:
+    """Memory-map one file; return its record batches, after checking names, types and content."""
     if not path.is_file():
         raise MissingFilesError(f"There is no file {path}.")
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        # Files without rows have columns of type null.
+        batches = [batch for batch in batches if batch.num_rows]
+        for name in columns.names if batches else ():
+            if reader.schema.names.count(name) != 1:
+                found = ", ".join(reader.schema.names)
+                raise DataError(f"{path} must have one column {name}; it has {found}.")
+            kind = reader.schema.field(name).type
+            if name in columns.images and kind not in (pa.binary(), pa.large_binary()):
+                raise DataError(f"{path}: column {name} has type {kind}; it must be binary.")
+            is_texts = _leaf(kind) != kind and _leaf(kind) in (pa.string(), pa.large_string())
+            if name == columns.texts and not is_texts:
+                raise DataError(f"{path}: column {name} has type {kind}; use list<string>.")
+        batches = [batch.select(columns.names) for batch in batches]
         for batch in batches:
-            batch.validate()
+            batch.validate(full=True)  # offsets, lengths, UTF-8
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(
-            f"{path} is not a complete Arrow file (IPC file format): {error}. A copy or conversion "
-            "may have been interrupted; create or download the file again."
+            f"{path} is damaged or not an Arrow file (IPC file format): {error}. A copy or "
+            "conversion may have been interrupted; create or download the file again."
         ) from error
     return batches
-
-
-def _checked(batch: pa.RecordBatch, columns: Columns, path: Path) -> pa.RecordBatch:
-    """Return the columns to read, after checking names, types, offsets and UTF-8."""
-    for name in columns.names:
-        if batch.schema.names.count(name) != 1:
-            found = ", ".join(batch.schema.names)
-            raise DataError(f"{path} must have one column {name}; it has {found}.")
-    batch = batch.select(columns.names)
-    for field in batch.schema:
-        kind, leaf = field.type, _leaf(field.type)
-        if field.name in columns.images and kind not in (pa.binary(), pa.large_binary()):
-            raise DataError(f"{path}: column {field.name} has type {kind}; it must be binary.")
-        is_texts = leaf != kind and leaf in (pa.string(), pa.large_string())
-        if field.name == columns.texts and not is_texts:
-            raise DataError(f"{path}: column {field.name} has type {kind}; use list<string>.")
-    try:
-        batch.validate(full=True)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {error}.") from error
-    return batch
 
 
 def _leaf(kind: pa.DataType) -> pa.DataType:

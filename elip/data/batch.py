@@ -22,86 +22,50 @@ A dataset may define another kind, which a task then requests by its name."""
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model must know about the data before it is built.
+    """What a model must know about the data before it is built."""
 
-    Attributes:
-        vocab_size: Number of token ids.
-        num_answers: A, the number of answers; 0 if the data has no questions.
-        answers: The A answers by number; empty if no file lists them.
-    """
-
-    vocab_size: int
-    num_answers: int = 0
-    answers: tuple[str, ...] = ()
+    vocab_size: int  # number of token ids
+    num_answers: int = 0  # A; 0 if the data has no questions
+    answers: tuple[str, ...] = ()  # the A answers by number; empty if no file lists them
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a task requests from the data.
-
-    Attributes:
-        kind: The kind of example.
-        masked: Add a copy of the text with masked words.
-        negative_images: F, the number of images from other examples to add to each example.
-        negative_texts: F, the number of texts from other examples to add to each example.
-        every_text: One example per text (True), or one per image with a random text (False).
-    """
+    """What a task requests from the data."""
 
     kind: Kind
-    masked: bool = False
-    negative_images: int = 0
-    negative_texts: int = 0
-    every_text: bool = True
+    masked: bool = False  # add a copy of the text with masked words
+    negative_images: int = 0  # F, from other examples, to add to each example
+    negative_texts: int = 0  # F, likewise
+    every_text: bool = True  # one example per text, or (False) one per image with a random text
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Tokenized text.
+    """Tokenized text."""
 
-    Attributes:
-        ids: [..., L] int64.
-        mask: [..., L] bool, True at real tokens.
-        padded: False if all tokens are known to be real.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    padded: bool = True
+    ids: Tensor  # [..., L] int64
+    mask: Tensor  # [..., L] bool, True at real tokens
+    padded: bool = True  # False if all tokens are known to be real
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, as the loader creates it and every task reads it.
+    """One batch, as the loader creates it and every task reads it."""
 
-    Attributes:
-        images: [B,I,3,S,S] uint8, resized and cropped, not yet normalised.
-        text: [B,L] ids and mask.
-        strings: The B original texts.
-        example: [B] int64, position in the dataset; joins predictions with examples.
-        image_id: [B] int64, number of the image (row).
-        masked: [B,L], the text with masked words, if requested.
-        masked_labels: [B,L] int64, the true id at masked places and -100 elsewhere.
-        negative_images: [B,F,3,S,S] uint8.
-        negative_text: [B,F,L].
-        target: [B] int64 class, or [B,A] float32 soft answers; None if unknown.
-        keys: The dataset's B identifiers of the examples (question ids, for instance).
-        numbers: B pairs of ``image_id`` and ``example``, kept on the host; may be empty.
-        masked_places: An upper bound on the masked words per text; None if unknown.
-    """
-
-    images: Tensor
-    text: TextBatch
-    strings: tuple[str, ...]
-    example: Tensor
-    image_id: Tensor
-    masked: TextBatch | None = None
-    masked_labels: Tensor | None = None
-    negative_images: Tensor | None = None
-    negative_text: TextBatch | None = None
-    target: Tensor | None = None
-    keys: tuple[str, ...] = ()
-    numbers: tuple[tuple[int, int], ...] = ()
-    masked_places: int | None = None
+    images: Tensor  # [B,I,3,S,S] uint8, resized and cropped, not yet normalised
+    text: TextBatch  # [B,L]
+    strings: tuple[str, ...]  # the B original texts
+    example: Tensor  # [B] int64, position in the dataset; joins predictions with examples
+    image_id: Tensor  # [B] int64, number of the image (row)
+    masked: TextBatch | None = None  # [B,L], the text with masked words, if requested
+    masked_labels: Tensor | None = None  # [B,L] int64, true id at masked places, -100 elsewhere
+    negative_images: Tensor | None = None  # [B,F,3,S,S] uint8
+    negative_text: TextBatch | None = None  # [B,F,L]
+    target: Tensor | None = None  # [B] int64 class, or [B,A] float32 soft answers, if known
+    keys: tuple[str, ...] = ()  # the dataset's B identifiers of the examples, such as question ids
+    numbers: tuple[tuple[int, int], ...] = ()  # (image_id, example) on the host; may be empty
+    masked_places: int | None = None  # an upper bound on the masked words per text, if known
 
     def __len__(self) -> int:
         return len(self.example)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,23 +23,14 @@ IGNORED = -100
 Ids = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
 class Collator:
-    """Joins examples to a batch.
+    """Joins examples to a batch."""
 
-    Args:
-        encoder: The tokenizer.
-        masked: Add a copy of the text with masked words.
-        seed: Decides the masks, together with epoch and example.
-        num_answers: A, the width of soft targets.
-    """
-
-    def __init__(
-        self, encoder: TextTokenizer, masked: bool = False, seed: int = 0, num_answers: int = 0
-    ) -> None:
-        self.encoder = encoder
-        self.masked = masked
-        self.seed = seed
-        self.num_answers = num_answers
+    encoder: TextTokenizer
+    masked: bool = False  # add a copy of the text with masked words
+    seed: int = 0  # decides the masks, together with epoch and example
+    num_answers: int = 0  # A, the width of soft targets
 
     def __call__(self, examples: Sequence[Example | None]) -> Batch | None:
         """Return the batch of the examples that are not None; None if there are none."""
@@ -66,16 +58,20 @@ class Collator:
     def _masked(
         self, examples: list[Example], text: TextBatch, words: Ids
     ) -> tuple[TextBatch, torch.Tensor]:
-        encoder, places = self.encoder, np.arange(words.shape[1])
-        units = words if encoder.whole_words else np.where(words >= 0, places, -1)
-        ids, labels = [], []
-        for row, unit, example in zip(text.ids.numpy(), units, examples, strict=True):
-            rng = sample_rng(self.seed, example.index, "masks")
-            masked, label = mask_tokens(row, unit, encoder.mask_id, encoder.vocab_size, rng)
-            ids.append(masked)
-            labels.append(label)
-        text = TextBatch(torch.from_numpy(np.stack(ids)), text.mask)
-        return text, torch.from_numpy(np.stack(labels))
+        units = (
+            words
+            if self.encoder.whole_words
+            else np.where(words >= 0, np.arange(words.shape[1]), -1)
+        )
+        masked = [
+            mask_tokens(
+                row, unit, self.encoder.mask_id, self.encoder.vocab_size,
+                sample_rng(self.seed, example.index, "masks"),
+            )
+            for row, unit, example in zip(text.ids.numpy(), units, examples, strict=True)
+        ]  # fmt: skip
+        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*masked, strict=True))
+        return TextBatch(ids, text.mask), labels
 
     def _negative_text(self, examples: list[Example]) -> TextBatch | None:
         count = len(examples[0].negative_texts)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +20,7 @@ from elip.data.batch import Batch, DataInfo, SampleSpec
 from elip.data.collate import Collator
 from elip.data.dataset import DatasetConfig, Examples
 from elip.data.datasets import find_dataset
-from elip.data.datasets.base import (
-    LAYOUT,
-    DataError,
-    DatasetSpec,
-    MissingFilesError,
-    Phase,
-    View,
-)  # fmt: skip
+from elip.data.datasets.base import LAYOUT, DataError, DatasetSpec, MissingFilesError, Phase
 from elip.data.sampling import DistributedBatchSampler
 from elip.data.tokenize import TextTokenizer, load_tokenizer
 from elip.data.transforms import TRANSFORMS
@@ -42,8 +36,9 @@ _TINY = 128  # pixels a side; such images decode faster than a worker process ca
 class DataModule(LightningDataModule):
     """Datasets in the Arrow files of ViLT and METER.
 
-    The task decides what an example contains (`spec`). Building the module draws the built-in
-    shapes if they are missing; of other data it reads only the tokenizer and the answers.
+    The task decides what an example contains: `setup` takes its `spec`. Building the module draws
+    the built-in shapes if they are missing; of other data it reads only the tokenizer and the
+    answers, for `info`.
 
     Args:
         datasets: Name of a dataset, or several to join for training and evaluate one by one; or
@@ -71,10 +66,6 @@ class DataModule(LightningDataModule):
             stopping. (In training another example replaces them.)
         exclude_own: Draw negatives only from other images. The reference (False) draws the true
             image or text now and then.
-
-    Attributes:
-        info: What the model must know about the data: vocabulary and answers.
-        spec: What the task requests; `setup` takes it from the trainer's task.
     """
 
     def __init__(
@@ -99,14 +90,12 @@ class DataModule(LightningDataModule):
         exclude_own: bool = True,
     ) -> None:
         super().__init__()
-        for name, number, least in (
-            ("train_limit", train_limit, 1), ("eval_limit", eval_limit, 1),
-            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-            ("image_size", image_size, 1), ("num_workers", num_workers, 0),
-            ("prefetch_factor", prefetch_factor, 1), ("seed", seed, 0),
+        for name, number in (
+            ("train_limit", train_limit), ("eval_limit", eval_limit),
+            ("batch_size", batch_size), ("eval_batch_size", eval_batch_size),
         ):  # fmt: skip
-            if number is not None and number < least:
-                raise DataError(f"data.{name} is {number}; it must be at least {least}.")
+            if number is not None and number < 1:
+                raise DataError(f"data.{name} is {number}; it must be at least 1.")
         names = [datasets] if isinstance(datasets, str) else datasets
         self.datasets = [find_dataset(name) for name in names]
         if not names or len({dataset.name for dataset in self.datasets}) < len(names):
@@ -127,7 +116,7 @@ class DataModule(LightningDataModule):
         )  # fmt: skip
         self.spec: SampleSpec | None = None
         self._tables: dict[tuple[str, ...], ArrowTable] = {}
-        self._examples: dict[str, Examples] = {}
+        self._examples: dict[Phase, dict[str, Examples]] = {}
         for dataset in self.datasets:
             dataset.prepare(self.root)
         self.tokenizer = load_tokenizer(tokenizer or self._own_tokenizer())
@@ -136,8 +125,8 @@ class DataModule(LightningDataModule):
 
     def _own_tokenizer(self) -> Path:
         for dataset in self.datasets:
-            if folder := dataset.beside(self.root, "tokenizer"):
-                return folder
+            if found := dataset.find(self.root, "tokenizer"):
+                return found[0]
         raise MissingFilesError(
             f"There is no folder `tokenizer` beside the Arrow files in {self.root}. Create it with "
             f"`python -m elip.data.tokenize --data {self.root}`, or set --data.tokenizer to "
@@ -151,15 +140,19 @@ class DataModule(LightningDataModule):
             view = dataset.views.get("question")
             if view is None:
                 continue
-            path = view.answer_file and dataset.beside(self.root, view.answer_file)
-            listed = _read_answers(path) if path else []
-            words = self._answer_words(dataset, view)
+            paths = dataset.find(self.root, view.answer_file) if view.answer_file else []
+            listed = _read_answers(paths[0]) if paths else []
+            words: dict[int, str] = {}
+            for phase in view.chosen(self.splits).values():
+                for patterns in phase.values():
+                    with suppress(MissingFilesError):
+                        words |= self._table(dataset, "question", patterns).answer_words()
             size = len(listed) or view.num_answers
             for number, word in sorted(words.items()):
                 if listed and [word] != listed[number : number + 1]:
                     other = listed[number] if number < len(listed) else None
                     raise DataError(
-                        f"{path} does not belong to these Arrow files: answer {number} is "
+                        f"{paths[0]} does not belong to these Arrow files: answer {number} is "
                         f"{other!r} in the list and {word!r} in the files. Convert them together."
                     )
             unlisted = [words.get(number, "unknown") for number in range(size)] if words else []
@@ -168,51 +161,50 @@ class DataModule(LightningDataModule):
             raise DataError("Datasets with different answers cannot be joined.")
         return DataInfo(self.encoder.vocab_size, *next(iter(found), ()))
 
-    def _answer_words(self, dataset: DatasetSpec, view: View) -> dict[int, str]:
-        """Return the answer words in those Arrow files that exist."""
-        words: dict[int, str] = {}
-        for phase in view.chosen(self.splits).values():
-            for patterns in phase.values():
-                try:
-                    words |= self._table(dataset, "question", patterns).answer_words()
-                except MissingFilesError:
-                    continue
-        return words
-
     def setup(self, stage: str | None = None) -> None:
         """Take the task's `spec` and open the files of the stage."""
         if self.trainer is not None:
             task: Any = self.trainer.lightning_module.task
             self.spec = task.spec
         if stage == "fit":
-            self.train_examples()
-        for name in self.split_names(stage or "validate"):
-            self.eval_examples(stage or "validate", name)
+            self.examples("train")
+        self.split_names(stage or "validate")
 
     def asked(self, kind: str) -> frozenset[int]:
         """Return the keys of all examples in a server's test set; empty if unknown."""
-        known = (dataset.asked(self.root, kind) for dataset in self.datasets)
-        return frozenset().union(*known)
+        named = ((each, each.views[kind].asked_file) for each in self.datasets)
+        paths = [path for each, name in named if name for path in each.find(self.root, name)]
+        return frozenset(key for path in paths for key in json.loads(path.read_text("utf-8")))
 
     def split_names(self, stage: str) -> list[str]:
         """Return the names of the splits that a stage evaluates, in the order of the loaders.
 
         "fit" and "validate" use the splits for model selection, "test" and "predict" those for the
-        reported scores.
-
-        Raises:
-            DataError: There is no such split, and the stage is not "fit".
+        reported scores. Only "fit" may have none.
         """
-        names = list(self._splits(_PHASES[stage]))
+        names = list(self.examples(_PHASES[stage]))
         if not names and stage != "fit":
             raise DataError(f"{self._names()} has no split to {stage} on.")
         return names
 
-    def fingerprints(self, stage: str) -> dict[str, str]:
-        """Return fingerprints of a stage's inputs.
+    def examples(self, phase: Phase) -> dict[str, Examples]:
+        """Return the examples of a phase by split; "train" is the only split for training."""
+        if phase not in self._examples:
+            spec, tables = self._needed_spec(), self._phase_tables(phase)
+            if phase != "train":
+                self._examples[phase] = {
+                    name: Examples([table], spec, self.eval_config)
+                    for name, table in tables.items()
+                }
+            elif tables:
+                joined = Examples(list(tables.values()), spec, self.train_config)
+                self._examples[phase] = {"train": joined}
+            else:
+                raise DataError(f"{self._names()} has no training split.")
+        return self._examples[phase]
 
-        The keys are ``data/<split>``, ``tokenizer`` and, for questions, ``answers``.
-        """
+    def fingerprints(self, stage: str) -> dict[str, str]:
+        """Return the fingerprints of a stage's splits, of the tokenizer and of the answers."""
         phases: list[Phase] = ["train", "val"] if stage == "fit" else [_PHASES[stage]]
         found = {
             f"data/{name}": arrow_fingerprint(table.paths)
@@ -224,35 +216,19 @@ class DataModule(LightningDataModule):
             found["answers"] = _digest(json.dumps(self.info.answers))
         return found
 
-    def _names(self) -> str:
-        return ", ".join(dataset.name for dataset in self.datasets)
-
-    def train_examples(self) -> Examples:
-        """Return the training examples of all datasets."""
-        if "train" not in self._examples:
-            tables = self._phase_tables("train")
-            if not tables:
-                raise DataError(f"{self._names()} has no training split.")
-            spec = self._needed_spec()
-            self._examples["train"] = Examples(list(tables.values()), spec, self.train_config)
-        return self._examples["train"]
-
-    def eval_examples(self, stage: str, name: str) -> Examples:
-        """Return the examples of one of `split_names(stage)`."""
-        key = f"{_PHASES[stage]}/{name}"
-        if key not in self._examples:
-            table = self._phase_tables(_PHASES[stage])[name]
-            self._examples[key] = Examples([table], self._needed_spec(), self.eval_config)
-        return self._examples[key]
-
     @property
     def skipped(self) -> dict[str, int]:
         """Number of bad images left out, for each split that has any."""
-        return {name: each.num_skipped for name, each in self._examples.items() if each.num_skipped}
+        return {
+            "train" if phase == "train" else f"{phase}/{name}": each.num_skipped
+            for phase, splits in self._examples.items()
+            for name, each in splits.items()
+            if each.num_skipped
+        }
 
     def train_dataloader(self) -> Loader:
         """Return the loader of the training examples of all datasets."""
-        loader = self._loader(self.train_examples(), self.batch_size, train=True)
+        loader = self._loader(self.examples("train")["train"], self.batch_size, train=True)
         if loader.batch_sampler.num_dropped:
             log.info("Each epoch leaves out %d examples.", loader.batch_sampler.num_dropped)
         return loader
@@ -266,9 +242,7 @@ class DataModule(LightningDataModule):
         """Return one loader for each of `split_names("test")`."""
         return self._eval_loaders("test")
 
-    def predict_dataloader(self) -> list[Loader]:
-        """Return one loader for each of `split_names("predict")`, the test splits."""
-        return self._eval_loaders("predict")
+    predict_dataloader = test_dataloader
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -276,30 +250,24 @@ class DataModule(LightningDataModule):
         """Move a batch; on a GPU without waiting."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
-    def _splits(self, phase: Phase) -> dict[str, tuple[DatasetSpec, tuple[str, ...]]]:
-        """Return the dataset and file patterns of each split.
+    def _names(self) -> str:
+        return ", ".join(dataset.name for dataset in self.datasets)
 
-        If several datasets are joined, the name of the split starts with the dataset's.
-        """
-        kind = self._needed_spec().kind
+    def _phase_tables(self, phase: Phase) -> dict[str, ArrowTable]:
+        """Return the table of each split; of joined datasets, with the dataset in its name."""
+        kind, tables = self._needed_spec().kind, {}
         for dataset in self.datasets:
             if kind not in dataset.views:
                 kinds = ", ".join(dataset.views)
                 raise DataError(f"{dataset.name} has no examples of kind {kind!r}; it has {kinds}.")
-        return {
-            name if len(self.datasets) == 1 else f"{dataset.name}_{name}": (dataset, patterns)
-            for dataset in self.datasets
-            for name, patterns in dataset.views[kind].chosen(self.splits).get(phase, {}).items()
-        }
+            for name, patterns in dataset.views[kind].chosen(self.splits).get(phase, {}).items():
+                whole = name if len(self.datasets) == 1 else f"{dataset.name}_{name}"
+                tables[whole] = self._table(dataset, kind, patterns)
+        return tables
 
-    def _phase_tables(self, phase: Phase) -> dict[str, ArrowTable]:
-        kind = self._needed_spec().kind
-        return {name: self._table(d, kind, p) for name, (d, p) in self._splits(phase).items()}
-
-    def _table(self, dataset: DatasetSpec, kind: Any, patterns: tuple[str, ...]) -> ArrowTable:
-        key = (dataset.name, kind, *patterns)
+    def _table(self, dataset: DatasetSpec, kind: str, patterns: tuple[str, ...]) -> ArrowTable:
+        key, view = (dataset.name, kind, *patterns), dataset.views[kind]
         if key not in self._tables:
-            view = dataset.views[kind]
             self._tables[key] = ArrowTable(
                 dataset.paths(self.root, patterns),
                 view.columns or LAYOUT[kind],
@@ -309,20 +277,20 @@ class DataModule(LightningDataModule):
         return self._tables[key]
 
     def _eval_loaders(self, stage: str) -> list[Loader]:
-        every = [self.eval_examples(stage, name) for name in self.split_names(stage)]
-        return [self._loader(each, self.eval_batch_size, train=False) for each in every]
+        examples = self.examples(_PHASES[stage])
+        names = self.split_names(stage)
+        return [self._loader(examples[name], self.eval_batch_size, train=False) for name in names]
 
     def _loader(self, examples: Examples, batch_size: int, train: bool) -> Loader:
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        seed, size = self.eval_config.seed, len(examples)
-        sampler = DistributedBatchSampler(size, batch_size, train, seed, rank, world_size)
+        trainer, seed = self.trainer, self.eval_config.seed
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = DistributedBatchSampler(len(examples), batch_size, train, seed, rank, world_size)
         collate = Collator(self.encoder, self._needed_spec().masked, seed, self.info.num_answers)
 
         def num_done() -> int:
-            if self.trainer is None or not train:
+            if trainer is None or not train:
                 return 0
-            return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
         workers = self._resolved_workers()
         return Loader(examples, sampler, collate, workers, self.prefetch_factor, num_done)
@@ -330,13 +298,11 @@ class DataModule(LightningDataModule):
     def _resolved_workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu and self.eval_config.image_size <= _TINY:
+        if not torch.cuda.is_available() and self.eval_config.image_size <= _TINY:
             return 0
         affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores of this process
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        devices = self.trainer.num_devices if self.trainer is not None else 1
-        return min(16, cores // devices)
+        return min(16, cores // (self.trainer.num_devices if self.trainer is not None else 1))
 
     def _needed_spec(self) -> SampleSpec:
         if self.spec is None:
@@ -394,8 +360,7 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Warn if the interrupted epoch had another order of batches."""
-        changed = [name for name, value in self.state_dict().items() if state.get(name) != value]
-        if changed:
+        if changed := [name for name, now in self.state_dict().items() if state.get(name) != now]:
             log.warning(
                 "The interrupted epoch had other %s: the rest of this epoch repeats or leaves out "
                 "examples. Later epochs are not affected.",
@@ -413,7 +378,7 @@ def _read_answers(path: Path) -> list[str]:
         answers = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
+    if not isinstance(answers, list) or not answers:
         raise DataError(f"{path} is not a list of answers; it is {str(answers)[:80]}.")
     return answers
 

@@ -26,24 +26,13 @@ _MAX_WORKERS = 256
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """How to read a split.
-
-    Attributes:
-        transform: Turns an encoded image into pixels.
-        image_size: S, pixels of a side.
-        train: Replace examples with a bad image; in evaluation a bad image is an error.
-        seed: Decides every random choice, together with epoch and example.
-        limit: Use only so many examples of each table, also for negatives; None for all.
-        fast: Decode training JPEGs at a reduced scale (other pixels, less time).
-        skip_bad: In evaluation, leave out and count examples with a bad image.
-        exclude_own: Never draw negatives from the example's own row. The reference draws from all.
-    """
+    """How to read a split; most fields are options of `DataModule`."""
 
     transform: Transform
     image_size: int
-    train: bool
+    train: bool  # replace examples with a bad image; in evaluation a bad image is an error
     seed: int = 0
-    limit: int | None = None
+    limit: int | None = None  # of the examples of each table, also for negatives
     fast: bool = False
     skip_bad: bool = False
     exclude_own: bool = True
@@ -51,18 +40,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class Example:
-    """One example before collation.
-
-    Attributes:
-        index: Epoch and position in the dataset.
-        images: [I,3,S,S] uint8.
-        text: The original text.
-        image_id: Number of the row in the dataset.
-        key: The dataset's identifier of the example.
-        target: The target, if there is one.
-        negative_images: [F,3,S,S] uint8.
-        negative_texts: F texts.
-    """
+    """One example before collation; see `Batch` for what the fields mean."""
 
     index: SampleIndex
     images: Pixels
@@ -141,16 +119,21 @@ class Examples(Dataset[Example | None]):
     def _example(self, index: SampleIndex) -> Example:
         if not 0 <= index.example < len(self):
             raise IndexError(f"example {index.example} of {len(self)}")
-        number = bisect_right(self._ends, index.example)
+        number, spec = bisect_right(self._ends, index.example), self.spec
         table = self.tables[number]
         position = index.example - self._ends[number] + self._sizes[number]
-        if self.spec.every_text:
+        if spec.every_text:
             row, text = table.locate(position)
         elif not table.items(position):
             raise DataError(f"{table.where(position)}: there is no text for this image.")
         else:
             row = position
-            text = sample_rng(self.config.seed, index, "text").randrange(len(table.items(row)))
+            text = self._rng(index, "text").randrange(len(table.items(row)))
+        # The purposes seed the draws: other names would give other negatives.
+        rng = self._rng(index, "false images")
+        items = self._others(number, row, spec.negative_images, rng)
+        negatives = [self._decode(table, table.locate(item)[0], rng) for item in items]
+        items = self._others(number, row, spec.negative_texts, self._rng(index, "false texts"))
         return Example(
             index=index,
             images=self._images(index, number, row),
@@ -158,16 +141,18 @@ class Examples(Dataset[Example | None]):
             image_id=self._first_rows[number] + row,
             key=table.key(row, text),
             target=table.target(row, text),
-            negative_images=self._negative_images(index, number, row),
-            negative_texts=self._negative_texts(index, number, row),
+            negative_images=np.concatenate(negatives) if negatives else None,
+            negative_texts=tuple(table.text(*table.locate(item)) for item in items),
         )
+
+    def _rng(self, index: SampleIndex, purpose: str) -> random.Random:
+        return sample_rng(self.config.seed, index, purpose)
 
     def _images(self, index: SampleIndex, number: int, row: int) -> Pixels:
         # In evaluation the texts of a row follow each other, so its pixels are kept.
         if self._last is not None and self._last[:2] == (number, row):
             return self._last[2]
-        rng = sample_rng(self.config.seed, index, "image")
-        pixels = self._decode(self.tables[number], row, rng)
+        pixels = self._decode(self.tables[number], row, self._rng(index, "image"))
         if not self.config.train:
             self._last = (number, row, pixels)
         return pixels
@@ -179,19 +164,6 @@ class Examples(Dataset[Example | None]):
             return np.stack([transform(each, size, rng, fast) for each in table.images(row)])
         except ImageError as error:
             raise ImageError(f"{table.where(row)}: {error}") from error
-
-    # The purposes below seed the draws: other names would give other negatives.
-
-    def _negative_images(self, index: SampleIndex, number: int, row: int) -> Pixels | None:
-        rng, table = sample_rng(self.config.seed, index, "false images"), self.tables[number]
-        items = self._others(number, row, self.spec.negative_images, rng)
-        images = [self._decode(table, table.locate(item)[0], rng) for item in items]
-        return np.concatenate(images) if images else None
-
-    def _negative_texts(self, index: SampleIndex, number: int, row: int) -> tuple[str, ...]:
-        rng, table = sample_rng(self.config.seed, index, "false texts"), self.tables[number]
-        items = self._others(number, row, self.spec.negative_texts, rng)
-        return tuple(table.text(*table.locate(item)) for item in items)
 
     def _others(self, number: int, row: int, count: int, rng: random.Random) -> list[int]:
         """Draw items of other rows uniformly, with replacement."""

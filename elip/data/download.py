@@ -8,48 +8,41 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
 import ijson
-from rich.progress import Progress
 
 from elip.data.datasets.base import DataError, MissingFilesError
 
 _MALFORMED = "malformed entry"
-_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", list: "list"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that a converter writes."""
+
+    file: str  # name of the Arrow file
+    images: Mapping[str, Path]  # the image of each image column
+    values: Mapping[str, Any]  # the other columns
+    change: Callable[[bytes], bytes] | None = None  # of each image; None keeps the bytes
 
 
 class Download:
-    """The folder of a download; counts and records what is left out.
+    """The folder of a download; counts what is left out, and writes it to ``notes``."""
 
-    Args:
-        root: The folder.
-        notes: Receives a line for each thing left out: reason, tab, details.
-        progress: Shows the progress of reading the annotations.
-
-    Attributes:
-        skipped: Number of things left out, by reason.
-        examples: Details of the first thing left out, by reason.
-        side_files: Text files to write beside the Arrow files, by name.
-    """
-
-    def __init__(self, root: Path, notes: TextIO, progress: Progress) -> None:
+    def __init__(self, root: Path, notes: TextIO) -> None:
         self.root = root
-        self.skipped: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-        self.side_files: dict[str, str] = {}
+        self.skipped: Counter[str] = Counter()  # by reason
+        self.examples: dict[str, str] = {}  # the first one, by reason
+        self.side_files: dict[str, str] = {}  # texts to write beside the Arrow files, by name
         self._notes = notes
-        self._progress = progress
         self._images: set[int] = set()
 
     def find(self, *names: str) -> Path:
-        """Return the first existing path, relative to the download.
-
-        Raises:
-            MissingFilesError: None of them exists.
-        """
+        """Return the first path in the download that exists."""
         for name in names:
             if (self.root / name).exists():
                 return self.root / name
@@ -71,74 +64,54 @@ class Download:
         self._images.add(mark)
         return True
 
-    def items(self, path: Path, shape: Any, key: str | None = None) -> Iterator[Any]:
-        """Stream a JSON file that is a list, or has a list under ``key``.
+    def items(self, path: Path, shape: Any, place: str = "item") -> Iterator[Any]:
+        """Stream the entries of a JSON file that have a shape; skip the others.
 
-        Raises:
-            DataError: The file is truncated or not JSON, or no item has the shape.
+        The place "item" means that the file is a list; "KEY.item", that the list is in an object
+        under KEY; and "", that there is one object per line.
         """
-        expected = f"a list of {described(shape)}"
-        expected = f'{{"{key}": {expected}}}' if key else expected
-        return self.entries(path, self._json(path, key), shape, expected)
+        return self.entries(path, _json(path, place), shape, place)
 
-    def lines(self, path: Path, shape: Any) -> Iterator[Any]:
-        """Stream a file with one JSON object per line.
-
-        Raises:
-            DataError: A line is not JSON, or no line has the shape.
-        """
-        expected = f"on each line {described(shape)}"
-        return self.entries(path, self._json_lines(path), shape, expected)
-
-    def entries(
-        self, path: Path, entries: Iterable[Any], shape: Any, expected: str
-    ) -> Iterator[Any]:
-        """Yield the entries that have the shape, and skip the others.
-
-        Args:
-            path: The file of the entries.
-            entries: The entries.
-            shape: The shape of each.
-            expected: Description of the expected file, for the error message.
-
-        Raises:
-            DataError: No entry has the shape.
-        """
+    def entries(self, path: Path, entries: Iterable[Any], shape: Any, place: str) -> Iterator[Any]:
+        """Stream the entries of another kind of file, like `items`."""
         before, used = self.skipped[_MALFORMED], False
         for entry in self.fitting(entries, shape, path.name):
             used = True
             yield entry
         if not used:
-            found = self.examples[_MALFORMED] if self.skipped[_MALFORMED] > before else "no entry"
-            raise DataError(f"{path} should contain {expected}. Found: {found}.")
+            found = self.examples[_MALFORMED] if self.skipped[_MALFORMED] > before else "nothing"
+            raise DataError(
+                f"{path} should have, at {place or 'each line'}, {described(shape)}. Found: {found}"
+            )
 
     def fitting(self, entries: Iterable[Any], shape: Any, where: str) -> Iterator[Any]:
         """Yield the entries that have the shape; skip the others, with ``where`` in the notes."""
         for number, entry in enumerate(entries, start=1):
-            wrong = mismatch(entry, shape)
-            if wrong:
-                self.skip(_MALFORMED, f"{where}, entry {number}: {wrong}")
-            else:
+            if fits(entry, shape):
                 yield entry
+            else:
+                found = f"{json.dumps(entry)[:100]} is not {described(shape)}"
+                self.skip(_MALFORMED, f"{where}, entry {number}: {found}")
 
-    def _json(self, path: Path, key: str | None) -> Iterator[Any]:
-        task = self._progress.add_task(path.name, total=None, unit="bytes")
-        with self._progress.open(path, "rb", task_id=task) as file:
-            try:
-                yield from ijson.items(file, f"{key}.item" if key else "item", use_float=True)
-            except ijson.JSONError as error:
-                said = " ".join(str(error).split())  # it spans three lines
-                raise DataError(f"{path} is truncated or damaged: {said}") from error
-        self._progress.remove_task(task)
 
-    def _json_lines(self, path: Path) -> Iterator[Any]:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    if line.strip():
-                        yield json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}, line {number} is damaged: {error}") from error
+def _json(path: Path, place: str) -> Iterator[Any]:
+    with path.open("rb") as file:
+        try:
+            yield from ijson.items(file, place, multiple_values=not place, use_float=True)
+        except ijson.JSONError as error:
+            said = " ".join(str(error).split())  # it spans three lines
+            raise DataError(f"{path} is truncated or damaged: {said}") from error
+
+
+def fits(entry: Any, shape: Any) -> bool:
+    """Return whether an entry of a JSON file has a shape."""
+    if isinstance(shape, Mapping):
+        return isinstance(entry, Mapping) and all(fits(entry.get(k), v) for k, v in shape.items())
+    if isinstance(shape, tuple):
+        return isinstance(entry, list) and len(entry) >= len(shape) and all(map(fits, entry, shape))
+    if isinstance(entry, str) and entry.encode(errors="replace").decode() != entry:
+        return False  # half of a surrogate pair
+    return type(entry) in (get_args(shape) or (shape,))
 
 
 def described(shape: Any) -> str:
@@ -147,32 +120,4 @@ def described(shape: Any) -> str:
         return "{" + ", ".join(f'"{key}": {described(part)}' for key, part in shape.items()) + "}"
     if isinstance(shape, tuple):
         return f"[{', '.join(map(described, shape))}]"
-    return " or ".join(_NAMES[kind] for kind in get_args(shape) or (shape,))
-
-
-def mismatch(entry: Any, shape: Any) -> str:
-    """Return how an entry differs from a shape; empty if it does not."""
-    if isinstance(shape, Mapping):
-        if not isinstance(entry, Mapping):
-            return f"{_short(entry)} is not an object with {', '.join(shape)}"
-        for key, part in shape.items():
-            wrong = mismatch(entry[key], part) if key in entry else "is missing"
-            if wrong:
-                return f"{key} {wrong} in {_short(entry)}"
-        return ""
-    if isinstance(shape, tuple):
-        if not isinstance(entry, list) or len(entry) < len(shape):
-            return f"{_short(entry)} is not a list {described(shape)}"
-        return next(filter(None, map(mismatch, entry, shape)), "")
-    if type(entry) not in (get_args(shape) or (shape,)):
-        return f"{_short(entry)} is not a {described(shape)}"
-    if isinstance(entry, str):
-        try:
-            entry.encode()
-        except UnicodeEncodeError:
-            return f"{_short(entry)} is not valid Unicode"
-    return ""
-
-
-def _short(entry: Any) -> str:
-    return json.dumps(entry)[:100]
+    return " or ".join(kind.__name__ for kind in get_args(shape) or (shape,))

@@ -37,22 +37,6 @@ class DistributedBatchSampler(Sampler[list[SampleIndex]]):
     batches; the remaining examples (`num_dropped`) differ from epoch to epoch.
 
     Evaluation: every example once, in order; each process gets one contiguous part.
-
-    Args:
-        num_examples: Number of examples of all processes together.
-        batch_size: Examples per batch of one process.
-        train: Training or evaluation.
-        seed: Any integer.
-        rank: Number of this process, from 0.
-        world_size: Number of processes.
-
-    Attributes:
-        epoch: The current epoch, from 0.
-        start: Number of batches to skip at the start of the epoch.
-        num_dropped: Examples per epoch that no process sees; 0 in evaluation.
-
-    Raises:
-        DataError: There are fewer examples than processes.
     """
 
     def __init__(
@@ -69,15 +53,12 @@ class DistributedBatchSampler(Sampler[list[SampleIndex]]):
                 f"There are {num_examples} examples for {world_size} processes; each needs at "
                 "least one. Use fewer devices or more examples."
             )
-        self.num_examples = num_examples
+        self.num_examples, self.train, self.seed = num_examples, train, seed
+        self.rank, self.world_size = rank, world_size
         # A dataset smaller than a batch still trains, with a smaller batch.
         self.batch_size = min(batch_size, num_examples // world_size) if train else batch_size
-        self.train = train
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.epoch = 0
-        self.start = 0
+        self.start = 0  # number of batches to skip at the start of the epoch
         self.num_dropped = num_examples % (self.batch_size * world_size) if train else 0
 
     @property

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +33,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from elip.data.shapes import write_shapes
-from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene
+from elip.data.shapes.scene import COLORS, SHAPES, SIZES
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 
@@ -118,21 +120,21 @@ def _read(root: Path, split: str) -> Data:
     grid = images.shape[1] // size
     covering = torch.full((len(rows), grid, grid), NOTHING)
     for row, (_, scene) in enumerate(rows):
-        for thing in scene.things:
-            number = THINGS[thing.size, thing.color, thing.shape]
+        for thing in scene["things"]:
+            number = THINGS[thing["size"], thing["color"], thing["shape"]]
             present[row, number] = 1
-            left, top, right, bottom = thing.box
+            left, top, right, bottom = thing["box"]
             covering[row, top // size : -(-bottom // size), left // size : -(-right // size)] = (
                 number
             )
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), present, covering.flatten(1)
 
 
-def _rows(path: Path) -> Iterator[tuple[bytes, Scene]]:
+def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
         for image, scene in zip(table["image"], table["scene"], strict=True):
-            yield image.as_py(), Scene.from_json(scene.as_py())
+            yield image.as_py(), json.loads(scene.as_py())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from elip.data.shapes.write import Options, write_shapes
+from elip.data.shapes import Options, write_shapes
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,23 @@
 """What defines a dataset: its Arrow files, their splits and columns, and its converter.
 
-The files follow ViLT and METER (Arrow IPC file format). Each dataset is one class in one file of
-this folder; new files are found automatically.
+The files follow ViLT and METER (Arrow IPC file format). Each dataset is one class in a file of this
+folder; new files are found automatically.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pyarrow as pa
 
 from elip.data.batch import Kind
 
 if TYPE_CHECKING:
-    from elip.data.download import Download
+    from elip.data.download import Download, Row
 
 Phase = Literal["train", "val", "test"]
 Splits = Mapping[Phase, Mapping[str, tuple[str, ...]]]
@@ -39,23 +38,14 @@ class Columns:
 
     A row holds images and a list of texts. Target, scores and keys are lists as long as that of the
     texts; keys may also be one value per row.
-
-    Attributes:
-        images: One binary column (an encoded image) for each image of an example.
-        texts: Column of list<string>. In list<list<string>> the last string of a group is the text
-            (SNLI-VE: premise, then hypothesis).
-        target: Column of the target: "True"/"False", class numbers, or lists of answer numbers.
-        scores: Column of the soft scores of the answers.
-        answers: Column of the answer words.
-        keys: Column of the dataset's identifiers.
     """
 
-    images: tuple[str, ...]
-    texts: str
-    target: str | None = None
-    scores: str | None = None
-    answers: str | None = None
-    keys: str | None = None
+    images: tuple[str, ...]  # one column of encoded images for each image of an example
+    texts: str  # list<string>; of list<list<string>> (premise, hypothesis) the last is the text
+    target: str | None = None  # "True"/"False", class numbers, or lists of answer numbers
+    scores: str | None = None  # the soft scores of the answers
+    answers: str | None = None  # the words of the answers
+    keys: str | None = None  # the dataset's identifiers
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,72 +66,54 @@ LAYOUT: Mapping[Kind, Columns] = {
 """The columns of ViLT and METER for each kind of example ("statement" follows "pair")."""
 
 
+_TEXTS = pa.list_(pa.string())
+_STATEMENTS = {"questions": _TEXTS, "answers": _TEXTS, "identifier": pa.string()}
+SCHEMAS: Mapping[Kind, pa.Schema] = {
+    "caption": pa.schema({
+        "image": pa.binary(), "caption": _TEXTS, "image_id": pa.string(), "split": pa.string(),
+    }),
+    "question": pa.schema({
+        "image": pa.binary(), "questions": _TEXTS, "answers": pa.list_(_TEXTS),
+        "answer_labels": pa.list_(pa.list_(pa.int64())),
+        "answer_scores": pa.list_(pa.list_(pa.float64())),
+        "image_id": pa.int64(), "question_id": pa.list_(pa.int64()), "split": pa.string(),
+    }),
+    "pair": pa.schema({"image_0": pa.binary(), "image_1": pa.binary(), **_STATEMENTS}),
+    "entailment": pa.schema({
+        "image": pa.binary(), "sentences": pa.list_(_TEXTS), "labels": pa.list_(pa.int64()),
+    }),
+    "statement": pa.schema({
+        "image": pa.binary(), **_STATEMENTS, "directory": pa.string(), "permutation": pa.int64(),
+    }),
+}  # fmt: skip
+"""The columns and types that converters write for each kind of example."""
+
+
 @dataclass(frozen=True)
 class View:
-    """The examples of one kind in a dataset.
+    """The examples of one kind in a dataset."""
 
-    Attributes:
-        splits: The files for training, model selection (val) and scores (test). No image may be in
-            two phases.
-        official: The splits of the reference, if they differ (`splits: official`).
-        distinct: Keep only the first of equal texts of an image.
-        num_answers: A, the number of answers or classes; 0 if there are none. An ``answer_file``
-            takes precedence.
-        answer_file: JSON list of the answers by number, beside the Arrow files.
-        asked_file: JSON list of the numbers of all questions in the server's test set, including
-            those that have no example.
-        columns: Column names; None for those in `LAYOUT`.
-    """
+    splits: Splits  # for training, model selection and scores; no image may be in two phases
+    official: Splits | None = None  # the splits of the reference, if they differ
+    distinct: bool = False  # keep only the first of equal texts of an image
+    num_answers: int = 0  # A, the number of answers or classes, if there is no `answer_file`
+    answer_file: str | None = None  # JSON list of the answers by number, beside the Arrow files
+    asked_file: str | None = None  # JSON list of the numbers of all questions that a server asks
+    columns: Columns | None = None  # None for those in `LAYOUT`
 
-    splits: Splits
-    official: Splits | None = None
-    distinct: bool = False
-    num_answers: int = 0
-    answer_file: str | None = None
-    asked_file: str | None = None
-    columns: Columns | None = None
-
-    def chosen(self, name: str) -> Splits:
-        """Return the splits called ``name``, "default" or "official"."""
-        if name not in ("default", "official"):
-            raise DataError(f"splits is {name!r}; choose default or official.")
+    def chosen(self, name: Literal["default", "official"]) -> Splits:
+        """Return the splits of a name."""
         return self.official if name == "official" and self.official is not None else self.splits
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row that a converter writes.
-
-    Attributes:
-        file: Name of the Arrow file.
-        images: Path of the image for each image column.
-        values: The other columns.
-        change: Converts the bytes of each image; None keeps them.
-    """
-
-    file: str
-    images: Mapping[str, Path]
-    values: Mapping[str, Any]
-    change: Callable[[bytes], bytes] | None = None
-
-
 class DatasetSpec:
-    """One dataset. A subclass defines `name` and `views`, and for a converter the rest.
+    """One dataset. A subclass defines `name` and `views`, and for a converter the rest."""
 
-    Attributes:
-        name: Name on the command line, in lower case.
-        views: The examples, by kind.
-        layout: The expected contents of the download's folder.
-        files: The Arrow files that the converter writes, with their columns. A name with a ``*``
-            stands for any number of files.
-        subfolder: Folder below the data root that the converter writes to.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # on the command line, in lower case
     views: ClassVar[Mapping[Kind, View]]
-    layout: ClassVar[str] = ""
+    layout: ClassVar[str] = ""  # the expected contents of the download's folder
     files: ClassVar[Mapping[str, pa.Schema]] = {}
-    subfolder: ClassVar[str] = ""
+    """The Arrow files that the converter writes; a ``*`` stands for any number of files."""
 
     def prepare(self, root: Path) -> None:
         """Create missing files in ``root / name`` that need no download.
@@ -154,45 +126,22 @@ class DatasetSpec:
         """Yield the rows of the Arrow files from the official download, in any order of files.
 
         Pass everything left out to ``download.skip``.
-
-        Raises:
-            DataError: There is no converter, or the download has another form.
         """
         raise DataError(f"{self.name} has no converter; it reads existing Arrow files.")
 
-    def asked(self, root: Path, kind: Kind) -> frozenset[int]:
-        """Return the numbers of all questions in the server's test set; empty if unknown."""
-        name = self.views[kind].asked_file
-        path = self.beside(root, name) if name else None
-        return frozenset(json.loads(path.read_text("utf-8"))) if path else frozenset()
+    def find(self, root: Path, pattern: str) -> list[Path]:
+        """Return the matching files of ``root / name``, or else of ``root``, in numeric order."""
+        found = list((root / self.name).glob(pattern)) or list(root.glob(pattern))
+        parts = re.compile(r"(\d+)").split
+        return sorted(found, key=lambda p: [int(n) if n.isdigit() else n for n in parts(p.name)])
 
     def paths(self, root: Path, patterns: tuple[str, ...]) -> list[Path]:
-        """Return the files of one split, by pattern and then in numeric order.
-
-        The files are in ``root / name`` or in ``root``.
-
-        Raises:
-            MissingFilesError: A pattern matches no file.
-        """
-        found: list[Path] = []
-        missing: list[str] = []
-        for pattern in patterns:
-            matches = list((root / self.name).glob(pattern)) or list(root.glob(pattern))
-            found += sorted(matches, key=_numeric)
-            missing += [] if matches else [pattern]
-        if missing:
+        """Return the files of one split; each pattern must match."""
+        found = {pattern: self.find(root, pattern) for pattern in patterns}
+        if missing := [pattern for pattern, paths in found.items() if not paths]:
             raise MissingFilesError(
                 f"{self.name}: no {', '.join(missing)} in {root / self.name} or {root}. "
                 f"Set the data root to the folder of your Arrow files, or create them: "
                 f"python -m elip.data.convert {self.name} --root RAW --out {root}"
             )
-        return found
-
-    def beside(self, root: Path, file: str) -> Path | None:
-        """Return the path of a file or folder beside the Arrow files, if it exists."""
-        paths = (root / self.name / file, root / file)
-        return next((path for path in paths if path.exists()), None)
-
-
-def _numeric(path: Path) -> tuple[str | int, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name))
+        return [path for paths in found.values() for path in paths]

@@ -6,13 +6,10 @@ import csv
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from elip.data.datasets.base import DatasetSpec, Row, View
-from elip.data.datasets.captions import CAPTION, caption_rows
-
-if TYPE_CHECKING:
-    from elip.data.download import Download
+from elip.data.datasets.base import SCHEMAS, DatasetSpec, View
+from elip.data.datasets.captions import caption_rows
+from elip.data.download import Download, Row
 
 _HELD_OUT = 1000
 
@@ -28,7 +25,7 @@ class Flickr8k(DatasetSpec):
     name = "flickr8k"
     views = {
         "caption": View(
-            splits={
+            {
                 "train": {"train": ("flickr8k_train.arrow",)},
                 "val": {"val": ("flickr8k_val.arrow",)},
                 "test": {"test": ("flickr8k_test.arrow",)},
@@ -40,16 +37,14 @@ class Flickr8k(DatasetSpec):
         "captions.txt and Images/, or Flickr8k.token.txt and Flicker8k_Dataset/; and "
         "Flickr_8k.trainImages.txt, devImages.txt and testImages.txt if you have them"
     )
-    files = {f"flickr8k_{split}.arrow": CAPTION for split in ("train", "val", "test")}
+    files = {f"flickr8k_{split}.arrow": SCHEMAS["caption"] for split in ("train", "val", "test")}
 
     def rows(self, download: Download) -> Iterator[Row]:
         """Yield one row per image."""
         path = download.find("captions.txt", "Flickr8k.token.txt")
         folder = download.find("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
         captions: dict[str, list[str]] = {}
-        shape = {"image": str, "caption": str}
-        expected = "a CSV file with the header image,caption, or lines of NAME#NUMBER, tab, caption"
-        for entry in download.entries(path, _entries(path), shape, expected):
+        for entry in download.entries(path, _entries(path), {"image": str, "caption": str}, ""):
             captions.setdefault(entry["image"], []).append(entry["caption"].strip())
         splits = _listed(download.root) or _drawn(sorted(captions))
         for name in sorted(captions.keys() - splits.keys()):
@@ -72,15 +67,11 @@ def _entries(path: Path) -> Iterator[dict[str, str]]:
 
 def _listed(root: Path) -> dict[str, str]:
     """Return the split of each image by name; empty if there are no lists."""
-    paths = {
-        split: root / f"Flickr_8k.{word}Images.txt"
-        for split, word in (("train", "train"), ("val", "dev"), ("test", "test"))
-    }
-    if not all(path.exists() for path in paths.values()):
+    words = {"train": "train", "val": "dev", "test": "test"}
+    lists = {split: root / f"Flickr_8k.{word}Images.txt" for split, word in words.items()}
+    if not all(path.exists() for path in lists.values()):
         return {}
-    return {
-        name: split for split, path in paths.items() for name in path.read_text("utf-8").split()
-    }
+    return {name: split for split, path in lists.items() for name in path.read_text().split()}
 
 
 def _drawn(names: list[str]) -> dict[str, str]:

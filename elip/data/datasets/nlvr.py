@@ -5,30 +5,13 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
-import pyarrow as pa
 from PIL import Image
 
-from elip.data.datasets.base import DataError, DatasetSpec, Row, View
+from elip.data.datasets.base import SCHEMAS, DataError, DatasetSpec, View
 from elip.data.datasets.nlvr2 import statements
-
-if TYPE_CHECKING:
-    from elip.data.download import Download
-
-STATEMENT = pa.schema(
-    {
-        "image": pa.binary(),
-        "questions": pa.list_(pa.string()),
-        "answers": pa.list_(pa.string()),
-        "identifier": pa.string(),
-        "directory": pa.string(),
-        "permutation": pa.int64(),
-    }
-)
-"""Sentences about one image, "True" or "False"."""
+from elip.data.download import Download, Row
 
 PERMUTATIONS = 6
 """Images per example: the orders of its three boxes, which share a label."""
@@ -54,7 +37,7 @@ class Nlvr(DatasetSpec):
     name = "nlvr"
     views = {
         "statement": View(
-            splits={
+            {
                 "train": {"train": ("nlvr_train.arrow",)},
                 "val": {"val": ("nlvr_val.arrow",)},
                 "test": {"dev": ("nlvr_dev.arrow",)},
@@ -62,46 +45,38 @@ class Nlvr(DatasetSpec):
             num_answers=2,
         )
     }
-
     layout = "train/train.json, dev/dev.json and their images in train/images/ and dev/images/"
-    files = {f"nlvr_{split}.arrow": STATEMENT for split in ("train", "val", "dev")}
-    subfolder = "nlvr"
+    files = {f"nlvr_{split}.arrow": SCHEMAS["statement"] for split in ("train", "val", "dev")}
 
     def rows(self, download: Download) -> Iterator[Row]:
         """Yield one row per image, six per sentence; create a tokenizer too."""
-        train = list(statements(download, "train/train.json", by_folder=True))
-        directories = sorted({str(entry["directory"]) for entry in train})
-        if len(directories) < 2:
-            raise DataError("train.json has only one directory; none can be held out.")
-        count = max(1, round(0.1 * len(directories)))
-        held_out = set(random.Random(0).sample(directories, count))
-        words: set[str] = set()
-        for entry in train:
-            split = "val" if str(entry["directory"]) in held_out else "train"
-            if split == "train":
-                words |= set(re.findall(r"\w+|[^\w\s]+", entry["sentence"].lower()))
-            yield from _rows(download.root / "train", split, entry)
-        for entry in statements(download, "dev/dev.json", by_folder=True):
-            yield from _rows(download.root / "dev", "dev", entry)
         from elip.data.tokenize import word_tokenizer  # late: it imports transformers
 
-        tokenizer = word_tokenizer(sorted(words))
-        download.side_files["tokenizer/tokenizer.json"] = tokenizer.to_str(pretty=True)
-
-
-def _rows(folder: Path, split: str, entry: Mapping[str, Any]) -> Iterator[Row]:
-    identifier, directory = entry["identifier"], str(entry["directory"])
-    for permutation in range(PERMUTATIONS):
-        name = f"{folder.name}-{identifier}-{permutation}.png"
-        values = {
-            "questions": [entry["sentence"]],
-            "answers": [entry["label"]],
-            "identifier": identifier,
-            "directory": directory,
-            "permutation": permutation,
-        }
-        place = folder / "images" / directory / name
-        yield Row(f"nlvr_{split}.arrow", {"image": place}, values, change=tiled)
+        entries = [("train", each) for each in statements(download, "train/train.json", True)]
+        entries += [("dev", each) for each in statements(download, "dev/dev.json", True)]
+        folders = sorted({str(entry["directory"]) for split, entry in entries if split == "train"})
+        if len(folders) < 2:
+            raise DataError("train.json has only one directory; none can be held out.")
+        held_out = set(random.Random(0).sample(folders, max(1, round(0.1 * len(folders)))))
+        words: set[str] = set()
+        for part, entry in entries:
+            identifier, directory = entry["identifier"], str(entry["directory"])
+            split = "val" if part == "train" and directory in held_out else part
+            if split == "train":
+                words |= set(re.findall(r"\w+|[^\w\s]+", entry["sentence"].lower()))
+            for permutation in range(PERMUTATIONS):
+                values = {
+                    "questions": [entry["sentence"]],
+                    "answers": [entry["label"]],
+                    "identifier": identifier,
+                    "directory": directory,
+                    "permutation": permutation,
+                }
+                name = f"{part}-{identifier}-{permutation}.png"
+                place = download.root / part / "images" / directory / name
+                yield Row(f"nlvr_{split}.arrow", {"image": place}, values, change=tiled)
+        tokenizer = word_tokenizer(sorted(words)).to_str(pretty=True)
+        download.side_files["tokenizer/tokenizer.json"] = tokenizer
 
 
 def tiled(data: bytes) -> bytes:

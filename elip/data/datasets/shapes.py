@@ -6,8 +6,8 @@ from pathlib import Path
 
 from elip.data.batch import Kind
 from elip.data.datasets.base import DatasetSpec, Splits, View
+from elip.data.shapes import ANSWER_FILE, SPLITS, write_shapes
 from elip.data.shapes.language import ANSWERS
-from elip.data.shapes.write import ANSWER_FILE, SPLITS, write_shapes
 
 
 def _view(kind: Kind, num_answers: int = 0, answer_file: str | None = None) -> View:

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pyarrow as pa
-
-from elip.data.datasets.base import DatasetSpec, Row, View
-
-if TYPE_CHECKING:
-    from elip.data.download import Download
-
-ENTAILMENT = pa.schema(
-    {
-        "image": pa.binary(),
-        "sentences": pa.list_(pa.list_(pa.string())),
-        "labels": pa.list_(pa.int64()),
-    }
-)
-"""[premise, hypothesis] pairs; contradiction 0, neutral 1, entailment 2."""
+from elip.data.datasets.base import SCHEMAS, DatasetSpec, View
+from elip.data.download import Download, Row
 
 _TRAIN = {"train": ("snli_train.arrow",)}
 _DEV = {"dev": ("snli_dev.arrow",)}
@@ -37,34 +24,28 @@ class SnliVe(DatasetSpec):
     name = "snli_ve"
     views = {
         "entailment": View(
-            splits={"train": _TRAIN, "val": _DEV, "test": _TEST},
+            {"train": _TRAIN, "val": _DEV, "test": _TEST},
             official={"train": _TRAIN, "val": _DEV | _TEST, "test": _DEV | _TEST},
             num_answers=3,
         )
     }
     layout = "snli_ve_train.jsonl, snli_ve_dev.jsonl, snli_ve_test.jsonl and Flickr30K/images/"
-    files = {f"snli_{split}.arrow": ENTAILMENT for split in ("train", "dev", "test")}
+    files = {f"snli_{split}.arrow": SCHEMAS["entailment"] for split in ("train", "dev", "test")}
 
     def rows(self, download: Download) -> Iterator[Row]:
         """Yield one row per image, in order of first appearance."""
-        for split in ("train", "dev", "test"):
+        for split, file in zip(("train", "dev", "test"), self.files, strict=True):
             images: dict[str, list[Any]] = {}
-            for entry in download.lines(download.find(f"snli_ve_{split}.jsonl"), _ENTRY):
+            for entry in download.items(download.find(f"snli_ve_{split}.jsonl"), _ENTRY, ""):
                 number = str(entry["Flickr30K_ID"]).removesuffix(".jpg")
                 if entry["gold_label"] not in _CLASSES:
-                    what = str(entry.get("pairID", number))
-                    download.skip("hypothesis without a gold label", what)
+                    download.skip("hypothesis without a gold label", entry["sentence2"])
                 elif not entry["sentence2"].strip():
-                    download.skip("empty hypothesis", str(entry.get("pairID", number)))
+                    download.skip("empty hypothesis", f"image {number}")
                 else:
                     images.setdefault(number, []).append(entry)
             for number, entries in images.items():
-                values = {
-                    "sentences": [
-                        [entry["sentence1"].strip(), entry["sentence2"].strip()]
-                        for entry in entries
-                    ],
-                    "labels": [_CLASSES[entry["gold_label"]] for entry in entries],
-                }
+                sentences = [[e["sentence1"].strip(), e["sentence2"].strip()] for e in entries]
+                labels = [_CLASSES[entry["gold_label"]] for entry in entries]
                 place = download.root / "Flickr30K" / "images" / f"{number}.jpg"
-                yield Row(f"snli_{split}.arrow", {"image": place}, values)
+                yield Row(file, {"image": place}, {"sentences": sentences, "labels": labels})

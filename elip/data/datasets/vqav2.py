@@ -1,45 +1,38 @@
-"""VQA v2 (Goyal et al., 2016, arXiv:1612.00837)."""
+"""VQA v2 (Goyal et al., 2016, arXiv:1612.00837): questions, frequent answers, soft scores.
+
+Answers are normalised by the rules of the evaluation (Antol et al., 2015, arXiv:1505.00468), and
+counted and scored with the thresholds of ViLT and METER.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
 
 import pyarrow as pa
 
-from elip.data.answers import MIN_COUNT, Scored, scored, vocabulary
-from elip.data.datasets.base import DataError, DatasetSpec, Row, View
+from elip.data.datasets.base import SCHEMAS, DataError, DatasetSpec, View
+from elip.data.download import Download, Row
 
-if TYPE_CHECKING:
-    from elip.data.download import Download
+MIN_COUNT = 9
+"""An answer is kept if it is the most common one of at least this many questions."""
 
-
-def _columns(texts: pa.DataType, numbers: pa.DataType, scores: pa.DataType) -> pa.Schema:
-    return pa.schema(
-        {
-            "image": pa.binary(),
-            "questions": pa.list_(pa.string()),
-            "answers": pa.list_(texts),
-            "answer_labels": pa.list_(numbers),
-            "answer_scores": pa.list_(scores),
-            "image_id": pa.int64(),
-            "question_id": pa.list_(pa.int64()),
-            "split": pa.string(),
-        }
-    )
-
-
-QUESTION = _columns(*(pa.list_(each) for each in (pa.string(), pa.int64(), pa.float64())))
-"""For each question its frequent answers, their numbers and their soft scores."""
-
-_UNANSWERED = _columns(pa.null(), pa.null(), pa.null())  # the test splits
-_TEST = {"test-dev": ("vqav2_test-dev.arrow",), "test-std": ("vqav2_test.arrow",)}
-_ANSWERED = ("train", "val", "rest_val", "trainable_val")
 _YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+_TEST = {"test-dev": ("vqav2_test-dev.arrow",), "test-std": ("vqav2_test.arrow",)}
 _REST = 1000
-_QUESTION = {"question_id": int, "image_id": int, "question": str}
+_ANSWERED = ("train", "val", "rest_val", "trainable_val")
+_UNANSWERED = pa.schema([  # as in the reference: the columns of answers have no type
+    field.with_type(pa.list_(pa.null())) if field.name.startswith("answer") else field
+    for field in SCHEMAS["question"]
+])  # fmt: skip
+
+Answers = dict[int, list[tuple[str, int, float]]]
+"""For each question: answers, their numbers and their soft scores."""
 
 
 class VqaV2(DatasetSpec):
@@ -56,7 +49,7 @@ class VqaV2(DatasetSpec):
     name = "vqav2"
     views = {
         "question": View(
-            splits={
+            {
                 "train": {"train": ("vqav2_train.arrow", "vqav2_trainable_val.arrow")},
                 "val": {"val": ("vqav2_rest_val.arrow",)},
                 "test": _TEST,
@@ -73,25 +66,25 @@ class VqaV2(DatasetSpec):
     }
     layout = "the v2_*.json files, train2014/, val2014/ and test2015/"
     files = {
-        **{f"vqav2_{split}.arrow": QUESTION for split in _ANSWERED},
-        **{f"vqav2_{split}.arrow": _UNANSWERED for split in ("test", "test-dev")},
+        **dict.fromkeys((f"vqav2_{split}.arrow" for split in _ANSWERED), SCHEMAS["question"]),
+        **dict.fromkeys(("vqav2_test.arrow", "vqav2_test-dev.arrow"), _UNANSWERED),
     }
 
     def rows(self, download: Download) -> Iterator[Row]:
         """Yield one row per image, in order of first appearance."""
         common = (
-            entry["multiple_choice_answer"]
+            normalise(entry["multiple_choice_answer"])
             for split in ("train", "val")
             for entry in _annotations(download, split)
         )
-        answers = vocabulary(common)
-        if not answers:
+        kept = [answer for answer, count in Counter(common).items() if count >= MIN_COUNT]
+        if not kept:
             raise DataError(
                 f"No answer in {download.root} is the most common one of {MIN_COUNT} or more "
                 "questions, so none would be kept. Use the complete annotation files."
             )
-        numbers = {answer: number for number, answer in enumerate(answers)}
-        download.side_files["vqav2_answers.json"] = json.dumps(answers, indent=1) + "\n"
+        numbers = {answer: number for number, answer in enumerate(kept)}
+        download.side_files["vqav2_answers.json"] = json.dumps(kept, indent=1) + "\n"
         yield from _rows(download, "train", _answers(download, "train", numbers))
         val = list(_rows(download, "val", _answers(download, "val", numbers)))
         images = sorted(row.values["image_id"] for row in val)
@@ -106,33 +99,30 @@ class VqaV2(DatasetSpec):
 def _annotations(download: Download, split: str) -> Iterator[dict[str, Any]]:
     path = download.find(f"v2_mscoco_{_YEARS[split]}_annotations.json")
     shape = {"question_id": int, "multiple_choice_answer": str, "answers": list}
-    return download.items(path, shape, "annotations")
+    return download.items(path, shape, "annotations.item")
 
 
-def _answers(download: Download, split: str, numbers: Mapping[str, int]) -> dict[int, list[Scored]]:
-    """Return the scored answers of each question; the first of repeated annotations counts."""
-    answers: dict[int, list[Scored]] = {}
+def _answers(download: Download, split: str, numbers: dict[str, int]) -> Answers:
+    """Return the kept answers of each question; the first of repeated annotations counts."""
+    answers: Answers = {}
     for entry in _annotations(download, split):
-        number = entry["question_id"]
+        number, where = entry["question_id"], f"question {entry['question_id']}"
         if number in answers:
-            download.skip("annotation with a repeated question number", f"question {number}")
+            download.skip("annotation with a repeated question number", where)
             continue
-        given = download.fitting(entry["answers"], {"answer": str}, f"question {number}")
+        given = download.fitting(entry["answers"], {"answer": str}, where)
         answers[number] = scored([one["answer"] for one in given], numbers)
     return answers
 
 
-def _rows(
-    download: Download, split: str, answers: Mapping[int, list[Scored]] | None
-) -> Iterator[Row]:
+def _rows(download: Download, split: str, answers: Answers | None) -> Iterator[Row]:
     path = download.find(f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
+    shape = {"question_id": int, "image_id": int, "question": str}
     images: dict[int, dict[int, str]] = {}
     seen: set[int] = set()
-    for entry in download.items(path, _QUESTION, "questions"):
+    for entry in download.items(path, shape, "questions.item"):
         number, asked = entry["question_id"], images.setdefault(entry["image_id"], {})
-        repeated = number in seen
-        seen.add(number)
-        if repeated:
+        if number in seen:
             download.skip("question with a repeated number", f"question {number}")
         elif not entry["question"].strip():
             download.skip("empty question", f"question {number}")
@@ -142,6 +132,7 @@ def _rows(
             download.skip("question without a frequent answer", f"question {number}")
         else:
             asked[number] = entry["question"]
+        seen.add(number)
     if split == "test":
         download.side_files["vqav2_test_questions.json"] = json.dumps(sorted(seen)) + "\n"
     folder = "test2015" if answers is None else _YEARS[split]
@@ -150,16 +141,70 @@ def _rows(
             download.skip("image without a usable question", f"image {image}")
             continue
         found = [answers[number] for number in asked] if answers is not None else []
-        yield Row(
-            f"vqav2_{split}.arrow",
-            {"image": download.root / folder / f"COCO_{folder}_{image:012d}.jpg"},
-            {
-                "questions": list(asked.values()),
-                "answers": [[one.answer for one in question] for question in found],
-                "answer_labels": [[one.number for one in question] for question in found],
-                "answer_scores": [[one.score for one in question] for question in found],
-                "image_id": image,
-                "question_id": list(asked),
-                "split": split,
-            },
-        )
+        values = {
+            "questions": list(asked.values()),
+            "answers": [[word for word, _, _ in each] for each in found],
+            "answer_labels": [[number for _, number, _ in each] for each in found],
+            "answer_scores": [[score for _, _, score in each] for each in found],
+            "image_id": image,
+            "question_id": list(asked),
+            "split": split,
+        }
+        place = download.root / folder / f"COCO_{folder}_{image:012d}.jpg"
+        yield Row(f"vqav2_{split}.arrow", {"image": place}, values)
+
+
+def scored(answers: list[str], numbers: dict[str, int]) -> list[tuple[str, int, float]]:
+    """Return the kept answers of (ten) people with numbers and soft scores, by first appearance.
+
+    They are not normalised: the reference normalises only to build the list of answers.
+    """
+    scores = (0.0, 0.3, 0.6, 0.9, 1.0)
+    counts = Counter(answers).items()
+    return [(word, numbers[word], scores[min(n, 4)]) for word, n in counts if word in numbers]
+
+
+_NUMBERS = "zero one two three four five six seven eight nine ten"
+_DIGITS = {"none": "0"} | {word: str(i) for i, word in enumerate(_NUMBERS.split())}
+_MARKS = r""";/[]"{}()=+\_-><@`,?!"""
+_CONTRACTIONS = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
+    "hasn't haven't he'd he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've "
+    "it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't "
+    "shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's "
+    "someone'd someone'd've someone'll someone's something'd something'd've something'll that's "
+    "there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't "
+    "we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd "
+    "who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've "
+    "y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
+)
+
+
+def normalise(answer: str) -> str:
+    """Normalise an answer as the VQA evaluation does.
+
+    Lower case, no punctuation or articles, digits for number words, restored apostrophes.
+    """
+    text = answer
+    # In answers with a thousands comma, marks vanish instead of becoming spaces.
+    thousands = re.search(r"\d,\d", answer) is not None
+    for mark in _MARKS:
+        touches_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if thousands or touches_space else " ")
+    text = re.sub(r"\.(?!\d)", "", text)
+    words = (_DIGITS.get(word, word) for word in text.lower().split())
+    return " ".join(_RESTORED.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def _restored() -> dict[str, str]:
+    """Map contractions with missing apostrophes to the correct form."""
+    table = {}
+    for full in _CONTRACTIONS.split():
+        places = [place for place, letter in enumerate(full) if letter == "'"]
+        for count in range(1, len(places) + 1):
+            for missing in combinations(places, count):
+                table["".join(c for i, c in enumerate(full) if i not in missing)] = full
+    return table
+
+
+_RESTORED = _restored()

@@ -12,15 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from elip.data.datasets.base import DataError
-from elip.data.shapes.write import Options, write_shapes
+from elip.data.shapes import Options, write_shapes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the data in ``ROOT/shapes``, and replace existing data with other options.
-
-    Returns:
-        The exit status: 0; 2 after an error; 130 after Ctrl-C.
-    """
+    """Draw the data in ``ROOT/shapes``, and replace existing data with other options."""
     parser = argparse.ArgumentParser(
         prog="python -m elip.data.shapes", description="Draw the built-in shapes data."
     )
@@ -30,12 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     try:
         write_shapes(given.pop("root") / "shapes", Options(**given))
-    except (DataError, OSError) as error:
+    except DataError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; the next use of the data completes it.\n")
-        return 130
     return 0
 
 

@@ -7,42 +7,35 @@ A thing is "left of" another if its box ends before the other's box begins; "rig
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import permutations, product
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
 
 ANSWERS = (*COLORS, *SHAPES, *SIZES, "0", "1", "2", "3", "4", "yes", "no")
 """The answers to all questions, by number."""
 
+WORDS = (
+    *"a above and are below both color has have how image images in is left many of one only "
+    "right shape size the there thing things what . ?".split(),
+    *COLORS, *SHAPES, *SIZES,
+)  # fmt: skip
+"""The words and marks of all texts."""
+
 CONTRADICTION, NEUTRAL, ENTAILMENT = 0, 1, 2
 """SNLI-VE's class numbers."""
 
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-_WORDS = (
-    "a above and are below both color has have how image images in is left many of one only "
-    "right shape size the there thing things what . ?"
-)
+_LOOKS = [f"a {color} {shape}" for color, shape in product(COLORS, SHAPES)]
 
 Item = TypeVar("Item")
+Generator = np.random.Generator
 
 
-class Look(NamedTuple):
-    """One of `COLORS` and one of `SHAPES`."""
-
-    color: str
-    shape: str
-
-    def __str__(self) -> str:
-        """Return the phrase, for instance "a red circle"."""
-        return f"a {self.color} {self.shape}"
-
-
-def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+def captions(scene: Scene, rng: Generator) -> list[str]:
     """Return five different true captions.
 
     One names a thing, two give the relation of two things, and two name two things. Each names the
@@ -54,7 +47,7 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     return [_terse(_pick(scene.things, rng)), *relations, *joined]
 
 
-def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+def questions(scene: Scene, rng: Generator) -> list[tuple[str, str]]:
     """Return one to seven questions with their answers.
 
     They are about the color or shape of a unique thing (at most three), its size, the number of
@@ -76,16 +69,16 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     if rng.random() < 0.5:
         asked.append(("how many things are there ?", str(len(scene.things))))
     else:
-        color = _pick(COLORS, rng)
+        color = _pick(list(COLORS), rng)
         asked.append((f"how many {color} things are there ?", str(colors[color])))
     if rng.random() < 0.3:
-        asked.append((f"is there {_present(scene, rng)} ?", "yes"))
+        asked.append((f"is there {_pick(_looks(scene), rng)} ?", "yes"))
     if rng.random() < 0.3:
-        asked.append((f"is there {_absent(scene, rng)} ?", "no"))
+        asked.append((f"is there {_pick(_absent(scene), rng)} ?", "no"))
     return asked
 
 
-def statements(scene: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]:
+def statements(scene: Scene, rng: Generator) -> list[tuple[str, bool]]:
     """Return four statements, half of them true: two name a thing, two a relation.
 
     A false relation is the opposite of a true one.
@@ -93,14 +86,14 @@ def statements(scene: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]
     pairs = list(permutations(scene.things, 2))
     (a, b), (c, d) = _pick(pairs, rng), _pick(pairs, rng)
     return [
-        (f"there is {_present(scene, rng)} .", True),
-        (f"there is {_absent(scene, rng)} .", False),
+        (f"there is {_pick(_looks(scene), rng)} .", True),
+        (f"there is {_pick(_absent(scene), rng)} .", False),
         (f"{_look(a)} is {_relation(a, b, rng)} {_look(b)} .", True),
         (f"{_look(c)} is {_OPPOSITE[_relation(c, d, rng)]} {_look(d)} .", False),
     ]
 
 
-def pair_statements(left: Scene, right: Scene, rng: np.random.Generator) -> list[tuple[str, bool]]:
+def pair_statements(left: Scene, right: Scene, rng: Generator) -> list[tuple[str, bool]]:
     """Return two or four statements about two images, half of them true.
 
     Two say that a thing is in the left or in the right image; half of the false ones name a thing
@@ -110,20 +103,18 @@ def pair_statements(left: Scene, right: Scene, rng: np.random.Generator) -> list
     for truth in (True, False):
         side, here, there = _pick([("left", left, right), ("right", right, left)], rng)
         if truth:
-            look = _present(here, rng)
-        elif rng.random() < 0.5:
-            look = _absent(here, rng, among=_looks(there))
+            choices = _looks(here)
         else:
-            look = _absent(here, rng)
-        said.append((f"there is {look} in the {side} image .", truth))
+            choices = _absent(here)
+            if rng.random() < 0.5:
+                choices = [look for look in _looks(there) if look in choices] or choices
+        said.append((f"there is {_pick(choices, rng)} in the {side} image .", truth))
     colors, others = ({thing.color for thing in scene.things} for scene in (left, right))
-    sentence, fits = _pick(
-        [
-            ("both images have {} things .", colors & others),
-            ("only one image has {} things .", colors ^ others),
-        ],
-        rng,
-    )
+    kinds = [
+        ("both images have {} things .", colors & others),
+        ("only one image has {} things .", colors ^ others),
+    ]
+    sentence, fits = _pick(kinds, rng)
     true = [color for color in COLORS if color in fits]
     false = [color for color in COLORS if color not in fits]
     if true and false:
@@ -132,7 +123,7 @@ def pair_statements(left: Scene, right: Scene, rng: np.random.Generator) -> list
     return said
 
 
-def hypotheses(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int]]:
+def hypotheses(scene: Scene, rng: Generator) -> list[tuple[str, int]]:
     """Return three hypotheses that a thing is there, with their classes.
 
     One names a visible thing (entailment). Two name things that are not visible: if there is a card
@@ -140,48 +131,28 @@ def hypotheses(scene: Scene, rng: np.random.Generator) -> list[tuple[str, int]]:
     not reveal the class.
     """
     unseen = NEUTRAL if scene.card else CONTRADICTION
-    missing = _shuffled(_absent_looks(scene), rng)[:2]
-    looks = [_present(scene, rng), *missing]
-    classes = [ENTAILMENT, unseen, unseen]
-    return [(f"there is {look} .", c) for look, c in zip(looks, classes, strict=True)]
-
-
-def tokenizer() -> Tokenizer:
-    """Return the tokenizer for all these texts."""
-    from elip.data.tokenize import word_tokenizer  # late: it imports transformers
-
-    return word_tokenizer([*_WORDS.split(), *COLORS, *SHAPES, *SIZES])
+    missing = _shuffled(_absent(scene), rng)[:2]
+    looks = [(_pick(_looks(scene), rng), ENTAILMENT), *((look, unseen) for look in missing)]
+    return [(f"there is {look} .", label) for look, label in looks]
 
 
 def _terse(thing: Thing) -> str:
     return f"{thing.size} {thing.color} {thing.shape}"
 
 
-def _look(thing: Thing) -> Look:
-    return Look(thing.color, thing.shape)
+def _look(thing: Thing) -> str:
+    return f"a {thing.color} {thing.shape}"
 
 
-def _looks(scene: Scene) -> list[Look]:
+def _looks(scene: Scene) -> list[str]:
     return [_look(thing) for thing in scene.things]
 
 
-def _present(scene: Scene, rng: np.random.Generator) -> Look:
-    return _pick(_looks(scene), rng)
+def _absent(scene: Scene) -> list[str]:
+    return [look for look in _LOOKS if look not in _looks(scene)]
 
 
-def _absent(scene: Scene, rng: np.random.Generator, among: Iterable[Look] = ()) -> Look:
-    """Return a look that no thing has, one of ``among`` if possible."""
-    there = set(_looks(scene))
-    return _pick([look for look in among if look not in there] or _absent_looks(scene), rng)
-
-
-def _absent_looks(scene: Scene) -> list[Look]:
-    there = set(_looks(scene))
-    every = (Look(color, shape) for color, shape in product(COLORS, SHAPES))
-    return [look for look in every if look not in there]
-
-
-def _relation(a: Thing, b: Thing, rng: np.random.Generator) -> str:
+def _relation(a: Thing, b: Thing, rng: Generator) -> str:
     """Return one of the true relations of ``a`` to ``b``; there is always one."""
     holds = {
         "left of": a.box[2] <= b.box[0],
@@ -192,11 +163,10 @@ def _relation(a: Thing, b: Thing, rng: np.random.Generator) -> str:
     return _pick([relation for relation, true in holds.items() if true], rng)
 
 
-def _pick(items: Iterable[Item], rng: np.random.Generator) -> Item:
-    choices = list(items)
+def _pick(choices: Sequence[Item], rng: Generator) -> Item:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _shuffled(items: Iterable[Item], rng: np.random.Generator) -> list[Item]:
+def _shuffled(items: Iterable[Item], rng: Generator) -> list[Item]:
     choices = list(items)
     return [choices[int(i)] for i in rng.permutation(len(choices))]
