@@ -19,7 +19,13 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from tokenizers import (
-    AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers,
+    AddedToken,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
 )  # fmt: skip
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,73 +11,81 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from elip.data.arrow_writer import arrow_writer, write_text
-from elip.data.datasets.base import SCHEMAS, DataError
+from elip.data.arrow_writer import ArrowWriter, arrow_writer, write_text
+from elip.data.datasets.base import SCHEMAS, DataError, DatasetSpec, View
 from elip.data.shapes import language
 from elip.data.shapes.scene import Scene, draw, png, random_scene
 from elip.files import remove_remains
 
 SPLITS = ("train", "val", "test")
-ANSWER_FILE = "shapes_answers.json"
+_ANSWER_FILE = "shapes_answers.json"
 _VERSION = 3
 """Increase it when the same options give other files."""
-
-_SCENES = (2, 10_000_000)  # a pair needs two; image numbers leave room for ten million per split
-_ALLOWED = {
-    "pixels": (48, 4096), "things": (2, 4), "train": _SCENES, "val": _SCENES, "test": _SCENES,
-    "seed": (0, 2**32 - 1),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of ``python -m elip.data.shapes``.
+    """The options of ``python -m elip.data.shapes``."""
 
-    Attributes:
-        pixels: Side of the images.
-        things: Maximum number of things per image, 2 to 4; more are harder to learn.
-        train: Number of training scenes.
-        val: Number of scenes for model selection.
-        test: Number of scenes for the reported scores.
-        seed: Other seeds give other scenes.
-
-    Raises:
-        DataError: An option is out of range.
-    """
-
-    pixels: int = 64
-    things: int = 3
-    train: int = 4000
-    val: int = 500
-    test: int = 500
-    seed: int = 0
+    pixels: int = 64  # side of the images
+    things: int = 3  # maximum number of things per image; more are harder to learn
+    train: int = 4000  # number of training scenes
+    val: int = 500  # number of scenes for model selection
+    test: int = 500  # number of scenes for the reported scores
+    seed: int = 0  # other seeds give other scenes
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _ALLOWED.items():
-            if not least <= getattr(self, name) <= most:
-                raise DataError(
-                    f"{name} of the shapes data is {getattr(self, name)!r}; "
-                    f"it must be {least} to {most}."
-                )
+        # A pair needs two scenes; the numbers of images leave room for ten million per split.
+        scenes = dict.fromkeys(SPLITS, (2, 10_000_000))
+        ranges = {"pixels": (48, 4096), "things": (2, 4), "seed": (0, 2**32 - 1), **scenes}
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise DataError(f"shapes: {name} is {value}; it must be {least} to {most}.")
+
+
+def _view(kind: str, num_answers: int = 0) -> View:
+    train, val, test = ({split: (f"shapes_{kind}_{split}.arrow",)} for split in SPLITS)
+    answers = _ANSWER_FILE if kind == "question" else None
+    splits = {"train": train, "val": val, "test": test}
+    return View(splits, num_answers=num_answers, answer_file=answers)  # type: ignore[arg-type]
+
+
+class Shapes(DatasetSpec):
+    """Two or three small colored shapes on a cluttered background, made on first use.
+
+    All kinds of examples come from the same scenes. Entailment has its own drawings; in half of
+    them a white card hides a part. Drawing takes about ten seconds, once.
+    """
+
+    name = "shapes"
+    views = {
+        "caption": _view("caption"),
+        "question": _view("question", len(language.ANSWERS)),
+        "pair": _view("pair", 2),
+        "entailment": _view("entailment", 3),
+        "statement": _view("statement", 2),
+    }
+
+    def prepare(self, root: Path) -> None:
+        """Draw the default dataset in ``root / "shapes"``, unless it exists."""
+        write_shapes(root / self.name)
 
 
 def write_shapes(folder: Path, options: Options | None = None, progress: bool = True) -> Options:
-    """Draw the dataset in a folder, unless it is complete.
+    """Draw the dataset in a folder, unless it is complete; return its options.
 
     Writes ``shapes_{kind}_{split}.arrow`` in the layouts of COCO captions, VQAv2, NLVR2, SNLI-VE
     and NLVR, with the scene as JSON in every row (``scene``, or ``scene_0`` and ``scene_1``); also
-    `ANSWER_FILE` and the tokenizer. If several processes call this, one draws and the others wait.
-    An incomplete dataset is drawn again with its own options.
+    the list of answers and the tokenizer. If several processes call this, one draws and the others
+    wait. An incomplete dataset is drawn again with its own options.
 
     Args:
         folder: Folder of the files.
         options: What to draw; None keeps what exists, or draws the default.
         progress: Show a progress bar.
-
-    Returns:
-        The options of the dataset.
     """
     from elip.data.tokenize import word_tokenizer  # late: it imports transformers
 
@@ -95,17 +102,20 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
             path.unlink()
         remove_remains(folder)
         card = {"version": _VERSION, **asdict(options)}
-        write_text(folder / "shapes.json", json.dumps(card, indent=1) + "\n")
-        answers = json.dumps(language.ANSWERS, indent=1) + "\n"
-        write_text(folder / ANSWER_FILE, answers)
+        for name, content in (("shapes.json", card), (_ANSWER_FILE, language.ANSWERS)):
+            write_text(folder / name, json.dumps(content, indent=1) + "\n")
         tokenizer = word_tokenizer(language.WORDS).to_str(pretty=True)
         write_text(folder / "tokenizer" / "tokenizer.json", tokenizer)
-        title = TextColumn("Drawing the built-in shapes data")
-        columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not progress) as bar:
-            task = bar.add_task("", total=options.train + options.val + options.test)
+        columns = (TextColumn("Drawing the built-in shapes data"), BarColumn())
+        with Progress(*columns, MofNCompleteColumn(), disable=not progress) as bar:
             for split in SPLITS:
-                _write_split(folder, split, options, lambda: bar.advance(task))
+                with ExitStack() as stack:
+                    files = {
+                        kind: stack.enter_context(arrow_writer(path, _schema(kind)))
+                        for kind, path in _files(folder, split).items()
+                    }
+                    indices = bar.track(range(getattr(options, split)), description=split)
+                    _write(files, split, options, indices)
         return options
 
 
@@ -116,87 +126,61 @@ def _stated(folder: Path) -> tuple[Options | None, bool]:
         return None, False
     card = json.loads(path.read_text("utf-8"))
     version = card.pop("version")
-    files = [_file(folder, kind, split) for kind in SCHEMAS for split in SPLITS]
+    files = [file for split in SPLITS for file in _files(folder, split).values()]
     return Options(**card), version == _VERSION and all(file.is_file() for file in files)
 
 
-def _file(folder: Path, kind: str, split: str) -> Path:
-    return folder / f"shapes_{kind}_{split}.arrow"
+def _files(folder: Path, split: str) -> dict[str, Path]:
+    return {kind: folder / f"shapes_{kind}_{split}.arrow" for kind in SCHEMAS}
 
 
-def _write_split(folder: Path, split: str, options: Options, advance: Callable[[], None]) -> None:
-    with ExitStack() as stack:
-        files = {}
-        for kind, schema in SCHEMAS.items():
-            names = ("scene_0", "scene_1") if kind == "pair" else ("scene",)
-            schema = pa.schema([*schema, *(pa.field(name, pa.string()) for name in names)])
-            files[kind] = stack.enter_context(arrow_writer(_file(folder, kind, split), schema))
-        before: tuple[Scene, bytes] | None = None
-        for index in range(getattr(options, split)):
-            seed = (options.seed, SPLITS.index(split), index)
-            scene = random_scene(seed, options.pixels, options.things)
-            image = png(draw(scene))
-            rng = np.random.default_rng([*seed, 2])
-            for kind, row in _rows(scene, image, split, index, rng).items():
-                files[kind].write(row)
-            hidden = random_scene(seed, options.pixels, options.things, card=bool(index % 2))
-            files["entailment"].write(_entailment(hidden, png(draw(hidden)), rng))
-            if index % 2 and before:
-                files["pair"].write(_pair(before, (scene, image), f"{split}-{index // 2}", rng))
-            before = scene, image
-            advance()
+def _schema(kind: str) -> pa.Schema:
+    names = ("scene_0", "scene_1") if kind == "pair" else ("scene",)
+    return pa.schema([*SCHEMAS[kind], *(pa.field(name, pa.string()) for name in names)])
 
 
-def _rows(
-    scene: Scene, image: bytes, split: str, index: int, rng: np.random.Generator
-) -> dict[str, dict[str, Any]]:
-    """Return the rows of one image, by kind."""
-    identifier, number = f"{split}-{index}", SPLITS.index(split) * 10_000_000 + index
-    seen = {"image": image, "scene": scene.to_json()}
-    asked = language.questions(scene, rng)
-    said = language.statements(scene, rng)
-    return {
-        "caption": seen
-        | {"caption": language.captions(scene, rng), "image_id": identifier, "split": split},
-        "question": seen
-        | {
-            "questions": [question for question, _ in asked],
-            "answers": [[answer] for _, answer in asked],
-            "answer_labels": [[language.ANSWERS.index(answer)] for _, answer in asked],
-            "answer_scores": [[1.0] for _ in asked],
-            "image_id": number,
-            "question_id": [number * 10 + place for place in range(len(asked))],
-            "split": split,
-        },
-        "statement": seen
-        | _truths(said)
-        | {"identifier": identifier, "directory": split, "permutation": 0},
-    }
+def _write(files: dict[str, ArrowWriter], split: str, options: Options, indices: Any) -> None:
+    """Write the rows of a split, one per scene and kind; pairs join every two scenes."""
+    before: tuple[Scene, bytes] | None = None
+    for index in indices:
+        seed = (options.seed, SPLITS.index(split), index)
+        scene = random_scene(seed, options.pixels, options.things)
+        image, rng = png(draw(scene)), np.random.default_rng([*seed, 2])
+        seen = {"image": image, "scene": scene.to_json()}
+        name, number = f"{split}-{index}", SPLITS.index(split) * 10_000_000 + index
+        asked, answers = zip(*language.questions(scene, rng), strict=True)
+        said = _truths(language.statements(scene, rng))
+        captions = language.captions(scene, rng)
+        files["caption"].write(seen | {"caption": captions, "image_id": name, "split": split})
+        files["question"].write(
+            seen
+            | {
+                "questions": asked,
+                "answers": [[answer] for answer in answers],
+                "answer_labels": [[language.ANSWERS.index(answer)] for answer in answers],
+                "answer_scores": [[1.0] for _ in answers],
+                "image_id": number,
+                "question_id": [number * 10 + place for place in range(len(asked))],
+                "split": split,
+            }
+        )
+        files["statement"].write(
+            seen | said | {"identifier": name, "directory": split, "permutation": 0}
+        )
+        hidden = random_scene(seed, options.pixels, options.things, card=bool(index % 2))
+        premise = language.captions(hidden, rng)[0]
+        supposed, labels = zip(*language.hypotheses(hidden, rng), strict=True)
+        sentences = [[premise, hypothesis] for hypothesis in supposed]
+        files["entailment"].write(
+            {"image": png(draw(hidden)), "sentences": sentences, "labels": labels}
+            | {"scene": hidden.to_json()}
+        )
+        if index % 2 and before:
+            both = {"image_0": before[1], "image_1": image, "identifier": f"{split}-{index // 2}"}
+            both |= {"scene_0": before[0].to_json(), "scene_1": seen["scene"]}
+            files["pair"].write(both | _truths(language.pair_statements(before[0], scene, rng)))
+        before = scene, image
 
 
 def _truths(said: list[tuple[str, bool]]) -> dict[str, Any]:
-    sentences, truths = zip(*said, strict=True)
-    return {"questions": sentences, "answers": [str(truth) for truth in truths]}
-
-
-def _pair(
-    left: tuple[Scene, bytes], right: tuple[Scene, bytes], identifier: str, rng: np.random.Generator
-) -> dict[str, Any]:
-    return _truths(language.pair_statements(left[0], right[0], rng)) | {
-        "image_0": left[1],
-        "image_1": right[1],
-        "identifier": identifier,
-        "scene_0": left[0].to_json(),
-        "scene_1": right[0].to_json(),
-    }
-
-
-def _entailment(scene: Scene, image: bytes, rng: np.random.Generator) -> dict[str, Any]:
-    premise = language.captions(scene, rng)[0]
-    said = language.hypotheses(scene, rng)
-    return {
-        "image": image,
-        "sentences": [[premise, hypothesis] for hypothesis, _ in said],
-        "labels": [label for _, label in said],
-        "scene": scene.to_json(),
-    }
+    return {"questions": [text for text, _ in said], "answers": [str(true) for _, true in said]}

@@ -18,11 +18,11 @@ from elip.data.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
 ANSWERS = (*COLORS, *SHAPES, *SIZES, "0", "1", "2", "3", "4", "yes", "no")
 """The answers to all questions, by number."""
 
-WORDS = (
-    *"a above and are below both color has have how image images in is left many of one only "
-    "right shape size the there thing things what . ?".split(),
-    *COLORS, *SHAPES, *SIZES,
-)  # fmt: skip
+_PLAIN = (
+    "a above and are below both color has have how image images in is left many of one only right "
+    "shape size the there thing things what . ?"
+)
+WORDS = (*_PLAIN.split(), *COLORS, *SHAPES, *SIZES)
 """The words and marks of all texts."""
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = 0, 1, 2

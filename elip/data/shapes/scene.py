@@ -1,4 +1,4 @@
-"""Scenes of the built-in data, generated from a seed: a few small things on a grid, and drawings."""
+"""Scenes of the built-in data: a few small things on a grid, generated from a seed, and drawn."""
 
 from __future__ import annotations
 
@@ -48,19 +48,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The complete description of one image.
+    """The complete description of one image."""
 
-    Attributes:
-        seed: Determines the scene and its drawing.
-        pixels: Side of the square image.
-        things: Two or more things that do not overlap; no two have the same shape and color.
-        card: A white card that hides this part of the image.
-    """
-
-    seed: tuple[int, ...]
-    pixels: int
-    things: tuple[Thing, ...]
-    card: Box | None = None
+    seed: tuple[int, ...]  # determines the scene and its drawing
+    pixels: int  # side of the square image
+    things: tuple[Thing, ...]  # they do not overlap; no two have the same shape and color
+    card: Box | None = None  # a white card that hides this part of the image
 
     def to_json(self) -> str:
         """Return the scene as JSON."""
