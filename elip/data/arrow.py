@@ -8,6 +8,7 @@ An item is one text of one row. Items are numbered across all files, in the orde
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,15 +45,6 @@ class ArrowTable:
         columns: Names of the columns to read; other columns are ignored.
         distinct: Keep only the first of equal texts in a row.
         num_classes: Upper bound of the class numbers; None for no bound.
-
-    Attributes:
-        num_rows: Number of rows in all files.
-        num_items: Number of (row, text) pairs in all files.
-        has_target: Whether the files have targets.
-
-    Raises:
-        DataError: A file is missing, truncated or in another format, or a column is missing or has
-            the wrong type.
     """
 
     def __init__(
@@ -135,27 +127,19 @@ class ArrowTable:
         if not self.has_target or name is None:
             return None
         value = self._per_text(name, row, index)
-        if scores is not None:
-            return self._soft_answers(row, value, self._per_text(scores, row, index))
-        if str(value).lower() in ("true", "false"):
-            value = str(value).lower() == "true"
-        elif isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or not 0 <= value < (self.num_classes or value + 1):
-            last = "" if self.num_classes is None else f" to {self.num_classes - 1}"
-            raise self._bad(row, name, f"the label {value!r} is not True, False or 0{last}")
-        return int(value)
-
-    def _soft_answers(self, row: int, labels: Any, scores: Any) -> SoftAnswers:
         try:
-            pairs = list(zip(labels, scores, strict=True))
-            valid = all(isinstance(n, int) and n >= 0 and 0 <= score <= 1 for n, score in pairs)
+            if scores is not None:
+                answers = SoftAnswers(tuple(value), tuple(self._per_text(scores, row, index)))
+                pairs = zip(answers.labels, answers.scores, strict=True)
+                if all(label == int(label) >= 0 and 0 <= score <= 1 for label, score in pairs):
+                    return answers
+            else:
+                number = {"true": 1, "false": 0}.get(str(value).lower(), value)
+                if 0 <= int(number) == number < (self.num_classes or math.inf):
+                    return int(number)
         except (TypeError, ValueError):
-            valid = False
-        if not valid:
-            problem = f"answers {labels} have the scores {scores}; each needs a score from 0 to 1"
-            raise self._bad(row, str(self.columns.target), problem)
-        return SoftAnswers(tuple(labels), tuple(map(float, scores)))
+            pass  # not even numbers
+        raise self._bad(row, name, f"{value!r} is no label, or its scores are not from 0 to 1")
 
     def key(self, row: int, index: int) -> str:
         """Return the dataset's identifier of an item; file, row and text number if it has none."""
