@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
-from elip.data.answers import normalise, scored, vocabulary
-from elip.data.arrow_writer import ArrowWriter
+from elip.data.arrow import ArrowTable
 from elip.data.convert import Report, main
 from elip.data.convert import convert as converted
-from elip.data.datasets import DataError, find_dataset
-from elip.data.datasets.captions import CAPTION
-from elip.data.download import mismatch
+from elip.data.datasets import find_dataset, known_datasets
+from elip.data.datasets.base import LAYOUT, Columns, DataError, DatasetSpec, View
+from elip.data.datasets.nlvr import tiled
+from elip.data.datasets.vqav2 import normalise, scored
+from elip.data.download import Download, Row, fits
 from elip.data.transforms import TRANSFORMS
 
 TRAIN = "f30k_caption_karpathy_train.arrow"
@@ -124,26 +127,15 @@ def annotation(number: int, answer: str, *others: str) -> dict[str, Any]:
 
 REGION = {"region_id": 7, "width": 1, "height": 2, "x": 3, "y": 4, "phrase": "a cat"}
 TWOS = [annotation(number, "2") for number in range(1, 11)]
-ENTRY = {"id": int | str, "parts": list, "pair": (str, float)}
 
 
-@pytest.mark.parametrize(
-    ("changed", "problem"),
-    [
-        ({"id": None}, "id null is not a whole number or text"),
-        ({"id": True}, "id true is not a whole number"),
-        ({"id": "\ud800"}, "not valid Unicode"),
-        ({"parts": {}}, "parts {} is not a list"),
-        ({"pair": ["a"]}, "is not a list [text, number]"),
-        ({"pair": ["a", "b"]}, '"b" is not a number'),
-    ],
-)
-def test_a_malformed_entry_is_described(changed: dict[str, Any], problem: str) -> None:
+def test_shapes_of_entries() -> None:
+    shape = {"id": int | str, "parts": list, "pair": (str, float)}
     entry = {"id": 1, "parts": [], "pair": ["a", 1.0, "more"], "more": None}
-    assert mismatch(entry, ENTRY) == ""
-    assert problem in mismatch(entry | changed, ENTRY)
-    assert "id is missing" in mismatch({}, ENTRY)
-    assert "is not an object" in mismatch([], ENTRY)
+    assert fits(entry, shape)
+    for changed in ({"id": None}, {"id": True}, {"id": "\ud800"}, {"parts": {}}, {"pair": ["a"]}):
+        assert not fits(entry | changed, shape)
+    assert not fits([], shape)
 
 
 def test_everything_left_out_is_counted_and_listed(tmp_path: Path) -> None:
@@ -184,8 +176,8 @@ def test_everything_left_out_is_counted_and_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ({"a.jpg": "red"}, r"should contain a list of \[text, text\]. Found: no entry"),
-        ([{"image": "a.jpg", "caption": "red"}], r"should contain .* entry 1: .* is not a list"),
+        ({"a.jpg": "red"}, r"should have, at item, \[str, str\]. Found: nothing"),
+        ([{"image": "a.jpg", "caption": "red"}], r'entry 1: {"image".* is not \[str, str\]'),
         ([["moved/a.jpg", "red"]], r"no rows .* 1 x missing image file, such as .*moved"),
         ([["a.jpg", " "]], "no rows for sbu; nothing is written. Left out: 1 x empty cap"),
     ],
@@ -199,6 +191,14 @@ def test_a_conversion_without_rows_fails_and_leaves_no_files(
     assert not list(out.iterdir())
     assert convert("sbu", pairs(tmp_path, [["a.jpg", "red"]]), out).rows == {"sbu_0.arrow": 1}
     assert [path.name for path in out.iterdir()] == ["sbu_0.arrow"]
+
+
+def test_vqa_without_a_frequent_answer_leaves_no_list_of_answers(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="most common one of 9 or more"):
+        convert("vqav2", vqa(tmp_path, [question(1)], TWOS[:4]), out)
+    assert not list(out.iterdir())
+    assert convert("vqav2", vqa(tmp_path, [question(1)], TWOS), out).rows["vqav2_train.arrow"] == 1
 
 
 def test_a_truncated_file_keeps_what_an_earlier_conversion_wrote(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_truncated_file_keeps_what_an_earlier_conversion_wrote(tmp_path: Path)
 def test_threads_keep_the_order_and_pairs_are_split_over_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elip.data.datasets.captions.SHARD", 30)
+    monkeypatch.setattr("elip.data.datasets.pairs.SHARD", 30)
     for number in range(50):
         put(tmp_path / f"{number}", picture())
     entries = [[f"{number}", text] for number in range(50) for text in ("x", f"{number}")]
@@ -296,7 +296,8 @@ def test_vqa_questions_keep_their_own_answers(tmp_path: Path) -> None:
     assert (row["question_id"], row["answers"], row["answer_scores"]) == ([1], [["2"]], [[1.0]])
     assert other["question_id"] == [5]
     assert json.loads((tmp_path / "vqav2_answers.json").read_text()) == ["2"]
-    assert find_dataset("vqav2").asked(tmp_path, "question") == {1, 3, 4, 5, 20}
+    asked = json.loads((tmp_path / "vqav2_test_questions.json").read_text())
+    assert asked == [1, 3, 4, 5, 20]
 
 
 def test_rest_val_is_a_part_of_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,27 +359,104 @@ def test_answers_are_normalised_as_the_evaluation_does(answer: str, expected: st
     assert normalise(answer) == expected
 
 
-def test_vocabulary_and_scores() -> None:
-    assert vocabulary(["no"] * 8 + ["b"] * 8 + ["c"] * 9 + ["The B"]) == ["b", "c"]
+def test_soft_scores() -> None:
     answers = ["yes"] * 5 + ["no"] * 2 + ["Yes"] + ["maybe"] + ["1"]
     numbers = {"no": 0, "yes": 1, "1": 2}
     assert scored(answers, numbers) == [("yes", 1, 1.0), ("no", 0, 0.6), ("1", 2, 0.3)]
 
 
-def test_the_writer_closes_batches_by_size_and_number(tmp_path: Path) -> None:
-    path = tmp_path / "x.arrow"
-    schema = pa.schema({"image": pa.binary(), "n": pa.int64()})
-    with ArrowWriter(path, schema, batch_bytes=100, batch_rows=7) as writer:
-        for number in range(20):
-            writer.write({"image": bytes(60 if number < 4 else 1), "n": number})
-    reader = pa.ipc.open_file(path)
-    sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
-    assert sizes == [2, 2, 7, 7, 2]
-    assert reader.read_all()["n"].to_pylist() == list(range(20))
-    with pytest.raises(ValueError, match="split"), ArrowWriter(path, CAPTION) as writer:
-        writer.write({"image": b"", "caption": []})
-    assert [file.name for file in tmp_path.iterdir()] == ["x.arrow"]
-    assert pa.ipc.open_file(path).schema == schema
+def strip() -> bytes:
+    """An image of NLVR: three boxes, each with a coloured square."""
+    image = Image.new("RGB", (400, 100), (128, 128, 128))
+    for place, color in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        image.paste((211, 211, 211), (150 * place, 0, 150 * place + 100, 100))
+        image.paste(color, (150 * place + 40, 30, 150 * place + 60, 50))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_nlvr_holds_out_directories_and_tiles_boxes(tmp_path: Path) -> None:
+    said = {"sentence": "There is a box, at least.", "label": "true"}
+    for split, folders in (("train", 20), ("dev", 1)):
+        entries = [{**said, "identifier": f"{n}-0", "directory": n} for n in range(folders)]
+        put(tmp_path / split / f"{split}.json", lines(entries))
+        for n in range(folders):
+            for p in range(6):
+                put(tmp_path / split / "images" / str(n) / f"{split}-{n}-0-{p}.png", strip())
+    put(tmp_path / "dev" / "images" / "0" / "dev-0-0-5.png", b"not an image")
+    report = convert("nlvr", tmp_path, tmp_path, check=False)
+    assert report.rows == {"nlvr_train.arrow": 108, "nlvr_val.arrow": 12, "nlvr_dev.arrow": 5}
+    assert report.skipped == {"damaged image": 1}  # even without the check
+    row = rows(tmp_path / "nlvr_dev.arrow")[4]
+    assert (row["questions"], row["answers"]) == ([said["sentence"]], ["True"])
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    assert 3 not in tokenizer.encode(said["sentence"]).ids
+    assert row["image"] == tiled(strip())
+    boxes = np.asarray(Image.open(io.BytesIO(strip())))
+    square = np.asarray(Image.open(io.BytesIO(row["image"])))
+    assert square.shape == (224, 224, 3)
+    for number, (top, left) in enumerate([(8, 8), (8, 116), (116, 62)]):
+        box = boxes[:, 150 * number : 150 * number + 100]
+        assert (square[top : top + 100, left : left + 100] == box).all()
+
+
+class Sounds(DatasetSpec):
+    """A dataset whose kind of example no other dataset has."""
+
+    name = "sounds"
+    views = {
+        "sound": View(
+            splits={"train": {"train": ("sounds.arrow",)}},
+            columns=Columns(("picture",), "says", "loudness"),
+            num_answers=5,
+        )
+    }
+    files = {
+        "sounds.arrow": pa.schema({
+            "picture": pa.binary(), "says": pa.list_(pa.string()), "loudness": pa.list_(pa.int64()),
+        })
+    }  # fmt: skip
+
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Read [image, what it says, loudness]."""
+        for name, text, loud in download.items(download.find("sounds.json"), (str, str, int)):
+            values = {"says": [text], "loudness": [loud]}
+            yield Row("sounds.arrow", {"picture": download.root / name}, values)
+
+
+def test_a_dataset_with_an_own_kind_of_example_is_one_class(tmp_path: Path) -> None:
+    put(tmp_path / "sounds.json", [["a.png", "a dog barks", 3]])
+    put(tmp_path / "a.png", picture("PNG"))
+    report = convert("tests.data.test_convert.Sounds", tmp_path, tmp_path)
+    assert report.rows == {"sounds.arrow": 1}
+    paths = Sounds().paths(tmp_path, ("sounds.arrow",))
+    table = ArrowTable(paths, Sounds.views["sound"].columns or LAYOUT["caption"])
+    assert (table.text(0, 0), table.target(0, 0)) == ("a dog barks", 3)
+    with pytest.raises(DataError, match="no converter"):
+        convert("tests.data.tiny.Tiny", tmp_path, tmp_path)
+
+
+def test_names_of_datasets() -> None:
+    assert find_dataset("tests.data.tiny.Tiny").name == "tiny"
+    for name, said in (
+        ("shape", "'shape'. Did you mean shapes"),
+        ("tests.data.tiny.Absent", "cannot be imported"),
+        ("elip.data.datasets.base.DatasetSpec", "must be a DatasetSpec with"),
+    ):
+        with pytest.raises(DataError, match=said):
+            find_dataset(name)
+
+
+@pytest.mark.parametrize("name", sorted(known_datasets()))
+def test_no_file_serves_both_selection_or_training_and_scores(name: str) -> None:
+    for kind, view in find_dataset(name).views.items():
+        assert kind in LAYOUT
+        used = [
+            {pattern for patterns in splits.values() for pattern in patterns}
+            for splits in view.splits.values()
+        ]
+        assert sum(map(len, used)) == len(set().union(*used))
 
 
 def test_the_command_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,7 +467,6 @@ def test_the_command_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert f"1 rows in sbu_0.arrow 1 left out: {MISSING}" in out
     for wrong, said in (
         (["sbv", *command[1:]], "Did you mean sbu"),
-        ([*command, "--workers", "0"], "workers is 0; it must be at least 1"),
         ([*command, "--root", "nowhere"], "no folder nowhere"),
         ([*command, "--out", str(tmp_path / "a.jpg")], str(tmp_path / "a.jpg")),
     ):

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer
 
 from elip.data.collate import IGNORED, mask_tokens
 from elip.data.datasets.base import DataError
-from elip.data.tokenize import TextTokenizer, load_tokenizer, wrap
-from tests.data.tiny import tokenizer, write_tiny
+from elip.data.tokenize import TextTokenizer, load_tokenizer, main, train_wordpiece, wrap
+from tests.data.tiny import tokenizer, write, write_tiny
 
 
 def test_fixed_length_and_words(tmp_path: Path) -> None:
@@ -43,12 +44,11 @@ def test_any_text_becomes_tokens(text: str) -> None:
     assert tokens.mask[:, 0].all()
 
 
-def test_a_tokenizer_that_no_model_can_read_is_refused() -> None:
+def test_a_tokenizer_that_no_model_can_use_is_refused(tmp_path: Path) -> None:
     made = json.loads(tokenizer().to_str())
-    model = made["model"]
+    vocab = made["model"]["vocab"] | {"x": 500}
     for changed, message in (
-        ({"model": model | {"unk_token": "[NOPE]"}}, "fails on unknown words"),
-        ({"model": model | {"vocab": model["vocab"] | {"x": 500}}}, "numbers them up to 500"),
+        ({"model": made["model"] | {"vocab": vocab}}, "numbers of the tokens have gaps"),
         ({"post_processor": None}, "post_processor is missing"),
     ):
         with pytest.raises(DataError, match=message):
@@ -58,18 +58,10 @@ def test_a_tokenizer_that_no_model_can_read_is_refused() -> None:
         TextTokenizer(wrap(bare), 8)
     with pytest.raises(DataError, match="at least 3"):
         TextTokenizer(wrap(tokenizer()), 2)
-
-
-@pytest.mark.parametrize(
-    "files",
-    [{}, {"tokenizer.json": ""}, {"tokenizer.json": "{}"}, {"config.json": "[]"},
-     {"tokenizer_config.json": "[]"}, {"vocab.txt": ""}, {"vocab.json": ""}],
-)  # fmt: skip
-def test_a_folder_without_a_whole_tokenizer_is_named(tmp_path: Path, files: dict[str, str]) -> None:
-    for name, content in files.items():
+    for name, content in (("none", ""), ("tokenizer.json", ""), ("config.json", "[]")):
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=str(tmp_path)):
-        load_tokenizer(tmp_path)
+        with pytest.raises(DataError, match=str(tmp_path)):
+            load_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_that_brings_code_is_refused(tmp_path: Path) -> None:
@@ -113,3 +105,50 @@ def test_tokens_of_one_unit_are_chosen_together() -> None:
         assert places[5] == places[6]
         share += places.sum()
     assert share / (2000 * 6) == pytest.approx(0.15, abs=0.01)
+
+
+# --- a tokenizer from own texts
+
+TEXTS = [
+    f"A {size} {color} dog{end}"
+    for size in ("small", "große")
+    for color in ("red", "blue", "grey")
+    for end in (" is jumping.", " jumps", "'s ball")
+]
+
+
+def test_the_same_texts_give_the_same_vocabulary_whatever_their_order() -> None:
+    made = [train_wordpiece(texts, 100).get_vocab() for texts in (TEXTS, TEXTS[::-1], TEXTS)]
+    assert made[0] == made[1] == made[2]
+    assert sorted(made[0].values()) == list(range(len(made[0])))
+
+
+def test_words_are_read_by_pieces_and_rare_letters_are_unknown() -> None:
+    tokenizer = train_wordpiece([*TEXTS * 9, "A quick brown fox vexes \N{SNOWMAN}"], 100)
+    assert tokenizer.tokenize("DOG's \N{SNOWMAN}") == ["dog", "'", "s", "[UNK]"]
+    assert "".join(tokenizer.tokenize("redjumper")).replace("##", "") == "redjumper"
+
+
+def test_the_command_reads_training_texts_only_and_transformers_reads_what_it_writes(
+    tmp_path: Path,
+) -> None:
+    for split, words in (("train", TEXTS), ("restval", ["yellow"] * 20), ("val", ["zebra"] * 20)):
+        write(tmp_path / f"coco_{split}.arrow", {"image": [b""], "caption": [words]})
+    assert main(["--data", str(tmp_path), "--vocab", "150"]) == 0
+    ours = load_tokenizer(tmp_path / "tokenizer")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert theirs.get_vocab() == ours.get_vocab()
+    assert "yellow" in ours.get_vocab()
+    assert "##z" not in ours.get_vocab()
+    encoded = TextTokenizer(ours, 8)
+    assert (encoded.whole_words, encoded.vocab_size) == (True, len(ours))
+    assert encoded(["a dog"]).ids[0, 0] == encoded.cls_id
+
+
+def test_without_texts_there_is_no_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(tmp_path)]) == 2
+    assert "no words" in capsys.readouterr().err
+    with pytest.raises(DataError, match="at least 100"):
+        train_wordpiece(["a"], 10)

@@ -55,6 +55,13 @@ class Second(DatasetSpec):
     }
 
 
+class Other(DatasetSpec):
+    """A dataset with other answers."""
+
+    name = "other"
+    views = {"question": View({}, num_answers=3)}
+
+
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
     """Return a plain image whose red value is ``value``."""
     stream = io.BytesIO()
