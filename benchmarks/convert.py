@@ -1,13 +1,14 @@
-"""Measure rows per second and peak memory of a conversion, for all rows and for half of them.
+"""Measure a conversion beside a plain script: processor time, and peak memory by size.
 
-``python benchmarks/convert.py [--rows 20000]`` generates image-caption pairs in the layout of SBU,
-converts them in a new process, and prints one line for each size.
+``python benchmarks/convert.py [--rows 20000]`` generates image-caption pairs in the layout of SBU.
+The plain script reads all images, puts them into a pandas table and writes it, as the converters of
+ViLT and METER do. Each way runs in a process of its own; the ratio is the plain script's processor
+time by its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import resource
 import subprocess
@@ -15,12 +16,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
 _EDGE = (320, 240)
+_WAYS = ("plain", "unchecked", "checked")
 
 
 def make_pairs(raw: Path, count: int) -> None:
@@ -31,57 +34,66 @@ def make_pairs(raw: Path, count: int) -> None:
         path = raw / f"images_train/{number // 1000:04d}/{number:07d}"
         path.parent.mkdir(parents=True, exist_ok=True)
         blocks = rng.integers(0, 256, (_EDGE[1] // 4, _EDGE[0] // 4, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(blocks).resize(_EDGE).save(buffer, "JPEG", quality=80)
-        path.write_bytes(buffer.getvalue())
+        Image.fromarray(blocks).resize(_EDGE).save(path, "JPEG", quality=80)
         pairs.append([str(path.relative_to(raw)), f"a caption for picture number {number}"])
     (raw / "annot.json").write_text(json.dumps(pairs))
 
 
-def measured(raw: Path, out: Path, check: bool) -> None:
-    """Convert and print the measurements as JSON."""
+def run(way: str, raw: Path, out: Path) -> None:
+    """Convert in one way and print the measurements as JSON."""
+    import pandas as pd
+    import pyarrow as pa
+
     from elip.data.convert import convert
 
-    start = time.perf_counter()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    report = convert("sbu", raw, out, workers=2, check=check, progress=False)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    figures = {
-        "rows": report.rows["sbu_0.arrow"],
-        "rows_per_second": round(report.rows["sbu_0.arrow"] / seconds),
-        "peak_mb": round(peak / 1024),
-        "peak_mb_before": round(before / 1024),
-        "file_mb": round((out / "sbu_0.arrow").stat().st_size / 2**20),
-    }
-    sys.stdout.write(json.dumps(figures))
-
-
-def measure(rows: int, check: bool) -> dict[str, int]:
-    """Generate ``rows`` pairs, convert them in a new process, and return the measurements."""
-    with tempfile.TemporaryDirectory() as folder:
-        raw, out = Path(folder, "raw"), Path(folder, "out")
-        make_pairs(raw, rows)
-        command = [sys.executable, __file__, "--raw", str(raw), "--out", str(out)]
-        command += [] if check else ["--no-check"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        figures: dict[str, int] = json.loads(done.stdout)
-        return figures
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    if way == "plain":
+        rows = [
+            [(raw / path).read_bytes(), [caption], Path(path).name, "train"]
+            for path, caption in json.loads((raw / "annot.json").read_text())
+        ]
+        frame = pd.DataFrame(rows, columns=["image", "caption", "image_id", "split"])
+        table = pa.Table.from_pandas(frame)
+        with (
+            pa.OSFile(str(out / "sbu_0.arrow"), "wb") as file,
+            pa.ipc.new_file(file, table.schema) as writer,
+        ):
+            writer.write_table(table)
+    else:
+        convert("sbu", raw, out, workers=2, check=way == "checked", progress=False)
+    seconds, after = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sys.stdout.write(json.dumps({"seconds": seconds, "added_mb": (after - before) / 1024}))
 
 
 def main() -> None:
     """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--no-check", dest="check", action="store_false")
-    parser.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.raw:
-        measured(given.raw, given.out, given.check)
+    if given.run:
+        run(given.run[0], Path(given.run[1]), Path(given.run[2]))
         return
-    for rows in (given.rows // 2, given.rows):
-        Console().print_json(data=measure(rows, given.check), indent=None)
+    for count in (given.rows // 2, given.rows):
+        with tempfile.TemporaryDirectory() as folder:
+            make_pairs(Path(folder), count)
+            command = [sys.executable, __file__, "--run"]
+            measured: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
+            for _ in range(given.rounds):
+                for way in _WAYS:
+                    done = subprocess.check_output([*command, way, folder, folder])
+                    measured[way].append(json.loads(done))
+        seconds = {way: median(each["seconds"] for each in measured[way]) for way in _WAYS}
+        for way in _WAYS:
+            figures = {
+                "rows": count,
+                "way": way,
+                "rows_per_second": round(count / seconds[way]),
+                "ratio": round(seconds["plain"] / seconds[way], 2),
+                "added_mb": round(max(each["added_mb"] for each in measured[way])),
+            }
+            Console().print_json(data=figures, indent=None)
 
 
 if __name__ == "__main__":

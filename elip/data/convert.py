@@ -87,7 +87,7 @@ def convert(
         for row, images in track(rows, "Writing", disable=not progress):
             seen[row.file] += 1
             if isinstance(images, dict):
-                writer(row.file).write(images | row.values)
+                writer(row.file).write({**images, **row.values})
             else:
                 download.skip(*images)
         empty = [each for each in seen if not writer(each).rows]
