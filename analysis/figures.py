@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from analysis.load import BASELINES, NO_REDUCTION, PARTS, SMALLER, Setting, Study
+from analysis.load import BASELINES, NO_REDUCTION, PARTS, Setting, Study
 from analysis.statistics import aggregate, over_tasks, pareto
-from analysis.tables import method_name, reference_ratio, slug
+from analysis.tables import at_reference, method_names, slug
 
 ONE_COLUMN, TWO_COLUMN = 3.3, 6.9
 """Widths of a figure in a paper, in inches."""
@@ -26,7 +27,7 @@ ONE_COLUMN, TWO_COLUMN = 3.3, 6.9
 INK, MUTED = "#1f2328", "#8b929a"
 """Colours of text and of guide lines. The page replaces the ink by its own text colour."""
 
-_SMALL, _LINE = 5.8, 0.088
+_SMALL, _LINE = 5.8, 0.092
 """The smallest type in points, and the height of one line of it in inches."""
 
 FAMILY_COLOURS: dict[str, str] = {
@@ -49,39 +50,33 @@ _MANY = 26
 """A panel has room for the names of this many methods."""
 
 GFLOPS = "GFLOPs (one multiply-add = 1)"
+_AXES = {
+    "gflops_total": ("GFLOPs", GFLOPS),
+    "latency_share": ("time", "inference time, share of no reduction"),
+    "keep_ratio": ("keep ratio", "measured keep ratio in the image encoder"),
+}
 
 _POINTS = (
-    "Each line is a method, from its lowest keep ratio to its highest. Points are means over the "
-    "seeds, bars their 95% interval (Student, cut at 0 and 1; none with one seed). The broad grey "
-    "line joins the points that no cheaper point beats. The circle is no reduction."
+    "Each line is a method, from its lowest keep ratio to its highest; up and to the left is "
+    "better. Points are means over the seeds, bars their 95% interval (Student, cut at 0 and 1; "
+    "none with one seed). The broad grey line joins the points that no cheaper point beats. The "
+    "circle is no reduction. Colours show what a method looks at: grey baselines, brown position, "
+    "blue attention, orange similarity, green clusters, purple diversity, yellow the text."
 )
 
 
-@dataclass(frozen=True)
-class Style:
-    """How one method is drawn."""
-
-    colour: str
-    marker: str
+Section = Literal["accuracy", "cost", "appendix"]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure.
+    """One figure."""
 
-    Attributes:
-        name: Of its files.
-        section: Section of the page.
-        title: Heading.
-        caption: What is drawn.
-        draw: Draws the figure at a width in inches, `TWO_COLUMN` by default.
-    """
-
-    name: str
-    section: Literal["accuracy", "cost", "appendix"]
+    name: str  # of its files
+    section: Section  # of the page
     title: str
     caption: str
-    draw: Callable[..., Figure]
+    draw: Callable[..., Figure]  # at a width in inches, `TWO_COLUMN` by default
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class _Panel:
     title: str
     metric: str
     cells: pd.DataFrame
-    chance: float | None = None
+    chance: float = np.nan
 
 
 @contextmanager
@@ -112,16 +107,14 @@ def style() -> Iterator[None]:
         yield
 
 
-def styles(scores: pd.DataFrame) -> dict[str, Style]:
+def styles(scores: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Give every method its family's colour and its own marker."""
-    families = dict(zip(scores["label"], scores["family"], strict=True))
-    taken: dict[str, int] = {}
+    taken: Counter[str] = Counter()
     result = {}
-    for label in sorted(families):
-        family = families[label] if families[label] in FAMILY_COLOURS else "other"
-        number = taken.get(family, 0)
-        taken[family] = number + 1
-        result[label] = Style(FAMILY_COLOURS[family], _MARKERS[number % len(_MARKERS)])
+    for label, family in sorted(set(zip(scores["label"], scores["family"], strict=True))):
+        colour = FAMILY_COLOURS.get(family, FAMILY_COLOURS["other"])
+        result[label] = colour, _MARKERS[taken[colour] % len(_MARKERS)]
+        taken[colour] += 1
     return result
 
 
@@ -133,78 +126,57 @@ def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
         highlight: Name these methods, the baselines and the Pareto front only; the rest is grey.
     """
     made: list[Plot] = []
-    looks = styles(study.scores)
     cells = aggregate(study.scores)
     for group, settings in study.groups.items():
         rows = study.scores[study.scores["group"] == group]
         mine = cells[cells["group"] == group]
-        name, many = slug(group), len(settings) > 1
-        keeps = mine.loc[mine["acts"].isin(("encoder", "fusion")), "keep"]
-        foot = _foot(settings, sorted(keeps.unique()))
-        draw = partial(_scores_against, looks=looks, highlight=highlight, foot=foot)
-
-        if many:
-            shares = over_tasks(rows)
-            mean = f"mean over {len(settings)} tasks"
-            whole = [_Panel(mean, "share of no reduction", shares)]
-            about = f"Share of the score without reduction, {mean}. {_POINTS}"
-        else:
-            shares = mine
-            whole = [_Panel(settings[0].task, settings[0].metric, mine, settings[0].chance)]
-            about = _POINTS
-        title = f"Accuracy against GFLOPs: {group}"
-        if _drawable(shares, "gflops_total"):
-            against = partial(draw, whole, "gflops_total", GFLOPS)
-            made.append(Plot(f"gflops-{name}", "accuracy", title, about, against))
-        if many and _drawable(mine, "gflops_total"):
-            tasks = [
-                _Panel(each.task, each.metric, mine[mine["setting"] == each.name], each.chance)
-                for each in settings
-            ]
-            against = partial(draw, tasks, "gflops_total", GFLOPS)
-            title = f"{title}, by task"
-            made.append(Plot(f"gflops-by-task-{name}", "accuracy", title, _POINTS, against))
-        for x, said, axis in (
-            ("latency_share", "time", "inference time, share of no reduction"),
-            ("keep_ratio", "keep ratio", "measured keep ratio in the image encoder"),
-        ):
-            if _drawable(shares, x):
-                title = f"Accuracy against {said}: {group}"
-                against = partial(draw, whole, x, axis)
-                made.append(Plot(f"{slug(said)}-{name}", "appendix", title, about, against))
-
-        first = mine[mine["setting"] == settings[0].name]
-        ratio = reference_ratio(first)
-        at = first[(first["keep"] == ratio) | first["label"].isin((NO_REDUCTION, SMALLER))]
-        if at["gflops_total"].notna().any():
-            foot = f"{settings[0].task}. {_foot(settings[:1], [ratio])}"
+        foot = _foot(mine.loc[mine["acts"].isin(["encoder", "fusion"]), "keep"], settings)
+        draw = partial(_scores_against, looks=styles(study.scores), highlight=highlight)
+        tasks = [
+            _Panel(each.task, each.metric, mine[mine["setting"] == each.name], each.chance)
+            for each in settings
+        ]
+        about = _POINTS
+        mean = tasks
+        if len(tasks) > 1:
+            over = f"mean over {len(tasks)} tasks"
+            mean = [_Panel(over, "share of no reduction", over_tasks(rows))]
+            about = f"Share of the score without reduction, {over}. {_POINTS}"
+        for x, (said, _) in _AXES.items():
+            if _known(mean[0].cells, x)["label"].nunique() < 2:
+                continue
+            title, name = f"Accuracy against {said}: {group}", f"{slug(said)}-{slug(group)}"
+            section: Section = "accuracy" if x == "gflops_total" else "appendix"
+            made.append(Plot(name, section, title, about, partial(draw, mean, x, foot)))
+            if len(tasks) > 1 and section == "accuracy":
+                name, title = f"gflops-by-task-{slug(group)}", f"{title}, by task"
+                made.append(Plot(name, section, title, _POINTS, partial(draw, tasks, x, foot)))
+        ratio, at = at_reference(tasks[0].cells)
+        at = at.dropna(subset=["gflops_total"]).sort_values("gflops_total")
+        if len(at):
             title = f"Where the cost goes: {group}"
             about = (
-                "Vision excludes the next two parts. Probe: extra passes that only score tokens. "
-                "Reducer: the method's own work."
+                "Multiply-adds of one example by part of the model. Vision is the image encoder. "
+                "Probe: extra passes that only score tokens. Reducer: the method's own work."
             )
-            made.append(
-                Plot(f"cost-{name}", "cost", title, about, partial(_breakdown, at, foot=foot))
-            )
+            said = f"{settings[0].task}. {_foot(pd.Series([ratio]), settings[:1])}"
+            draw_cost = partial(_breakdown, at, said)
+            made.append(Plot(f"cost-{slug(group)}", "cost", title, about, draw_cost))
     return made
 
 
-def _foot(settings: Sequence[Setting], keeps: Sequence[float]) -> str:
-    ratios = ", ".join(f"{keep:g}" for keep in keeps)
-    said = f"Keep ratio{'s' * (len(keeps) > 1)} {ratios}. " if keeps else ""
+def _foot(keeps: pd.Series, settings: Sequence[Setting]) -> str:
+    ratios = [f"{keep:g}" for keep in sorted(keeps.unique())]
+    said = f"Keep ratio{'s' * (len(ratios) > 1)} {', '.join(ratios)}. " if ratios else ""
     data = ", ".join(dict.fromkeys(f"{each.dataset} {each.split}" for each in settings))
     seeds = max(each.seeds for each in settings)
     return f"{said}Data: {data}. {seeds} seed{'s' * (seeds > 1)}."
 
 
-def _drawable(cells: pd.DataFrame, x: str) -> bool:
-    return bool(_known(cells, x)["label"].nunique() > 1)
-
-
 def _known(cells: pd.DataFrame, x: str) -> pd.DataFrame:
     """Return the cells that have a cost. Only the encoder has the keep ratio of the encoder."""
     cells = cells.dropna(subset=[x])
-    return cells[cells["acts"].isin(("encoder", "never"))] if x == "keep_ratio" else cells
+    return cells[cells["acts"].isin(["encoder", "never"])] if x == "keep_ratio" else cells
 
 
 def chosen(cells: pd.DataFrame, x: str, highlight: Sequence[str]) -> set[str]:
@@ -213,15 +185,31 @@ def chosen(cells: pd.DataFrame, x: str, highlight: Sequence[str]) -> set[str]:
     return {*BASELINES, *front["label"], *highlight} & set(cells["label"])
 
 
+def _sheet(width: float, height: float, across: int, down: int, foot: str) -> tuple[Figure, Any]:
+    """Return a figure of panels with margins in inches, over a foot; ``height`` is of a panel."""
+    lines = textwrap.wrap(foot, int(width * 20.5))
+    bottom = 0.12 + 0.1 * len(lines)
+    total = height * down + bottom
+    figure = Figure(figsize=(width, total))
+    figure.supxlabel("\n".join(lines), fontsize=_SMALL, color=MUTED, x=0.06 / width, y=0.04 / total,
+                     ha="left", va="bottom", linespacing=1.25)  # fmt: skip
+    places = figure.subplots(down, across, squeeze=False)
+    wide, high = (width - 1.02 * across) / across, height - 0.62
+    figure.subplots_adjust(
+        left=0.5 / width, right=1 - 0.52 / width, wspace=1.02 / wide, hspace=0.62 / high,
+        bottom=(bottom + 0.37) / total, top=1 - 0.25 / total,
+    )  # fmt: skip
+    return figure, places.ravel()
+
+
 def _scores_against(
     panels: Sequence[_Panel],
     x: str,
-    axis: str,
+    foot: str,
     width: float = TWO_COLUMN,
     *,
-    looks: dict[str, Style],
+    looks: dict[str, tuple[str, str]],
     highlight: Sequence[str],
-    foot: str,
 ) -> Figure:
     """Draw scores against the cost ``x``, a panel per task."""
     cells = [_known(panel.cells, x) for panel in panels]
@@ -229,56 +217,59 @@ def _scores_against(
     few = bool(highlight) or width < TWO_COLUMN or most > _MANY
     named = [chosen(each, x, highlight) if few else set(each["label"]) for each in cells]
     lines = max(map(len, named))
-
-    across = 1 if width <= ONE_COLUMN or len(panels) == 1 else 2
-    down = -(-len(panels) // across)
-    height = max(2.3, 0.75 + _LINE * 1.12 * lines)
-    figure = Figure(figsize=(width, height * down), layout="constrained")
-    places = list(np.ravel(figure.subplots(down, across, squeeze=False)))
-    for empty in places[len(panels) :]:
-        empty.set_axis_off()
-    labels = []
-    for axes, panel, mine, names in zip(places, panels, cells, named, strict=False):
-        axes.set_title(panel.title)
-        axes.set_xlabel(axis)
-        axes.locator_params(axis="x", nbins=5)
-        axes.set_ylabel(panel.metric)
-        labels.append((axes, _curves(axes, mine, x, names, looks)))
-        _chance(axes, panel.chance)
     if most > lines:
         foot += f" Grey: {most - lines} more methods."
     if any((each["acts"] == "fusion").any() for each in cells):
         foot += " Dotted: acts in the fusion."
-    return _finish(figure, foot, labels)
+    across = 1 if width <= ONE_COLUMN or len(panels) == 1 else 2
+    height = max(2.3, 0.75 + _LINE * 1.12 * lines)
+    figure, places = _sheet(width, height, across, -(-len(panels) // across), foot)
+    for empty in places[len(panels) :]:
+        empty.set_axis_off()
+    for axes, panel, mine, names in zip(places, panels, cells, named, strict=False):
+        axes.set_title(panel.title)
+        axes.set_xlabel(_AXES[x][1])
+        axes.set_ylabel(panel.metric)
+        axes.locator_params(axis="x", nbins=5)
+        points = _curves(axes, mine, x, names, looks)
+        _chance(axes, panel.chance)
+        if points:
+            _write_labels(figure, axes, points)
+    return figure
 
 
-Label = tuple[float, float, str, str]
-"""x, y, text and colour of a name beside the data."""
+Label = tuple[float, float, str, str, str]
+"""x, y, text, colour and marker of a name beside the data."""
 
 
 def _curves(
-    axes: Axes, cells: pd.DataFrame, x: str, named: set[str], looks: dict[str, Style]
+    axes: Axes, cells: pd.DataFrame, x: str, named: set[str], looks: dict[str, tuple[str, str]]
 ) -> list[Label]:
     """Draw every method's points and intervals, joined in the order of their keep ratios."""
     points: list[Label] = []
-    for label, group in cells.groupby("label"):
-        group = group.sort_values("keep")
-        look, front = looks[str(label)], label in named
-        acts = str(group["acts"].iloc[0])
-        if label == NO_REDUCTION:
-            _no_reduction(axes, group, x)
-            continue
-        axes.plot(
-            group[x], group["score"], marker=look.marker, mec="none", ms=3.4 if front else 2.2,
-            color=look.colour if front else MUTED, lw=0.8 if front else 0.5,
-            alpha=0.95 if front else 0.45, zorder=4 if front else 2,
-            ls=":" if acts == "fusion" else "-",
-        )  # fmt: skip
-        if front:
-            _bars(axes, group, x, look.colour)
-            left = group.sort_values(x).iloc[0]
-            name = method_name(str(label), acts)
-            points.append((float(left[x]), float(left["score"]), name, look.colour))
+    for label, group in cells.sort_values("keep").groupby("label"):
+        name, (colour, marker) = str(label), looks[str(label)]
+        acts = group["acts"].iloc[0]
+        front = name in named
+        if name == NO_REDUCTION:
+            _no_reduction(axes, float(group[x].iloc[0]), float(group["score"].iloc[0]))
+            colour = INK
+        else:
+            axes.plot(
+                group[x], group["score"], marker=marker, mec="none", ms=3.4 if front else 2.2,
+                color=colour if front else MUTED, lw=0.8 if front else 0.5,
+                alpha=0.95 if front else 0.45, zorder=4 if front else 2,
+                ls=":" if acts == "fusion" else "-",
+            )  # fmt: skip
+            if front:
+                left = group.sort_values(x).iloc[0]
+                said = f"{name} (fusion)" if acts == "fusion" else name
+                points.append((float(left[x]), float(left["score"]), said, colour, marker))
+        known = group.dropna(subset=["score_low", "score_high"])
+        if front and len(known):
+            highest = np.inf if known["metric"].iloc[0] == "share" else 1
+            low, high = known["score_low"].clip(lower=0), known["score_high"].clip(upper=highest)
+            axes.vlines(known[x], low, high, color=colour, lw=0.6, alpha=0.55, zorder=3)
     best = cells[pareto(cells[x], cells["score"])].sort_values(x)
     if x != "keep_ratio" and len(best) > 1:
         axes.step(best[x], best["score"], where="post", color=INK, lw=2.2, alpha=0.2, zorder=1)
@@ -286,49 +277,34 @@ def _curves(
     return points
 
 
-def _bars(axes: Axes, group: pd.DataFrame, x: str, colour: str) -> None:
-    known = group.dropna(subset=["score_low", "score_high"])
-    highest = np.inf if group["metric"].iloc[0] == "share" else 1
-    low, high = known["score_low"].clip(lower=0), known["score_high"].clip(upper=highest)
-    if len(known):
-        axes.vlines(known[x], low, high, color=colour, lw=0.6, alpha=0.55, zorder=3)
-
-
-def _no_reduction(axes: Axes, group: pd.DataFrame, x: str) -> None:
-    cell = group.iloc[0]
-    axes.axhline(cell["score"], color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
-    axes.plot(cell[x], cell["score"], "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
-    _bars(axes, group, x, INK)
+def _no_reduction(axes: Axes, cost: float, score: float) -> None:
+    axes.axhline(score, color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
+    axes.plot(cost, score, "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
     axes.annotate(
-        "no\nreduction", (1, cell["score"]), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
+        "no\nreduction", (1, score), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
         textcoords="offset points", va="center", fontsize=_SMALL, linespacing=0.95,
     )  # fmt: skip
 
 
-def _chance(axes: Axes, chance: float | None) -> None:
-    if chance is None:
-        return
+def _chance(axes: Axes, chance: float) -> None:
     low, high = axes.get_ylim()
     if low <= chance <= high:
         axes.axhline(chance, color=MUTED, lw=0.6, ls=(0, (4, 2)), zorder=1)
-    axes.text(
-        0.99, 0.02, f"guessing {chance:.3g}", transform=axes.transAxes, ha="right", va="bottom",
-        fontsize=_SMALL, color=MUTED,
-    )  # fmt: skip
+    if not np.isnan(chance):
+        axes.text(
+            0.99, 0.02, f"guessing {chance:.3g}", transform=axes.transAxes, ha="right",
+            va="bottom", fontsize=_SMALL, color=MUTED,
+        )  # fmt: skip
 
 
-def _breakdown(cells: pd.DataFrame, width: float = TWO_COLUMN, *, foot: str) -> Figure:
+def _breakdown(cells: pd.DataFrame, foot: str, width: float = TWO_COLUMN) -> Figure:
     """Draw the multiply-adds of each method by part of the model."""
-    cells = cells.dropna(subset=["gflops_total"]).sort_values("gflops_total")
-    figure = Figure(figsize=(width, 1.0 + 0.135 * len(cells)), layout="constrained")
-    axes = figure.subplots()
-    names = [
-        f"{SMALLER} ({keep:.0%})" if label == SMALLER else method_name(label, acts)
-        for label, acts, keep in zip(cells["label"], cells["acts"], cells["keep"], strict=True)
-    ]
+    figure, (axes,) = _sheet(width, 0.85 + 0.135 * len(cells), 1, 1, foot)
+    names = method_names(cells)
+    figure.subplots_adjust(left=(0.15 + 0.046 * max(map(len, names))) / width, right=0.98)
     start = np.zeros(len(cells))
     for part, colour in zip(PARTS, _PART_COLOURS, strict=True):
-        values = cells[f"gflops_{part}"].astype(float).to_numpy()
+        values = cells[f"gflops_{part}"].to_numpy(float)
         axes.barh(names, values, left=start, color=colour, height=0.72, label=part)
         start += values
     for place, total in enumerate(start):
@@ -338,47 +314,33 @@ def _breakdown(cells: pd.DataFrame, width: float = TWO_COLUMN, *, foot: str) -> 
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     figure.legend(
-        loc="outside upper center", ncols=6, fontsize=_SMALL, frameon=False, handlelength=0.8,
+        loc="upper center", ncols=6, fontsize=_SMALL, frameon=False, handlelength=0.8,
         columnspacing=0.8, handletextpad=0.4,
     )  # fmt: skip
-    return _finish(figure, foot)
-
-
-def _finish(
-    figure: Figure, foot: str, labels: Sequence[tuple[Axes, Sequence[Label]]] = ()
-) -> Figure:
-    """Write the foot, fix the layout, then write the names beside the data of each panel."""
-    text = "\n".join(textwrap.wrap(foot, int(figure.get_figwidth() * 20.5)))
-    figure.supxlabel(text, fontsize=_SMALL, color=MUTED, x=0.01, ha="left", linespacing=1.25)
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-    figure.set_layout_engine("none")
-    for axes, points in labels:
-        if points:
-            _write_labels(axes, points, figure.dpi)
     return figure
 
 
-def _write_labels(axes: Axes, points: Sequence[Label], dpi: float) -> None:
+def _write_labels(figure: Figure, axes: Axes, points: Sequence[Label]) -> None:
     """Write names in a column left of the data, with a thin line to each point."""
-    box = axes.get_window_extent()
-    wide, high = box.width / dpi, box.height / dpi
-    room = 0.12 + 0.046 * max(len(text) for _, _, text, _ in points)
+    box = axes.get_position()
+    wide, high = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
+    room = 0.2 + 0.046 * max(len(point[2]) for point in points)
     start, end = axes.get_xlim()
-    extra = (end - start) * room / max(0.3, wide - room)
-    axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= end])
-    axes.set_xlim(start - extra, end)
-    edge = start - 0.06 * extra
     bottom, top = axes.get_ylim()
+    inch = (end - start) / max(0.3, wide - room)
+    axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= end])
+    axes.set_xlim(start - inch * room, end)
+    axes.set_ylim(bottom, top)
     gap = _LINE * (top - bottom) / high
-    places = spread((y for _, y, _, _ in points), gap, bottom + gap / 2, top - gap / 2)
-    for (_, _, text, _), place in zip(points, places, strict=True):
+    places = spread((point[1] for point in points), gap, bottom + gap / 2, top - gap / 2)
+    edge = start - 0.06 * inch
+    for (_, _, text, colour, marker), place in zip(points, places, strict=True):
+        axes.plot(edge, place, marker, color=colour, ms=2.6, mec="none")
         axes.text(
-            edge, place, text, color=INK, fontsize=_SMALL, va="center_baseline", ha="right"
-        )  # fmt: skip
+            edge - 0.05 * inch, place, text, fontsize=_SMALL, va="center_baseline", ha="right"
+        )
     lines = [[(edge, place), point[:2]] for point, place in zip(points, places, strict=True)]
-    colours = [colour for _, _, _, colour in points]
+    colours = [point[3] for point in points]
     leaders = LineCollection(lines, colors=colours, linewidths=0.35, alpha=0.55, zorder=1)
     axes.add_collection(leaders, autolim=False)
 
@@ -386,25 +348,14 @@ def _write_labels(axes: Axes, points: Sequence[Label], dpi: float) -> None:
 def spread(positions: Iterable[float], gap: float, low: float, high: float) -> list[float]:
     """Move positions apart until neighbours are ``gap`` away, keeping their order.
 
-    They stay within [low, high]; the gap shrinks if there is not enough room. Positions that would
-    overlap move as one block around their mean.
+    They stay within [low, high]; the gap shrinks if there is not enough room.
     """
-    wanted = list(positions)
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[tuple[float, int]] = []
-    for index in order:
-        centre, size = min(max(wanted[index], low), high), 1
-        while blocks and centre - gap * size / 2 < blocks[-1][0] + gap * blocks[-1][1] / 2:
-            before, count = blocks.pop()
-            centre = (before * count + centre * size) / (count + size)
-            size += count
-        half = gap * (size - 1) / 2
-        blocks.append((min(max(centre, low + half), high - half), size))
-    placed = [
-        centre + gap * (place - (size - 1) / 2) for centre, size in blocks for place in range(size)
-    ]
-    result = [0.0] * len(wanted)
-    for index, place in zip(order, placed, strict=True):
-        result[index] = place
-    return result
+    wanted = np.array(list(positions))
+    order = np.argsort(wanted, kind="stable")
+    steps = np.arange(len(wanted)) * min(gap, (high - low) / max(1, len(wanted) - 1))
+    # Without the steps, positions are far enough apart if they do not decrease.
+    flat = wanted[order] - steps
+    up, down = np.maximum.accumulate(flat), np.minimum.accumulate(flat[::-1])[::-1]
+    result = np.empty(len(wanted))
+    result[order] = np.clip((up + down) / 2, low, high - steps[-1:]) + steps
+    return list(map(float, result))

@@ -1,6 +1,6 @@
 """Read runs and group them into settings that can be compared.
 
-`load` reads folders of runs and tables. `study` accounts for every run and groups those with a
+`load` reads folders of runs and tables. `study` gives every run a status, and groups those with a
 score into settings: runs that differ only in method, keep ratio and seed.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +19,27 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from elip import identity
 from elip.record import (
     RECORD_NAME,
     Record,
     RecordError,
-    RunHeader,
     display_name,
     parse_record,
     read_record,
     read_scores,
 )
 
-Array = NDArray[np.float64]
-
 NO_REDUCTION, RANDOM, SMALLER = "No reduction", "Random", "Smaller image"
 BASELINES = (NO_REDUCTION, RANDOM)
 """Every comparison shows these two: the full model, and dropping tokens at random."""
 
-SHELF, TRAINED, TUNED, GIVEN = (
-    "off the shelf",
-    "trained with each method",
-    "fine-tuned with each method",
-    "weights of unknown training",
-)
-"""How the weights of a setting were trained."""
+USED, TESTED, ALONE = "used", "tested by another run", "nothing to compare with"
+SHELF, TRAINED, TUNED = "off the shelf", "trained with each method", "fine-tuned with each method"
+"""The usual ways in which weights were trained."""
 
 TASKS = {
-    "VQA": "VQA",
     "SNLIVE": "visual entailment",
     "NLVR2": "two images (NLVR2)",
     "Retrieval": "retrieval",
@@ -55,205 +47,125 @@ TASKS = {
 }
 METRICS = {
     "vqa_score": "VQA score",
-    "accuracy": "accuracy",
     "r1": "recall@1",
     "itm_accuracy": "matching accuracy",
     "mlm_accuracy": "masked-word accuracy",
 }
-"""Display names of the scores, all between 0 and 1."""
+"""Display names where they differ. All scores are between 0 and 1."""
 
 PARTS = ("vision", "probe", "reducer", "text", "fusion", "head")
 """Parts of a forward pass that are counted separately."""
 
-COSTS = (
-    "gflops_total",
-    "gflops_training_step",
-    "latency_share",
-    "keep_ratio",
-    "fusion_keep_ratio",
-    "tokens_out",
-    *(f"gflops_{part}" for part in PARTS),
-)
-"""Cost columns of `Study.scores`."""
-
+COSTS = ["gflops_total", "gflops_training_step", "latency_share", "keep_ratio"]
+COSTS += ["fusion_keep_ratio", "tokens_out", *(f"gflops_{part}" for part in PARTS)]
 CELL = ["setting", "label", "keep"]
 """A cell is one method at one keep ratio in one setting, over its seeds."""
 
-USED, TESTED = "used", "tested by another run"
-"""The status of runs whose scores, or whose checkpoint's scores, are in the means."""
-
 _SCORE_COLUMNS = [f"scores_{name}" for name in ("split", "image", "example", "score")]
-_IMAGE_SIZE = ("model.meter.image_size", "data.image_size")
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """The main score of every example of one run on one split.
+def load(places: Iterable[Path | str]) -> pd.DataFrame:
+    """Read all runs in some folders (searched at any depth) and tables.
 
-    Attributes:
-        examples: [N] example numbers, ascending.
-        images: [N] image of each example.
-        values: [N] scores.
-    """
-
-    examples: NDArray[np.int64]
-    images: NDArray[np.int64]
-    values: NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """The folder, the record and the per-example scores (by split) of one run."""
-
-    folder: str
-    record: Record
-    scores: dict[str, Scores]
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Runs that could be read, and the path and error of each file that could not."""
-
-    runs: tuple[Run, ...]
-    unreadable: tuple[tuple[str, str], ...] = ()
-
-
-def load(places: Iterable[Path | str]) -> Runs:
-    """Read all runs in some folders and tables.
-
-    Args:
-        places: Folders, searched for ``run.json`` at any depth, and ``table.parquet`` files.
+    Returns:
+        One row per run: ``run`` (its folder), ``record`` (None if unreadable), ``outcomes`` (by
+        split, the score of each example, indexed by image and example) and ``why`` (unreadable).
 
     Raises:
         FileNotFoundError: A place does not exist or contains no run.
-        RecordError: A table is damaged or is not a table of runs.
+        RecordError: A file is not a table of runs.
     """
-    found: list[Path] = []
-    for place in map(Path, places):
-        if not place.exists():
+    paths = [Path(place) for place in places]
+    indexes: dict[bytes, pd.MultiIndex] = {}
+    rows: dict[str, tuple[Any, ...]] = {}
+    for place in paths:
+        if place.is_dir():
+            for file in sorted(place.rglob(RECORD_NAME)):
+                rows[str(file.resolve())] = _read_folder(file.parent, indexes)
+        elif place.exists():
+            rows |= _read_table(place, indexes)
+        else:
             raise FileNotFoundError(f"{place} does not exist.")
-        found += [place] if place.is_file() else _records(place)
-    if not found:
-        raise FileNotFoundError(f"No {RECORD_NAME} in {', '.join(map(str, places))}.")
-    runs: dict[str, Run] = {}
-    unreadable: dict[str, str] = {}
-    known: dict[bytes, Scores] = {}
-    for path in found:
-        if path.name != RECORD_NAME:
-            _read_table(path, runs, unreadable, known)
-            continue
-        folder = path.parent
-        try:
-            record = read_record(path)
-        except RecordError as error:
-            unreadable[str(path)] = str(error)
-            continue
-        scores: dict[str, Scores] = {}
-        try:
-            table = read_scores(folder)
-            if table is not None:
-                scores = _by_split([table[name] for name in table.column_names], known)
-        except RecordError as error:
-            unreadable[str(folder)] = str(error)
-        runs[str(folder.resolve())] = Run(str(folder), record, scores)
-    return Runs(tuple(runs.values()), tuple(unreadable.items()))
+    if not rows:
+        raise FileNotFoundError(f"No {RECORD_NAME} in {', '.join(map(str, paths))}.")
+    return pd.DataFrame(rows.values(), columns=["run", "record", "outcomes", "why"])
 
 
-def _records(place: Path) -> list[Path]:
-    found = []
-    for folder, below, files in os.walk(place):
-        below[:] = sorted(name for name in below if name not in ("checkpoints", "tensorboard"))
-        if RECORD_NAME in files:
-            found.append(Path(folder, RECORD_NAME))
-    return found
-
-
-def _read_table(
-    path: Path, runs: dict[str, Run], unreadable: dict[str, str], known: dict[bytes, Scores]
-) -> None:
-    columns = ["folder", "record", *_SCORE_COLUMNS]
+def _read_folder(folder: Path, indexes: dict[bytes, pd.MultiIndex]) -> tuple[Any, ...]:
     try:
-        table = pq.read_table(path, columns=columns)
+        record, table = read_record(folder), read_scores(folder)
+    except RecordError as error:
+        return str(folder), None, {}, str(error)
+    return str(folder), record, _by_split(table.columns if table else None, indexes), ""
+
+
+def _read_table(path: Path, indexes: dict[bytes, pd.MultiIndex]) -> dict[str, tuple[Any, ...]]:
+    try:
+        table = pq.read_table(path, columns=["folder", "record", *_SCORE_COLUMNS])
+        lists = [table[name].combine_chunks() for name in _SCORE_COLUMNS]
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise RecordError(f"{path} is not a table of runs: {str(error).splitlines()[0]}") from error
-    if table.column_names != columns:
         raise RecordError(
             f"{path} is not a table of runs. Make one: python -m experiments.results RUNS --out T."
-        )
-    folders, records = table["folder"].to_pylist(), table["record"].to_pylist()
-    lists = [table[name].combine_chunks() for name in _SCORE_COLUMNS]
-    for row, (folder, text) in enumerate(zip(folders, records, strict=True)):
-        place = f"{path}: {folder}"
+        ) from error
+    rows: dict[str, tuple[Any, ...]] = {}
+    texts = zip(table["folder"].to_pylist(), table["record"].to_pylist(), strict=True)
+    for number, (folder, text) in enumerate(texts):
+        name = f"{path}: {folder}"
+        columns = [each[number].values for each in lists]
         try:
-            record = parse_record(text or "", place)
+            record = parse_record(text or "", name)
+            scores = _by_split(None if columns[0] is None else columns, indexes)
+            rows[name] = (folder, record, scores, "")
         except RecordError as error:
-            unreadable[place] = str(error)
-            continue
-        parts = [column[row].values for column in lists]
-        scores = {} if parts[0] is None else _by_split(parts, known)
-        runs[place] = Run(str(folder), record, scores)
+            rows[name] = (folder, None, {}, str(error))
+    return rows
 
 
-def _by_split(columns: Sequence[Any], known: dict[bytes, Scores]) -> dict[str, Scores]:
-    """Return scores by split from the columns split, image, example, score.
-
-    Runs with the same examples share their index arrays through ``known``.
-    """
-    splits, images, examples, values = (np.asarray(column) for column in columns)
+def _by_split(
+    columns: Sequence[Any] | None, indexes: dict[bytes, pd.MultiIndex]
+) -> dict[str, pd.Series]:
+    """Return the scores of each split. Runs on the same examples share an index object."""
+    if columns is None:
+        return {}
+    splits, images, examples, values = map(np.asarray, columns)
     found = {}
     for split in dict.fromkeys(splits):
-        here = slice(None) if (splits == split).all() else splits == split
-        numbers, of, own = examples[here], images[here], values[here]
-        if (np.diff(numbers) <= 0).any():
-            order = np.argsort(numbers, kind="stable")
-            numbers, of, own = numbers[order], of[order], own[order]
-        key = numbers.tobytes() + of.tobytes()
-        first = known.setdefault(key, Scores(numbers, of, own))
-        found[str(split)] = Scores(first.examples, first.images, own)
+        here = splits == split
+        pair = [images[here], examples[here]]
+        key = b"".join(each.tobytes() for each in pair)
+        if key not in indexes:
+            indexes[key] = pd.MultiIndex.from_arrays(pair, names=["image", "example"])
+        found[str(split)] = pd.Series(values[here].astype(float), index=indexes[key])
     return found
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Comparable runs: they differ only in method, keep ratio and seed.
+    """Comparable runs: they differ only in method, keep ratio and seed."""
 
-    Attributes:
-        name: Such as "VQA, shipped model, off the shelf".
-        group: The name without the task. Settings of one group are averaged over their tasks.
-        task: Display name of the task.
-        dataset: Name of the dataset.
-        split: Name of the split.
-        metric: Display name of the score.
-        mode: How the weights were trained: `SHELF`, `TRAINED`, `TUNED`, ...
-        seeds: The largest number of seeds of any cell.
-        examples: Number of scored examples.
-        images: Number of their images; None if per-example scores are missing.
-        chance: Score of guessing; None if unknown.
-    """
-
-    name: str
-    group: str
+    name: str  # such as "VQA, shipped model, off the shelf"
+    group: str  # the name without the task; settings of one group are averaged over their tasks
     task: str
     dataset: str
     split: str
-    metric: str
-    mode: str
-    seeds: int
+    metric: str  # display name of the score
+    seeds: int  # the largest number of any cell
     examples: int
-    images: int | None
-    chance: float | None
+    images: int | None  # None without per-example scores
+    chance: float  # the score of guessing; NaN if unknown
 
 
 @dataclass(frozen=True)
 class Study:
-    """The scores of a set of runs, and what happened to each run.
+    """The scores of some runs, and what happened to each run.
 
     Attributes:
         scores: One row per seed of a cell: `CELL`, ``seed``, ``group``, ``family`` (of the method),
             ``acts`` (where: "encoder", "fusion", "never" or "image"), ``score``, ``share`` (of the
-            same seed's score without reduction), `COSTS`, and ``outcomes`` (`Scores` or None).
+            same seed's score without reduction), `COSTS`, and ``outcomes`` (scores by image and
+            example, or None).
         runs: One row per run: ``run``, ``method``, ``keep ratio``, ``seed``, ``command``,
-            ``status`` and ``why``.
+            ``status``, ``why`` and ``record``.
         settings: The settings by name.
     """
 
@@ -264,88 +176,97 @@ class Study:
     @property
     def groups(self) -> dict[str, list[Setting]]:
         """Settings by group."""
-        found: dict[str, list[Setting]] = {}
+        found: dict[str, list[Setting]] = defaultdict(list)
         for setting in self.settings.values():
-            found.setdefault(setting.group, []).append(setting)
+            found[setting.group].append(setting)
         return found
 
 
-def study(found: Runs) -> Study:
-    """Account for every run, and group those with a score into settings."""
-    fates: list[tuple[str, str]] = [("", "")] * len(found.runs)
-    labels = method_labels([run.record for run in found.runs])
-    fits = {run.record.run_id: run.record for run in found.runs if run.record.command == "fit"}
+def study(runs: pd.DataFrame) -> Study:
+    """Give every run of `load` a status, and group those with a score into settings."""
+    runs = runs.reset_index(drop=True).assign(status="unreadable")
+    known = runs.loc[runs["record"].notna(), "record"]
+    labels = [(display_name(record.reducer), record.reducer_options) for record in known]
+    runs["method"] = pd.Series(method_labels(labels), known.index)
+    runs[["status", "why"]] = _statuses(known).combine_first(runs[["status", "why"]])
+    fits = {record.run_id: record for record in known if record.command == "fit"}
     rows: list[dict[str, Any]] = []
-    for number in _latest(found.runs, fates):
-        rows += _scored(number, found.runs, labels[number], fits, fates)
+    scored: Any = runs.loc[runs["status"] == USED, ["method", "record", "outcomes"]].itertuples()
+    for number, label, record, outcomes in scored:
+        for row in _rows(record, fits):
+            if row["score"] is None or not math.isfinite(row["score"]):
+                why = f"{row['metric']} on {row['split']} is not a number."
+                runs.loc[number, ["status", "why"]] = "not finite", why
+            else:
+                rows.append(
+                    row | {"run": number, "label": label, "outcomes": outcomes.get(row["split"])}
+                )
     if rows:
-        scores = _with_settings(pd.DataFrame(rows), fates)
-        settings = _settings(scores)
-        scores = _with_shares(_per_seed(scores))
+        parts = _parts(_with_smaller_images(pd.DataFrame(rows)))
+        for part in parts:
+            alone = part["label"].nunique() < 2
+            fate = (ALONE, _why_alone(part, parts)) if alone else (USED, part["setting"].iloc[0])
+            mine = runs.index.isin(part["run"]) & runs["status"].eq(USED)
+            runs.loc[mine, ["status", "why"]] = fate
+        parts = [_rounded(part).assign(seed=_seeds) for part in parts]
+        settings = {setting.name: setting for setting in map(_setting, parts)}
+        scores = _with_shares(_per_seed(pd.concat(parts, ignore_index=True)))
     else:
-        names = ["run", "seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
+        names = ["seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
         scores, settings = pd.DataFrame(columns=[*CELL, *names, *COSTS]), {}
-    return Study(scores, _account(found, labels, fates), settings)
+    facts = {"keep ratio": "keep_ratio_asked", "seed": "seed", "command": "command"}
+    for name, field in facts.items():
+        runs[name] = known.map(lambda record, field=field: getattr(record, field))
+    columns = ["run", "method", *facts, "status", "why", "record"]
+    return Study(scores, runs[columns], settings)
 
 
-def method_labels(records: Sequence[Record]) -> list[str]:
-    """Return the reducer of each record, with the options that differ between its runs."""
-    options: dict[str, dict[str, set[str]]] = {}
-    for record in records:
-        seen = options.setdefault(record.reducer, {})
-        for name, value in record.reducer_options.items():
-            seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
+def method_labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Return the names of some methods, with the options in which those of one name differ."""
+    values: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for name, options in methods:
+        for option, value in options.items():
+            values[name, option].add(json.dumps(value, sort_keys=True, default=str))
     labels = []
-    for record in records:
-        own = record.reducer_options
-        differing = sorted(name for name in own if len(options[record.reducer][name]) > 1)
-        said = ", ".join(f"{name}={own[name]}" for name in differing)
-        name = display_name(record.reducer)
+    for name, options in methods:
+        differing = sorted(option for option in options if len(values[name, option]) > 1)
+        said = ", ".join(f"{option}={options[option]}" for option in differing)
         labels.append(f"{name} ({said})" if said else name)
     return labels
 
 
-def _latest(runs: Sequence[Run], fates: list[tuple[str, str]]) -> list[int]:
-    """Return the numbers of the runs that count; of repeated runs, the latest."""
+def _statuses(records: pd.Series) -> pd.DataFrame:
+    """Return ``status`` and ``why`` of each run: `USED` for those with a score that counts."""
     tested = {
-        run.record.lineage[0].run_id
-        for run in runs
-        if run.record.command in ("test", "validate")
-        and run.record.status == "completed"
-        and run.record.lineage
+        record.lineage[0].run_id
+        for record in records
+        if record.command in ("test", "validate") and record.status == "completed"
+        if record.lineage
     }
-    latest: dict[str, int] = {}
-    for number, run in enumerate(runs):
-        record = run.record
+
+    def status(record: Record) -> tuple[str, str]:
         if record.status != "completed":
-            fates[number] = (record.status, record.error or "The record gives no reason.")
-        elif record.command == "predict":
-            fates[number] = ("predictions only", "It wrote predictions, not scores.")
-        elif record.main_metric is None or not record.evaluations:
-            fates[number] = ("no score", "The record has no score.")
-        elif record.command == "fit" and record.run_id in tested:
-            fates[number] = (TESTED, "Its validation score only chose the checkpoint.")
-        else:
-            before = latest.get(record.run_id)
-            if before is not None:
-                older = min(before, number, key=lambda each: runs[each].record.started)
-                newer = before + number - older
-                fates[older] = ("repeated", f"{runs[newer].folder} is a later run of the same.")
-                number = newer
-            latest[record.run_id] = number
-    return sorted(latest.values())
+            return record.status, record.error or "The record gives no reason."
+        if record.command == "predict":
+            return "predictions only", "It wrote predictions, not scores."
+        if record.main_metric is None or not record.evaluations:
+            return "no score", "The record has no score."
+        if record.command == "fit" and record.run_id in tested:
+            return TESTED, "Its validation score only chose the checkpoint."
+        return USED, ""
+
+    found = [status(record) for record in records]
+    frame = pd.DataFrame(found, index=records.index, columns=["status", "why"])
+    frame["run_id"] = [record.run_id for record in records]
+    frame["started"] = [record.started for record in records]
+    scored = frame[frame["status"] == USED].sort_values("started", kind="stable")
+    older = scored.index[scored.duplicated("run_id", keep="last")]
+    frame.loc[older, ["status", "why"]] = "repeated", "There is a later run of the same."
+    return frame[["status", "why"]]
 
 
-def _scored(
-    number: int,
-    runs: Sequence[Run],
-    label: str,
-    fits: dict[str, Record],
-    fates: list[tuple[str, str]],
-) -> Iterator[dict[str, Any]]:
-    """Yield a row for each split on which a run has a finite score."""
-    run = runs[number]
-    record = run.record
+def _rows(record: Record, fits: Mapping[str, Record]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each split on which a run has a score."""
     metric = str(record.main_metric)
     evaluations = record.evaluations
     if record.command == "fit":  # prefer test scores: validation chose the checkpoint
@@ -353,78 +274,61 @@ def _scored(
     maker = next((header for header in record.lineage if header.command == "fit"), None)
     made = record if record.command == "fit" else fits.get(maker.run_id) if maker else None
     steps = made.train_steps if made else maker.steps if maker else None
-    unreduced, time = record.latency_unreduced_ms, record.latency_ms
-    fusion = record.placement == "fusion"
-    keep = record.keep_ratio_asked
-    if keep is None:
-        keep = record.fusion_keep_ratio if fusion else record.keep_ratio
+    whole, fusion = record.reducer == "Identity", record.placement == "fusion"
+    columns = record.row()
+    keep = columns["keep_ratio_asked"] or columns["fusion_keep_ratio" if fusion else "keep_ratio"]
+    time, unreduced = record.latency_ms, record.latency_unreduced_ms
+    facts = {
+        **{name: columns.get(name) for name in ("protocol", "patches", *COSTS)},
+        "gflops_training_step": (made or record).gflops.training_step,
+        "latency_share": time / unreduced if time and unreduced else None,
+        "keep_ratio": None if fusion else record.keep_ratio,
+        "tokens_out": record.tokens_per_block[-1] if record.tokens_per_block else None,
+        "options": record.protocol_options,
+        "task": TASKS.get(record.task, record.task),
+        "mode": _mode(record),
+        "weights": _weights(record, steps),
+        "family": record.reducer_family or "other",
+        "acts": "fusion" if fusion else "never" if whole else "encoder",
+        "keep": 1.0 if whole else keep or 1.0,
+        "asked": record.keep_ratio_asked is not None,
+        "schedule": json.dumps(record.stated_config.get("model", {}).get("schedule")),
+        "own_seed": record.seed,
+        "training_seed": record.seed if record.command == "fit" else maker and maker.seed,
+        "metric": METRICS.get(metric, metric),
+    }
     for evaluation in evaluations:
-        score = evaluation.metrics.get(metric)
-        if score is None or not math.isfinite(score):
-            fates[number] = ("not finite", f"{metric} on {evaluation.split} is not a number.")
-            continue
-        yield {
-            "run": number,
-            "protocol": record.protocol,
-            "options": record.protocol_options,
-            "task": TASKS.get(record.task, record.task),
+        yield facts | {
             "dataset": evaluation.dataset,
             "split": evaluation.split,
-            "mode": _mode(record),
-            "weights": _weights(record, steps),
-            "label": label,
-            "family": record.reducer_family or "other",
-            "acts": "fusion" if fusion else "never" if label == NO_REDUCTION else "encoder",
-            "keep": 1.0 if label == NO_REDUCTION or keep is None else keep,
-            "schedule": json.dumps(record.stated_config.get("model", {}).get("schedule")),
-            "asked": record.keep_ratio_asked is not None,
-            "own_seed": record.seed,
-            "training_seed": record.seed if record.command == "fit" else maker and maker.seed,
-            "score": score,
-            "metric": METRICS.get(metric, metric),
-            "chance": evaluation.chance.get(metric),
             "examples": evaluation.examples,
-            "outcomes": run.scores.get(evaluation.split),
-            "patches": record.patches,
-            "gflops_total": record.gflops.total,
-            "gflops_training_step": (made or record).gflops.training_step,
-            "latency_share": time / unreduced if time and unreduced else None,
-            "keep_ratio": None if fusion else record.keep_ratio,
-            "fusion_keep_ratio": record.fusion_keep_ratio,
-            "tokens_out": record.tokens_per_block[-1] if record.tokens_per_block else None,
-            "tokens_per_block": record.tokens_per_block,
-            **{f"gflops_{part}": getattr(record.gflops, part) for part in PARTS},
+            "score": evaluation.metrics.get(metric),
+            "chance": evaluation.chance.get(metric),
         }
 
 
 def _mode(record: Record) -> str:
-    """Return how a run's weights were trained; "" if no reduction was involved at all."""
+    """Return how a run's weights were trained; "" if no method was involved at all."""
     trainings = [header for header in record.lineage if header.command == "fit"]
-    if record.command == "fit":
-        own, before = True, trainings
-    elif trainings:
-        own, before = _same_method(trainings[0], record), trainings[1:]
-    elif record.weights != "random":
-        return GIVEN
-    else:
-        return "random weights"
-    reducers = {header.reducer for header in trainings}
+    before = trainings
+    if record.command != "fit":
+        if not trainings:
+            return "random weights" if record.weights == "random" else "weights of unknown training"
+        maker, before = trainings[0], trainings[1:]
+        schedule = record.config.get("model", {}).get("schedule")
+        schedule = schedule or {"keep_ratio": record.keep_ratio_asked}
+        if maker.method != identity.method_name(record.reducer, schedule):
+            return (
+                "off the shelf" if maker.reducer == "Identity" else f"trained with {maker.method}"
+            )
+    reducers = {header.reducer for header in before}
     if reducers | {record.reducer} == {"Identity"}:
         return ""
-    if not own:
-        maker = trainings[0]
-        return SHELF if maker.reducer == "Identity" else f"trained with {maker.method}"
-    if {header.reducer for header in before} == {"Identity"}:
+    if reducers == {"Identity"}:
         return TUNED
-    if {header.reducer for header in before} <= {record.reducer}:
+    if reducers <= {record.reducer}:
         return TRAINED
     return f"pre-trained with {before[-1].method}, fine-tuned with each method"
-
-
-def _same_method(maker: RunHeader, record: Record) -> bool:
-    schedule = record.config.get("model", {}).get("schedule")
-    schedule = schedule or {"keep_ratio": record.keep_ratio_asked}
-    return maker.method == identity.method_name(record.reducer, schedule)
 
 
 def _weights(record: Record, steps: int | None) -> str:
@@ -437,158 +341,94 @@ def _weights(record: Record, steps: int | None) -> str:
     return "" if record.weights == "random" else Path(record.weights).name
 
 
-def _with_settings(scores: pd.DataFrame, fates: list[tuple[str, str]]) -> pd.DataFrame:
-    """Add ``setting`` and ``group`` to the scores, and record the fate of their runs."""
-    scores = _with_smaller_images(scores)
-    place = ["protocol", "task", "dataset", "split"]
-    parts: list[pd.DataFrame] = []
-    for _, rows in scores.groupby(place, sort=False):
-        bare = rows[rows["mode"] == ""]
-        for mode, mine in rows[rows["mode"] != ""].groupby("mode", sort=False):
-            if NO_REDUCTION not in set(mine["label"]):
-                mine = pd.concat([mine, bare.assign(mode=mode, weights=mine["weights"].iloc[0])])
-            parts.append(mine)
-        if (rows["mode"] == "").all():
-            parts.append(bare.assign(mode="no reduction only"))
-    parts = _named(parts)
-    for mine in parts:
-        if mine["label"].nunique() < 2:
-            why = _why_alone(mine, [part for part in parts if part is not mine])
-            for number in mine["run"]:
-                fates[number] = ("nothing to compare with", why)
-    joined = pd.concat(parts, ignore_index=True)
-    measured = ~joined["asked"] & joined["acts"].isin(["encoder", "fusion"])
-    mean = joined.groupby(["setting", "label", "schedule"])["keep"].transform("mean")
-    joined["keep"] = joined["keep"].mask(measured, mean).round(3)
-    for number, name in zip(joined["run"], joined["setting"], strict=True):
-        if fates[number][0] == "":
-            fates[number] = (USED, name)
-    return joined
-
-
 def _with_smaller_images(scores: pd.DataFrame) -> pd.DataFrame:
     """Turn runs without reduction on smaller images into a method of the full-size setting."""
-    ignored = (*_IMAGE_SIZE, "parent.protocol")
-    columns = scores[["options", "task", "split"]].itertuples(index=False)
-    plain = [identity.digest([identity.without(o, ignored), *place]) for o, *place in columns]
-    scores = scores.assign(plain=plain)
-    largest = scores.groupby("plain")["patches"].transform("max")
-    small = (scores["label"] == NO_REDUCTION) & (scores["patches"] < largest)
-    for index in scores.index[small]:
-        same = scores[(scores["plain"] == scores.at[index, "plain"]) & ~small]
-        same = same[same["patches"] == largest[index]]
-        if same["protocol"].nunique() != 1:
-            continue
-        first = same.iloc[0]
-        changes = {
-            "protocol": first["protocol"],
-            "weights": first["weights"],
-            "mode": next((mode for mode in same["mode"] if mode), ""),
-            "label": SMALLER,
-            "acts": "image",
-            "family": "baseline",
-            "keep": scores.at[index, "patches"] / largest[index],
-            "latency_share": np.nan,  # it was timed against itself
-        }
-        for name, value in changes.items():
-            scores.loc[index, name] = value
+    size = ("model.meter.image_size", "data.image_size", "parent.protocol")
+    plain = scores["options"].map(lambda options: identity.digest(identity.without(options, size)))
+    for _, rows in scores.groupby([plain, "task", "split"], sort=False):
+        most = rows["patches"].max()
+        full = rows[rows["patches"] == most]
+        small = rows.index[(rows["acts"] == "never") & (rows["patches"] < most)]
+        if len(small) and full["protocol"].nunique() == 1:
+            mode = next((mode for mode in full["mode"] if mode), "")
+            scores.loc[small, ["protocol", "weights"]] = list(full.iloc[0][["protocol", "weights"]])
+            scores.loc[small, ["mode", "label", "acts"]] = [mode, SMALLER, "image"]
+            scores.loc[small, "keep"] = scores["patches"] / most
+            scores.loc[small, "latency_share"] = np.nan  # it was timed against itself
     return scores
 
 
-def _named(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """Name each setting; settings of one name get the dataset, split or option that differs."""
+def _parts(scores: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows of each setting, with ``setting`` and ``group``.
+
+    All ways to train with a method share the runs in which no method was involved.
+    """
+    parts: list[pd.DataFrame] = []
+    for _, rows in scores.groupby(["protocol", "task", "dataset", "split"], sort=False):
+        bare = rows[rows["mode"] == ""]
+        trained = [mine for _, mine in rows[rows["mode"] != ""].groupby("mode", sort=False)]
+        for mine in trained or [bare.assign(mode="no reduction only")]:
+            if not (mine["acts"] == "never").any():
+                own = mine[["mode", "weights"]].iloc[0]
+                mine = pd.concat([mine, bare.assign(**own)])
+            parts.append(mine)
     firsts = [part.iloc[0] for part in parts]
-    names: list[list[str]] = []
+    names = []
     for first in firsts:
-        trained = first["mode"] in (TRAINED, TUNED)
-        order = ("task", "mode", "weights") if trained else ("task", "weights", "mode")
-        names.append([first[name] for name in order if first[name]])
-    for describe in (_dataset, _split, _option):
-        for same in _same_names(names):
-            others = [same[0] if number != same[0] else same[1] for number in same]
-            words = [describe(firsts[i], firsts[j]) for i, j in zip(same, others, strict=True)]
-            if len(set(words)) > 1:
-                for number, word in zip(same, words, strict=True):
-                    names[number].append(word)
-    for same in _same_names(names):
-        for rank, number in enumerate(same, 1):
-            names[number].append(f"variant {rank}")
+        words = [first["weights"], first["mode"]]
+        words = words[::-1] if first["mode"] in (TRAINED, TUNED) else words
+        names.append([first["task"], *filter(None, words)])
+    # Data sets are never averaged. Other settings of one name get the first thing that differs.
+    steps: list[tuple[int, Callable[[list[pd.Series]], list[str]]]] = [
+        (1, lambda same: [f"on {each['dataset']}" for each in same]),
+        (0, lambda same: [f"{each['split']} split" for each in same]),
+        (0, _first_option),
+        (0, lambda same: [f"variant {number}" for number, _ in enumerate(same, 1)]),
+    ]
+    for begin, describe in steps:
+        alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for number, name in enumerate(names):
+            alike[tuple(name[begin:])].append(number)
+        for numbers in alike.values():
+            said = describe([firsts[number] for number in numbers])
+            for number, word in zip(numbers, said, strict=True) if len(set(said)) > 1 else ():
+                names[number].append(word)
     return [
         part.assign(setting=", ".join(name), group=", ".join(name[1:]))
         for part, name in zip(parts, names, strict=True)
     ]
 
 
-def _same_names(names: Sequence[Sequence[str]]) -> list[list[int]]:
-    places: dict[tuple[str, ...], list[int]] = {}
-    for number, name in enumerate(names):
-        places.setdefault(tuple(name), []).append(number)
-    return [same for same in places.values() if len(same) > 1]
-
-
-def _dataset(one: pd.Series, other: pd.Series) -> str:
-    return f"on {one['dataset']}"
-
-
-def _split(one: pd.Series, other: pd.Series) -> str:
-    return "validation" if one["split"] == "val" else str(one["split"])
-
-
-def _option(one: pd.Series, other: pd.Series) -> str:
-    for name, (value, _) in identity.differences(one["options"], other["options"]).items():
-        if not name.startswith(("parent.", "fingerprint.")):
+def _first_option(same: Sequence[pd.Series]) -> list[str]:
+    """Name the value of the first option in which settings differ."""
+    options = [identity.without(each["options"], ("parent", "fingerprint")) for each in same]
+    for name in dict.fromkeys(chain.from_iterable(options)):
+        values = [each.get(name) for each in options]
+        if any(value != values[0] for value in values):
             words = name.rsplit(".", 1)[-1].replace("_", " ")
-            return f"{words} {'default' if value is None else value}"
-    return ""
+            return [f"{words} {'default' if value is None else value}" for value in values]
+    return [""] * len(same)
 
 
-def _why_alone(mine: pd.DataFrame, others: Sequence[pd.DataFrame]) -> str:
+def _why_alone(mine: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> str:
     """Return the options in which runs differ from the most similar setting."""
-    first, closest = mine.iloc[0], None
-    for each in others:
-        other = each.iloc[0]
-        if other["task"] == first["task"]:
-            differs = identity.differences(first["options"], other["options"])
-            rank = (len(differs), -len(each))
-            if closest is None or rank < closest[0]:
-                closest = rank, differs, other["setting"]
-    if closest is None:
+    first = mine.iloc[0]
+    others = [part.iloc[0] for part in parts if part is not mine]
+    others = [other for other in others if other["task"] == first["task"]]
+    if not others:
         return "No other method was run on this task."
-    _, differs, setting = closest
-    shown = [
-        "the training of its weights"
-        if name.startswith("parent.")
-        else f"the content of {name.removeprefix('fingerprint.')}"
-        if name.startswith("fingerprint.")
-        else f"{name} ({own}; there {there})"
-        for name, (own, there) in differs.items()
-    ]
-    if not shown:
-        return f"Its weights or split differ from those of “{setting}”."
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return f"Differs from “{setting}” in {', '.join(shown[:3])}{more}."
+    differs = [identity.differences(first["options"], other["options"]) for other in others]
+    closest = min(range(len(others)), key=lambda number: len(differs[number]))
+    said = [f"{name} ({own}; there {there})" for name, (own, there) in differs[closest].items()]
+    what = ", ".join(said[:3]) + f" and {len(said) - 3} more" * (len(said) > 3)
+    return f"Differs from “{others[closest]['setting']}” in {what or 'its weights or split'}."
 
 
-def _settings(scores: pd.DataFrame) -> dict[str, Setting]:
-    found = {}
-    for name, rows in scores.groupby("setting", sort=False):
-        first = rows.iloc[0]
-        outcomes = next((each for each in rows["outcomes"] if each is not None), None)
-        chance = rows["chance"].astype(float).mean()
-        found[str(name)] = Setting(
-            name=str(name),
-            group=str(first["group"]),
-            task=str(first["task"]),
-            dataset=str(first["dataset"]),
-            split=str(first["split"]),
-            metric=str(first["metric"]),
-            mode=str(first["mode"]),
-            seeds=int(_seeds(rows).groupby([rows["label"], rows["keep"]]).nunique().max()),
-            examples=int(rows["examples"].max()),
-            images=None if outcomes is None else len(np.unique(outcomes.images)),
-            chance=None if np.isnan(chance) else float(chance),
-        )
-    return found
+def _rounded(part: pd.DataFrame) -> pd.DataFrame:
+    """Give all runs of one schedule without a configured keep ratio their mean keep ratio."""
+    measured = ~part["asked"] & part["acts"].isin(["encoder", "fusion"])
+    mean = part.groupby(["label", "schedule"])["keep"].transform("mean")
+    return part.assign(keep=part["keep"].mask(measured, mean).round(3))
 
 
 def _seeds(rows: pd.DataFrame) -> pd.Series:
@@ -597,61 +437,48 @@ def _seeds(rows: pd.DataFrame) -> pd.Series:
     return rows["training_seed" if several else "own_seed"].fillna(-1).astype(int)
 
 
+def _setting(rows: pd.DataFrame) -> Setting:
+    first = rows.iloc[0]
+    outcomes = next((each for each in rows["outcomes"] if each is not None), None)
+    return Setting(
+        name=first["setting"],
+        group=first["group"],
+        task=first["task"],
+        dataset=first["dataset"],
+        split=first["split"],
+        metric=first["metric"],
+        seeds=int(rows.groupby(["label", "keep"])["seed"].nunique().max()),
+        examples=int(rows["examples"].max()),
+        images=None if outcomes is None else outcomes.index.get_level_values("image").nunique(),
+        chance=float(rows["chance"].astype(float).mean()),
+    )
+
+
 def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:
     """Average the runs of one seed of a cell, such as several scorings of one model."""
-    seeds = [_seeds(rows) for _, rows in scores.groupby("setting")]
-    scores = scores.assign(seed=pd.concat(seeds))
-    keys = [*CELL, "seed"]
-    first = scores.drop_duplicates(keys)
-    if len(first) == len(scores):
+    keys, numbers = [*CELL, "seed"], ["score", *COSTS]
+    scores = scores.astype(dict.fromkeys(numbers, float))
+    if not scores.duplicated(keys).any():
         return scores
-    numbers = ["score", *COSTS]
-    means = scores.astype(dict.fromkeys(numbers, float)).groupby(keys)[numbers].mean()
-    joined = {
-        key: mean_scores(list(rows["outcomes"])) for key, rows in scores.groupby(keys, sort=False)
-    }
-    first = first.drop(columns=numbers).merge(means.reset_index(), on=keys)
-    index = first[keys].itertuples(index=False, name=None)
-    return first.assign(outcomes=pd.Series([joined[key] for key in index], dtype=object))
+    groups = scores.groupby(keys, sort=False)
+    found = groups[["group", "family", "acts", "metric"]].first().join(groups[numbers].mean())
+    outcomes = [mean_outcomes(list(each)) for _, each in groups["outcomes"]]
+    return found.assign(outcomes=pd.Series(outcomes, found.index, object)).reset_index()
+
+
+def mean_outcomes(several: Sequence[pd.Series | None]) -> pd.Series | None:
+    """Return the mean score of each example that all runs have; None if a run has no scores."""
+    known = [each for each in several if each is not None]
+    if len(known) < max(1, len(several)):
+        return None
+    return pd.concat(known, axis=1, join="inner").mean(axis=1)
 
 
 def _with_shares(scores: pd.DataFrame) -> pd.DataFrame:
-    whole = scores[scores["label"] == NO_REDUCTION]
-    same = whole.set_index(["setting", "seed"])["score"]
-    same = same[~same.index.duplicated()]
-    own = same.reindex(pd.MultiIndex.from_frame(scores[["setting", "seed"]])).to_numpy()
-    mean = scores["setting"].map(whole.groupby("setting")["score"].mean())
-    base = pd.Series(own, index=scores.index).fillna(mean)
+    """Add the share of no reduction: of the same seed, or else of the mean over its seeds."""
+    whole = scores[scores["acts"] == "never"].rename(columns={"score": "base"})
+    keys = ["setting", "seed"]
+    own = scores[keys].merge(whole.drop_duplicates(keys)[[*keys, "base"]], on=keys, how="left")
+    mean = scores["setting"].map(whole.groupby("setting")["base"].mean())
+    base = pd.Series(own["base"].to_numpy(), scores.index).fillna(mean)
     return scores.assign(share=scores["score"] / base.where(base > 0))
-
-
-def mean_scores(several: Sequence[Scores | None]) -> Scores | None:
-    """Return the mean score of each example that all runs have; None if a run has no scores."""
-    if not several or any(each is None for each in several):
-        return None
-    runs = [each for each in several if each is not None]
-    examples, images = runs[0].examples, runs[0].images
-    for run in runs[1:]:
-        if run.examples is not examples:
-            both = np.isin(examples, run.examples, assume_unique=True)
-            examples, images = examples[both], images[both]
-    picked = [
-        run.values
-        if len(run.examples) == len(examples)
-        else run.values[np.searchsorted(run.examples, examples)]
-        for run in runs
-    ]
-    return Scores(examples, images, np.asarray(np.mean(picked, axis=0, dtype=np.float64)))
-
-
-def _account(found: Runs, labels: Sequence[str], fates: list[tuple[str, str]]) -> pd.DataFrame:
-    names = ["run", "method", "keep ratio", "seed", "command", "status", "why"]
-    rows: list[tuple[Any, ...]] = []
-    for run, label, fate in zip(found.runs, labels, fates, strict=True):
-        record = run.record
-        rows.append(
-            (run.folder, label, record.keep_ratio_asked, record.seed, record.command, *fate)
-        )
-    for path, why in found.unreadable:
-        rows.append((path, None, None, None, None, "unreadable", why))
-    return pd.DataFrame(rows, columns=names)

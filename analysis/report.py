@@ -7,29 +7,31 @@ import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from rich.console import Console
+from rich.progress import track
 
 from analysis.figures import INK, TWO_COLUMN, Plot, plots, style
 from analysis.load import (
     BASELINES,
     NO_REDUCTION,
     RANDOM,
-    TASKS,
     TESTED,
+    TRAINED,
+    TUNED,
     USED,
-    Runs,
     Setting,
     Study,
     load,
     study,
 )
-from analysis.statistics import Comparison, Unit, aggregate, over_tasks
-from analysis.tables import Ranking, method_name, rank, tables
+from analysis.statistics import aggregate, over_tasks
+from analysis.tables import Ranking, method_names, rank, tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
 from elip.record import GFLOPS_UNIT
 
@@ -66,9 +68,10 @@ def write_report(
         FileNotFoundError: A place does not exist or contains no run.
         ValueError: A method is not among the runs; the message lists them.
     """
+    console = Console(stderr=True)
+    bar = partial(track, console=console, transient=True, disable=not console.is_terminal)
     folders, out = [Path(place) for place in places], Path(out)
-    found = load(folders)
-    known = study(found)
+    known = study(load(folders))
     against = list(dict.fromkeys([*BASELINES, *_labels(known, against)]))
     highlight = _labels(known, highlight)
     for name in ("figures", "tables"):
@@ -76,30 +79,33 @@ def write_report(
         for path in (out / name).iterdir() if (out / REPORT_NAME).exists() else ():
             if path.suffix in (".csv", ".md", ".tex", ".pdf", ".svg", ".png"):
                 path.unlink()
-    rankings = [rank(known, group, against) for group in known.groups]
-    made = tables(known, rankings, against)
-    for table in made:
+    rankings = [rank(known, group, against) for group in bar(list(known.groups), "Comparing")]
+    made = list(tables(known, rankings, against))
+    for table in bar(made, "Tables"):
         table.write(out / "tables")
     with style():
         pictures = [
-            (plot, _write_figure(plot, out / "figures", width)) for plot in plots(known, highlight)
+            (plot, _write_figure(plot, out / "figures", width))
+            for plot in bar(plots(known, highlight), "Figures")
         ]
     maps, damaged = _token_maps(folders, out / "figures")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    environment.undefined = jinja2.StrictUndefined
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     page = environment.get_template("report.html.j2").render(
         title=title,
         summary=_summary(known),
         findings=[
-            (_heading(known.groups[each.group]), findings(known, each, against[len(BASELINES) :]))
-            for each in rankings
+            (_heading(known.groups[one.group]), findings(known, one, against)) for one in rankings
         ],
         pictures=pictures,
         tables=made,
         maps=maps,
         damaged=damaged,
-        provenance=_provenance(found),
+        provenance=_provenance(known),
         gflops_unit=GFLOPS_UNIT,
     )
     path = out / REPORT_NAME
@@ -128,8 +134,8 @@ def _heading(settings: Sequence[Setting]) -> str:
 def _summary(known: Study) -> str:
     counts = Counter(known.runs["status"])
     said = [f"{counts.pop(USED, 0)} used"]
-    tested = counts.pop(TESTED, 0)
-    said += [f"{tested} trainings {TESTED}"] if tested else []
+    if tested := counts.pop(TESTED, 0):
+        said.append(f"{tested} trainings {TESTED}")
     said += [f"{count} {status}" for status, count in counts.most_common()]
     number = len(known.runs)
     return f"{number} run{'s' * (number != 1)}: {', '.join(said)}."
@@ -146,9 +152,9 @@ def _write_figure(plot: Plot, folder: Path, width: float) -> Markup:
     figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
     text = base.with_suffix(".svg").read_text(encoding="utf-8")
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{plot.name}-', text)
-    text = text.replace("url(#", f"url(#{plot.name}-").replace('href="#', f'href="#{plot.name}-')
-    text = text.replace(INK, "currentColor")
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", text).replace(
+        INK, "currentColor"
+    )
     head = f'<svg role="img" aria-label="{html.escape(plot.title, quote=True)}"'
     return Markup(text.replace("<svg", head, 1))
 
@@ -159,130 +165,129 @@ def _token_maps(places: Sequence[Path], folder: Path) -> tuple[list[str], list[s
     maps = load_tokens([place for place in places if place.is_dir()], damaged)
     pictures = []
     for image in range(min(_MAPS, len({each.key for each in maps}))):
-        path = folder / f"token_maps_{image + 1}.png"
-        save_png(gallery(maps, 1, 7, first=image), path)
+        path = save_png(gallery(maps, 1, 7, first=image), folder / f"token_maps_{image + 1}.png")
         pictures.append(base64.b64encode(path.read_bytes()).decode("ascii"))
     return pictures, damaged
 
 
-# Findings in plain words.
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One statement and its topic."""
-
-    about: str
-    text: str
-
-
-_UNITS: dict[Unit, str] = {
-    "seeds": "By seed (if models were retrained)",
-    "examples": "By example (other test examples, same models)",
-}
-
-
-def findings(known: Study, ranking: Ranking, against: Sequence[str] = ()) -> list[Finding]:
-    """Say what a group of settings shows, and what it does not."""
+def findings(
+    known: Study, ranking: Ranking, against: Sequence[str] = BASELINES
+) -> list[tuple[str, str]]:
+    """Say what a group of settings shows and what it does not, as topics and statements."""
     settings = known.groups[ranking.group]
     rows = known.scores[known.scores["group"] == ranking.group]
-    said = [_data(settings), _held(settings, rows)]
+    said = [("What was compared", _compared(settings, rows)), _held(settings, rows)]
     for other in dict.fromkeys((RANDOM, NO_REDUCTION, *against)):
-        texts = {unit: _verdicts(ranking.of(unit, other)) for unit in ranking.found}
-        texts = {unit: text for unit, text in texts.items() if text}
-        if len(texts) == 2 and len(set(texts.values())) == 1:
-            text = f"By seed and by example: {next(iter(texts.values()))}."
-        else:
-            text = " ".join(f"{_UNITS[unit]}: {text}." for unit, text in texts.items())
-        than = other.lower() if other == NO_REDUCTION else other
-        said.append(Finding(f"Compared with {than}", text))
-    said.append(_not_shown(ranking, rows))
-    return [each for each in said if each.text]
+        found = {unit: ranking.of(unit, other) for unit in ranking.found}
+        texts = {unit: _verdicts(each) for unit, each in found.items() if len(each)}
+        if texts:
+            if len(texts) == 2 and len(set(texts.values())) == 1:
+                text = f"By seed and by example: {texts['seeds']}"
+            else:
+                text = " ".join(f"By {unit[:-1]}: {text}" for unit, text in texts.items())
+            name = other.lower() if other == NO_REDUCTION else other
+            said.append((f"Compared with {name}, mean over the keep ratios", text))
+    said.append(("What these runs do not show", _not_shown(ranking, rows)))
+    return [(about, text) for about, text in said if text]
 
 
-def _data(settings: Sequence[Setting]) -> Finding:
-    parts = []
+def _compared(settings: Sequence[Setting], rows: pd.DataFrame) -> str:
+    group = settings[0].group
+    reduced = rows[rows["acts"] != "never"]
+    count = reduced["label"].nunique()
+    keeps = sorted(reduced.loc[reduced["acts"] != "image", "keep"].unique())
+    how = (
+        "each added for scoring to a model that was trained without reduction"
+        if "off the shelf" in group
+        else "each active while its own model was trained, from random weights on"
+        if TRAINED in group
+        else "each active while a model that was trained without reduction was trained further"
+        if TUNED in group
+        else ""
+    )
+    tasks = []
     for each in settings:
         images = f" about {each.images:,} images" if each.images else ""
-        parts.append(f"{each.task} ({each.metric}; {each.examples:,} examples{images})")
-    data = _joined(list(dict.fromkeys(f"{each.dataset}, {each.split} split" for each in settings)))
-    seeds = max(each.seeds for each in settings)
-    models = f"{seeds} seeds per method" if seeds > 1 else "one seed"
-    return Finding("Data", f"{_upper(_joined(parts))}, on {data}; {models}.")
+        tasks.append(f"{each.task} ({each.metric}; {each.examples:,} test examples{images})")
+    data = _joined(sorted({f"{each.dataset}, {each.split} split" for each in settings}))
+    most = max(each.seeds for each in settings)
+    seeds = f"Up to {most} seeds per method" if most > 1 else "One seed"
+    ratios = f", at keep ratios {_joined([f'{keep:g}' for keep in keeps])}" if keeps else ""
+    return (
+        f"{count} method{'s' * (count != 1)}{ratios}{', ' * bool(how)}{how}. Tasks: "
+        f"{_joined(tasks)}, on {data}. {seeds}."
+    )
 
 
-def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> Finding:
-    """Say how far each method cuts the cost while it holds the score."""
+def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> tuple[str, str]:
+    """Say at which lowest cost each method holds the score."""
     many = len(settings) > 1
     cells = over_tasks(rows) if many else aggregate(rows)
-    cells = cells.dropna(subset=["gflops_total"])
-    whole = cells[cells["label"] == NO_REDUCTION]
-    reduced = cells[cells["label"] != NO_REDUCTION]
+    cells = cells.dropna(subset=["gflops_total"]).sort_values("gflops_total")
+    cells["name"] = method_names(cells)
+    whole = cells[cells["acts"] == "never"]
+    reduced = cells[cells["acts"] != "never"]
     if whole.empty or reduced.empty:
-        return Finding("", "")
+        return "", ""
     base = float(whole["gflops_total"].iloc[0])
+    mean = f"in the mean over the {len(settings)} tasks " if many else ""
+    about = f"Within 1% of no reduction, which costs {base:.3g} GFLOPs per example"
     held = reduced[(reduced["share"] >= _HELD) & (reduced["gflops_total"] < base)]
-    mean = f"Mean over the {len(settings)} tasks: " if many else ""
-    about = f"Within 1% of no reduction ({base:.3g} GFLOPs per example)"
     if held.empty:
         best = reduced.sort_values("share").iloc[-1]
-        return Finding(
-            about,
-            f"{mean}no method at any keep ratio that saves GFLOPs. The closest is "
-            f"{best['label']}, with {best['share']:.1%} of the score at "
-            f"{best['gflops_total']:.3g} GFLOPs.",
+        return about, (
+            f"No method that saves GFLOPs, {mean}at any tested keep ratio. The closest is "
+            f"{best['name']}, with {best['share']:.1%} of the score at "
+            f"{best['gflops_total']:.3g} GFLOPs."
         )
-    cheapest = held.sort_values("gflops_total").drop_duplicates("label")
-    said = [
-        f"{method_name(label, acts)} down to {cost:.3g} ({cost / base - 1:.0%})"
-        for label, acts, cost in cheapest[["label", "acts", "gflops_total"]].to_numpy()
-    ]
+    held = held.drop_duplicates("label")
+    costs = held[["name", "gflops_total"]].itertuples(index=False)
+    said = [f"{name} at {cost:.3g} ({1 - cost / base:.0%} less)" for name, cost in costs]
+    text = (
+        f"The cheapest measured points that {mean}keep at least 99% of the score, in GFLOPs: "
+        f"{_joined(said)}."
+    )
+    if RANDOM in set(held["label"]):
+        text += (
+            " Random is among them, so on this data the methods that need as many GFLOPs or more "
+            "hold the score no better than chance choice."
+        )
     others = sorted(set(reduced["label"]) - set(held["label"]))
-    never = f" At no tested keep ratio: {_joined(others)}." if others else ""
-    return Finding(about, f"{mean}{_joined(said)}.{never}")
+    text += f" At no tested keep ratio: {_joined(others)}." if others else ""
+    return about, f"{text} These are means, not tests; the comparisons below are tests."
 
 
-def _verdicts(found: dict[str, Comparison]) -> str:
-    """List the methods by verdict; the largest group comes last, as "all others" if it is long."""
+def _verdicts(found: pd.DataFrame) -> str:
+    """List the methods by verdict."""
     words = {
-        "better": "{} better",
-        "worse": "{} worse",
-        "not shown": "no difference is shown for {}",
-        "too few pairs": "too few pairs for {}",
+        "better": "better: {}",
+        "worse": "worse: {}",
+        "not shown": "no difference shown: {}",
+        "too few pairs": "too few pairs: {}",
     }
-    by: dict[str, list[str]] = {}
-    for name, each in found.items():
-        by.setdefault(each.verdict, []).append(name)
-    most = max(by, key=lambda verdict: len(by[verdict]), default="")
-    said = []
-    for verdict in sorted(by, key=lambda each: (each == most, list(words).index(each))):
-        names = sorted(by[verdict])
-        if len(by) == 1 and len(names) > 1:
-            listed = "any method" if verdict == "not shown" else "all methods"
-        else:
-            listed = "all others" if verdict == most and len(names) > 6 else _joined(names)
-        verb = "is" if len(names) == 1 else "are"
-        bare = verdict in ("better", "worse")
-        said.append(words[verdict].format(f"{listed} {verb}" if bare else listed))
-    return "; ".join(said)
+    by = found.groupby("verdict")["a"].agg(sorted)
+    said = [words[verdict].format(_joined(by[verdict])) for verdict in words if verdict in by]
+    if len(by) == 1 and len(found) > 1:
+        said = [words[by.index[0]].format(f"all {len(found)} methods")]
+    return f"{'; '.join(said)}."
 
 
-def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> Finding:
+def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> str:
     said = []
     if "seeds" not in ranking.found:
-        said.append("how the methods would compare after retraining (there is one seed)")
+        said.append("How the methods would compare after retraining: there is one seed.")
     if "examples" not in ranking.found:
-        said.append("how these models differ on single examples (they share none)")
+        said.append("How the methods differ on single examples: they share none.")
     missing = [name for name in BASELINES if name not in set(rows["label"])]
     if missing:
-        said.append(f"any comparison with {_joined(missing)}, which was not run")
+        said.append(f"Any comparison with {_joined(missing)}, which was not run.")
     fused = sorted(set(rows.loc[rows["acts"] == "fusion", "label"]))
     if fused:
         said.append(
-            f"{_joined(fused)} at the keep ratios of the others (it acts in the fusion, where the "
-            "keep ratio is a different quantity; compare by GFLOPs)"
+            f"{_joined(fused)} at the keep ratios of the others: it acts in the fusion, where the "
+            "keep ratio is a different quantity. Compare by GFLOPs."
         )
-    return Finding("Not shown here", f"{_upper('; '.join(said))}." if said else "")
+    return " ".join(said)
 
 
 def _upper(text: str) -> str:
@@ -290,30 +295,29 @@ def _upper(text: str) -> str:
 
 
 def _joined(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join([", ".join(names[:-1]), *names[-1:]]) if len(names) > 1 else "".join(names)
 
 
-def _provenance(found: Runs) -> dict[str, str]:
+def _provenance(known: Study) -> dict[str, str]:
     """Return code, packages, machines and times of the runs."""
-    records = [run.record for run in found.runs]
+    records = list(known.runs["record"].dropna())
     if not records:
         return {}
-    dirty = sum(bool(record.dirty) for record in records)
+    packages = [
+        " ".join(f"{name} {version}" for name, version in sorted(record.packages.items()))
+        for record in records
+    ]
     return {
-        "tasks": _counted(TASKS.get(record.task, record.task) for record in records),
         "grids": _counted(record.grid or "none" for record in records),
         "code (commits)": _counted(record.commit or "unknown" for record in records),
-        "uncommitted changes": f"{dirty} of {len(records)} runs",
+        "uncommitted changes": f"{sum(r.dirty is True for r in records)} of {len(records)} runs",
         "time": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
         "processors": _counted(record.cpu or "unknown" for record in records),
         "GPUs": _counted("+".join(record.gpus) or "none" for record in records),
         "weights from": _counted(
             re.sub(r"\brun [0-9a-f]{8}\b", "a run", record.weights) for record in records
         ),
-        "packages": _counted(
-            " ".join(f"{name} {version}" for name, version in sorted(record.packages.items()))
-            for record in records
-        ),
+        "packages": _counted(packages),
         "notes of the runs": _counted(note for record in records for note in record.notes),
     }
 

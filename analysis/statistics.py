@@ -1,67 +1,69 @@
 """Intervals and corrected comparisons.
 
-Every interval is at the 95% level; ``low`` and ``high`` are None if the data allow none (one seed,
-or seeds with equal scores). Comparisons answer two separate questions. *By seed*: what would
-retraining show? *By example*: what would other test examples show for the same models?
+Every interval is at the 95% level; its ends are NaN if the data allow none (one seed, or seeds with
+equal scores). Comparisons answer two separate questions. *By seed*: what would retraining show?
+*By example*: what would other test examples show for the same models?
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.load import BASELINES, CELL, COSTS, NO_REDUCTION, Array, Scores, mean_scores
+from analysis.load import BASELINES, CELL, COSTS, NO_REDUCTION
+
+Array = NDArray[np.float64]
 
 LEVEL = 0.95
+OVER_ALL = "all tasks"
 
 Unit = Literal["seeds", "examples"]
 """What a comparison pairs: trained models, or the test examples of the same models."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate, its interval (None if there is none) and the number of values."""
+class Interval(NamedTuple):
+    """An estimate and its interval."""
 
     value: float
-    low: float | None
-    high: float | None
-    count: int
+    low: float
+    high: float
 
 
 def t_interval(values: Sequence[float] | Array) -> Interval:
     """Return the mean of independent values with Student's interval.
 
-    ``mean ± t(n - 1) * s / sqrt(n)``.
+    ``mean ± t(n - 1) * s / sqrt(n)``; without an interval if the values have no spread.
     """
     data = np.asarray(values, dtype=float)
-    mean, count = float(data.mean()), len(data)
-    spread = float(data.std(ddof=1)) if count > 1 else 0.0
-    if spread <= _rounding(data):
-        return Interval(mean, None, None, count)
-    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * spread / count**0.5
-    return Interval(mean, float(mean - half), float(mean + half), count)
+    error = _error(data, len(data))
+    half = stats.t.ppf((1 + LEVEL) / 2, len(data) - 1) * error if error else np.nan
+    return Interval(data.mean(), data.mean() - half, data.mean() + half)
 
 
-def _rounding(data: Array) -> float:
-    return 1e-12 * max(1.0, float(np.abs(data).max()))
+def _error(values: Array, differing: int) -> float:
+    """Return the standard error of the mean; 0 if the spread is none or rounding."""
+    if min(len(values), differing) < 2:
+        return 0.0
+    spread = float(values.std(ddof=1))
+    return spread / len(values) ** 0.5 if spread > 1e-12 * max(1, np.abs(values).max()) else 0.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float] | Array) -> Array:
     """Return p-values corrected for multiple comparisons by Holm's step-down procedure.
 
     Source: Holm, 1979, A Simple Sequentially Rejective Multiple Test Procedure.
     """
     order = np.argsort(p_values, kind="stable")
-    steps = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return [float(p) for p in corrected]
+    return corrected
 
 
 def by_image(differences: Array, images: NDArray[np.int64]) -> Array:
@@ -78,10 +80,9 @@ def by_image(differences: Array, images: NDArray[np.int64]) -> Array:
         differences: [N].
         images: [N] image of each example.
     """
-    _, of = np.unique(images, return_inverse=True)
-    mean, groups = differences.mean(), int(of.max()) + 1
-    sums = np.bincount(of, weights=differences - mean, minlength=groups)
-    result: Array = mean + groups / len(differences) * sums
+    codes, _ = pd.factorize(images, sort=True)
+    mean, sums = differences.mean(), np.bincount(codes, weights=differences - differences.mean())
+    result: Array = mean + len(sums) / len(differences) * sums
     return result
 
 
@@ -89,77 +90,28 @@ def stacked(groups: Sequence[Array]) -> Array:
     """Return values whose mean is the mean of the groups' means, with the right spread.
 
     The groups (tasks) are independent: the variance of the mean over K groups is the sum of
-    ``s_k^2 / n_k`` over K^2.
-
-    Args:
-        groups: At least two values each.
+    ``s_k^2 / n_k`` over K^2. Each group has at least two values.
     """
-    if len(groups) == 1:
-        return groups[0]
-    total, mean = sum(map(len, groups)), float(np.mean([group.mean() for group in groups]))
+    total, mean = sum(map(len, groups)), np.mean([group.mean() for group in groups])
     scale = [(total * (total - 1) / (len(g) * (len(g) - 1))) ** 0.5 / len(groups) for g in groups]
-    values = [mean + (g - g.mean()) * factor for g, factor in zip(groups, scale, strict=True)]
-    return np.concatenate(values)
+    return np.concatenate(
+        [mean + (g - g.mean()) * factor for g, factor in zip(groups, scale, strict=True)]
+    )
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Two methods on the same seeds or examples.
-
-    Attributes:
-        a: One method.
-        b: The other.
-        setting: Name of the setting.
-        keeps: The keep ratios over which scores are averaged.
-        gaps: Independent values, one per seed or image, whose mean is the score of A minus B.
-        differing: Number of them that differ from 0 in the data.
-    """
+    """Two methods on the same seeds or examples."""
 
     a: str
     b: str
     setting: str
-    keeps: tuple[float, ...]
-    gaps: Array
-    differing: int
+    keeps: tuple[float, ...]  # the keep ratios over which scores are averaged
+    gaps: Array  # independent values, one per seed or image, whose mean is the score of A minus B
+    differing: int  # number of seeds or images that differ from 0 in the data
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The result of a `Pairing`.
-
-    Attributes:
-        a: One method.
-        b: The other.
-        setting: Name of the setting.
-        keeps: The keep ratios over which scores are averaged.
-        pairs: Number of seeds or images that both have.
-        difference: Mean of A minus B.
-        low: Lower end of the corrected interval, or None.
-        high: Upper end.
-        p_value: Corrected p-value of the paired t-test.
-    """
-
-    a: str
-    b: str
-    setting: str
-    keeps: tuple[float, ...]
-    pairs: int
-    difference: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-
-    @property
-    def verdict(self) -> str:
-        """``better`` or ``worse`` only if the corrected interval excludes 0."""
-        if self.pairs < 2:
-            return "too few pairs"
-        if self.low is not None and self.low > 0:
-            return "better"
-        return "worse" if self.high is not None and self.high < 0 else "not shown"
-
-
-def compare(pairings: Sequence[Pairing]) -> list[Comparison]:
+def compare(pairings: Sequence[Pairing]) -> pd.DataFrame:
     """Compare by paired t-tests, and correct all of them together (Holm).
 
     The degrees of freedom are the pairs that differ, minus 1: a thousand images of which four
@@ -168,44 +120,31 @@ def compare(pairings: Sequence[Pairing]) -> list[Comparison]:
     alpha = 1 - `LEVEL`. Alpha bounds the chance of any false "better" or "worse" in the table.
     Differences without spread get no interval.
 
-    Args:
-        pairings: All comparisons of one table.
+    Returns:
+        One row per pairing: ``a``, ``b``, ``setting``, ``keeps``, ``pairs``, ``difference``,
+        ``low``, ``high``, corrected ``p_value``, and ``verdict``: "better" or "worse" only if the
+        interval excludes 0, else "not shown" or "too few pairs".
     """
-    tested = [i for i, pairing in enumerate(pairings) if _error(pairing) > 0]
-    raw = [_p_value(pairings[i]) for i in tested]
-    corrected = dict(zip(tested, zip(raw, holm(raw), strict=True), strict=True))
-    results = []
-    for index, each in enumerate(pairings):
-        mean, low, high, p_corrected = float(each.gaps.mean()), None, None, None
-        if index in corrected:
-            p, p_corrected = corrected[index]
-            share = p / p_corrected if p_corrected > 0 else 1 / len(tested)
-            tail = (1 - LEVEL) * share / 2
-            half = float(stats.t.isf(tail, each.differing - 1)) * _error(each)
-            low, high = mean - half, mean + half
-        names = (each.a, each.b, each.setting, each.keeps, len(each.gaps))
-        results.append(Comparison(*names, mean, low, high, p_corrected))
-    return results
-
-
-def _error(pairing: Pairing) -> float:
-    """Return the standard error of the mean; 0 if the pairs have no spread."""
-    gaps, count = pairing.gaps, len(pairing.gaps)
-    if count < 2 or pairing.differing < 2:
-        return 0.0
-    spread = float(gaps.std(ddof=1))
-    return spread / count**0.5 if spread > _rounding(gaps) else 0.0
-
-
-def _p_value(pairing: Pairing) -> float:
-    value = abs(float(pairing.gaps.mean())) / _error(pairing)
-    return float(2 * stats.t.sf(value, pairing.differing - 1))
-
-
-Cell = dict[int, tuple[float, Scores | None]]
-"""Mean score and per-example scores of one method at one keep ratio, by seed."""
-
-OVER_ALL = "all tasks"
+    columns = ["a", "b", "setting", "keeps", "gaps", "differing"]
+    found = pd.DataFrame([vars(each) for each in pairings], columns=columns)
+    found["pairs"] = [len(each.gaps) for each in pairings]
+    found["difference"] = [each.gaps.mean() for each in pairings]
+    error = pd.Series([_error(each.gaps, each.differing) for each in pairings], dtype=float)
+    tested = error > 0
+    mean, error = found["difference"][tested], error[tested]
+    freedom = found["differing"][tested].astype(float) - 1
+    p = 2 * stats.t.sf(mean.abs() / error, freedom)
+    corrected = holm(p)
+    share = np.divide(p, corrected, out=np.full(len(p), 1 / max(1, len(p))), where=corrected > 0)
+    half = stats.t.isf((1 - LEVEL) * share / 2, freedom) * error
+    found["low"], found["high"] = mean - half, mean + half
+    found["p_value"] = pd.Series(corrected, mean.index, float)
+    found["verdict"] = np.select(
+        [found["pairs"] < 2, found["low"] > 0, found["high"] < 0],
+        ["too few pairs", "better", "worse"],
+        "not shown",
+    )
+    return found.drop(columns=["gaps", "differing"])
 
 
 def comparisons(
@@ -213,7 +152,7 @@ def comparisons(
     against: Sequence[str] = BASELINES,
     by_ratio: bool = False,
     unit: Unit = "seeds",
-) -> list[Comparison]:
+) -> pd.DataFrame:
     """Compare every method with some others at equal keep ratios, corrected together.
 
     Includes each setting, and the mean over all settings if all have both methods. A method that
@@ -225,84 +164,84 @@ def comparisons(
         against: The methods to compare with.
         by_ratio: Compare at each keep ratio; else the means over all ratios that both have.
         unit: What is paired.
+
+    Returns:
+        As `compare`.
     """
-    cells: dict[tuple[str, str], dict[float, Cell]] = {}
-    columns = ["setting", "label", "keep", "seed", "score", "outcomes"]
-    for setting, label, keep, seed, score, outcomes in scores[columns].itertuples(index=False):
-        cells.setdefault((setting, label), {}).setdefault(keep, {})[seed] = (score, outcomes)
     acts = dict(zip(scores["label"], scores["acts"], strict=True))
-    settings = list(dict.fromkeys(scores["setting"]))
-    pairs = [
-        (label, other)
-        for other in against
-        for label in sorted(acts)
-        if label not in (other, NO_REDUCTION)
-        and other in acts
-        and (other == NO_REDUCTION or acts[label] == acts[other])
-    ]
+    settings = [_Scores(str(name), rows) for name, rows in scores.groupby("setting", sort=False)]
     pairings: list[Pairing] = []
-    for label, other in pairs:
-        found: dict[tuple[float, ...], dict[str, Pairing]] = {}
-        for setting in settings:
-            one, two = cells.get((setting, label), {}), cells.get((setting, other), {})
-            for keeps, gaps, differing in _gaps(one, two, other == NO_REDUCTION, by_ratio, unit):
-                made = Pairing(label, other, setting, keeps, gaps, differing)
-                found.setdefault(keeps, {})[setting] = made
-        for keeps, mine in found.items():
-            pairings += mine.values()
-            pairings += _over_all(mine, settings, keeps, unit)
+    for b in against:
+        for a in sorted(acts):
+            if a in (b, NO_REDUCTION) or b not in acts:
+                continue
+            if b != NO_REDUCTION and acts[a] != acts[b]:
+                continue
+            found = [each for one in settings for each in one.pairings(a, b, by_ratio, unit)]
+            for keeps in dict.fromkeys(each.keeps for each in found):
+                mine = [each for each in found if each.keeps == keeps]
+                pairings += [*mine, *_over_all(mine, len(settings), unit)]
     return compare(pairings)
 
 
-def _over_all(
-    mine: Mapping[str, Pairing], settings: Sequence[str], keeps: tuple[float, ...], unit: Unit
-) -> Iterator[Pairing]:
+class _Scores:
+    """The scores of one setting: a row per run, and a column per example."""
+
+    def __init__(self, name: str, rows: pd.DataFrame) -> None:
+        self.name = name
+        self.means = rows["score"].to_numpy(float)
+        self.rows: dict[str, dict[tuple[float, int], int]] = {}
+        keys = rows[["label", "keep", "seed"]].itertuples(index=False)
+        for number, (label, keep, seed) in enumerate(keys):
+            self.rows.setdefault(label, {})[keep, seed] = number
+        # A run without per-example scores has no row, which leaves missing values.
+        known = {i: each for i, each in enumerate(rows["outcomes"]) if each is not None}
+        wide = pd.concat(known, axis=1).T if known else pd.DataFrame()
+        self.outcomes = wide.reindex(range(len(rows))).to_numpy(float)
+        self.images = wide.columns.get_level_values("image").to_numpy() if known else np.empty(0)
+
+    def pairings(self, a: str, b: str, by_ratio: bool, unit: Unit) -> Iterator[Pairing]:
+        """Yield A and B on the seeds and keep ratios, or on the examples, that both have."""
+        one, two = self.rows.get(a, {}), self.rows.get(b, {})
+        both = {
+            (keep, seed): (number, two[other])
+            for (keep, seed), number in one.items()
+            if (other := (1.0 if b == NO_REDUCTION else keep, seed)) in two
+        }
+        ratios = sorted({keep for keep, _ in both})
+        for keeps in [(keep,) for keep in ratios] if by_ratio else [tuple(ratios)]:
+            pairs = {key: rows for key, rows in both.items() if key[0] in keeps}
+            if unit == "examples" and pairs:
+                first, second = np.array(list(pairs.values())).T
+                gaps = self.outcomes[first].mean(0) - self.outcomes[second].mean(0)
+                shared = ~np.isnan(gaps)
+                if shared.any():
+                    gaps, images = gaps[shared], self.images[shared]
+                    differing = len(np.unique(images[gaps != 0]))
+                    yield Pairing(a, b, self.name, keeps, by_image(gaps, images), differing)
+            elif unit == "seeds":
+                by_seed: dict[int, list[float]] = {}
+                for (_, seed), (i, j) in pairs.items():
+                    by_seed.setdefault(seed, []).append(self.means[i] - self.means[j])
+                whole = [by_seed[s] for s in sorted(by_seed) if len(by_seed[s]) == len(keeps)]
+                if whole:
+                    gaps = np.mean(whole, axis=1)
+                    yield Pairing(a, b, self.name, keeps, gaps, int(np.count_nonzero(gaps)))
+
+
+def _over_all(mine: Sequence[Pairing], settings: int, unit: Unit) -> Iterator[Pairing]:
     """Yield the mean over all settings, if each of them has the pair."""
-    several = [pairing for pairing in mine.values() if len(pairing.gaps) > 1]
-    if len(settings) < 2 or len(several) < len(settings):
+    gaps = [each.gaps for each in mine if len(each.gaps) > 1]
+    if settings < 2 or len(gaps) < settings:
         return
     if unit == "examples":
-        gaps = stacked([each.gaps for each in several])
-    elif len({len(each.gaps) for each in several}) == 1:  # one value a seed: its mean over tasks
-        gaps = np.mean([each.gaps for each in several], axis=0)
+        mean = stacked(gaps)
+    elif len(set(map(len, gaps))) == 1:  # one value a seed: its mean over tasks
+        mean = np.mean(gaps, axis=0)
     else:
         return
-    differing = min(len(gaps), sum(each.differing for each in several))
-    yield Pairing(several[0].a, several[0].b, OVER_ALL, keeps, gaps, differing)
-
-
-def _gaps(
-    one: dict[float, Cell], two: dict[float, Cell], to_whole: bool, by_ratio: bool, unit: Unit
-) -> Iterator[tuple[tuple[float, ...], Array, int]]:
-    """Yield keep ratios, the gaps there, and the number of pairs that differ."""
-    whole = two.get(1.0) if to_whole else None
-    both = {
-        keep: (cell, other)
-        for keep, cell in sorted(one.items())
-        if (other := whole if to_whole else two.get(keep)) is not None
-    }
-    for keeps in [(keep,) for keep in both] if by_ratio else [tuple(both)]:
-        pairs = [both[keep] for keep in keeps]
-        seeds = sorted(set.intersection(*(set(a) & set(b) for a, b in pairs))) if pairs else []
-        if unit == "seeds" and seeds:
-            gaps = np.array([np.mean([a[s][0] - b[s][0] for a, b in pairs]) for s in seeds])
-            yield keeps, gaps, int(np.count_nonzero(gaps))
-        elif unit == "examples":
-            shared = [(a[s][1], b[s][1]) for a, b in pairs for s in sorted(a.keys() & b.keys())]
-            a, b = (mean_scores([pair[side] for pair in shared]) for side in (0, 1))
-            if a is None or b is None:
-                continue
-            a, b = _on_the_same(a, b), _on_the_same(b, a)
-            if len(a.values):
-                gaps = a.values - b.values
-                yield keeps, by_image(gaps, a.images), len(np.unique(a.images[gaps != 0]))
-
-
-def _on_the_same(one: Scores, other: Scores) -> Scores:
-    if one.examples is other.examples:
-        return one
-    here = np.isin(one.examples, other.examples, assume_unique=True)
-    return Scores(one.examples[here], one.images[here], one.values[here])
+    differing = min(len(mean), sum(each.differing for each in mine))
+    yield Pairing(mine[0].a, mine[0].b, OVER_ALL, mine[0].keeps, mean, differing)
 
 
 def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
@@ -311,14 +250,13 @@ def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
     Columns: `CELL`, ``group``, ``family``, ``acts``, ``metric``, ``seeds``, ``score`` and ``share``
     with ``_low`` and ``_high``, and the medians of `COSTS`.
     """
-    groups = scores.astype(dict.fromkeys(COSTS, float)).groupby(CELL, sort=False)
+    groups = scores.groupby(CELL, sort=False)
     frame = groups[["group", "family", "acts", "metric"]].first().assign(seeds=groups.size())
     for name in ("score", "share"):
         found = [t_interval(values.to_numpy(float)) for _, values in groups[name]]
-        frame[name] = [each.value for each in found]
-        frame[f"{name}_low"] = np.array([each.low for each in found], dtype=float)
-        frame[f"{name}_high"] = np.array([each.high for each in found], dtype=float)
-    return frame.join(groups[list(COSTS)].median()).reset_index()
+        columns = [name, f"{name}_low", f"{name}_high"]
+        frame = frame.join(pd.DataFrame(found, frame.index, columns, dtype=float))
+    return frame.join(groups[COSTS].median()).reset_index()
 
 
 def over_tasks(scores: pd.DataFrame) -> pd.DataFrame:
@@ -329,21 +267,15 @@ def over_tasks(scores: pd.DataFrame) -> pd.DataFrame:
     """
     settings = scores["setting"].nunique()
     full = scores.groupby(["label", "keep"])["setting"].transform("nunique") == settings
-    numbers = ["share", *COSTS]
-    kept = scores[full & scores["share"].notna()].astype(dict.fromkeys(numbers, float))
-    keys = ["label", "keep", "seed"]
-    means = kept.groupby(keys)[numbers].mean().reset_index()
-    facts = kept.drop_duplicates(keys)[[*keys, "group", "family", "acts"]]
-    joined = means.merge(facts, on=keys)
-    return aggregate(joined.assign(setting=OVER_ALL, score=joined["share"], metric="share"))
+    groups = scores[full & scores["share"].notna()].groupby(["label", "keep", "seed"])
+    means = groups[["group", "family", "acts"]].first().join(groups[["share", *COSTS]].mean())
+    means = means.assign(setting=OVER_ALL, score=means["share"], metric="share")
+    return aggregate(means.reset_index())
 
 
 def pareto(cost: pd.Series, score: pd.Series) -> pd.Series:
     """Return which points are on the Pareto front: no point as cheap has a higher score."""
-    order = np.lexsort((-score.to_numpy(), cost.to_numpy()))
-    best, front = -np.inf, np.zeros(len(cost), dtype=bool)
-    for place in order:
-        value = score.iloc[place]
-        if not np.isnan(cost.iloc[place]) and value > best:
-            best, front[place] = value, True
-    return pd.Series(front, index=cost.index)
+    frame = pd.DataFrame({"cost": cost, "score": score}).dropna()
+    frame = frame.sort_values(["cost", "score"], ascending=[True, False])
+    best = frame["score"].cummax().shift(fill_value=-np.inf)
+    return (frame["score"] > best).reindex(cost.index, fill_value=False)

@@ -9,16 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.load import Run, Runs, Study, load, study
+from analysis.load import Study, load, study
 from analysis.report import write_report
-from elip.record import Record, RecordError
+from elip.record import Evaluation, Record, RecordError
+from experiments.results import gather, write_table
 from tests.analysis.synthetic import BASE, fit_header, record, write_run
 
 STUDIES = Path(__file__).parents[2] / "docs" / "results"
 
 
 def of(*records: Record) -> Study:
-    return study(Runs(tuple(Run(f"run{i}", one, {}) for i, one in enumerate(records))))
+    rows = [(f"run{i}", one, {}, "") for i, one in enumerate(records)]
+    return study(pd.DataFrame(rows, columns=["run", "record", "outcomes", "why"]))
 
 
 def fates(found: Study) -> list[str]:
@@ -75,13 +77,12 @@ def test_off_the_shelf_and_trained_runs_are_apart_and_share_no_reduction() -> No
         record("ToMe", lineage=(fit_header("ToMe", 0.7),)),
         record("ELIP", 0.5, lineage=(elip,)),
     )
-    assert {each.mode: methods(found, each.name) for each in found.settings.values()} == {
-        "off the shelf": ["ELIP", "No reduction"],
-        "trained with each method": ["ELIP", "No reduction", "ToMe"],
-        "trained with ELIP 0.7": ["ELIP", "No reduction"],
+    assert {name: methods(found, name) for name in found.settings} == {
+        "VQA, 500 steps, off the shelf": ["ELIP", "No reduction"],
+        "VQA, trained with each method, 500 steps": ["ELIP", "No reduction", "ToMe"],
+        "VQA, 500 steps, trained with ELIP 0.7": ["ELIP", "No reduction"],
     }
     assert fates(found) == ["used"] * 5
-    assert "VQA, 500 steps, off the shelf" in found.settings
 
 
 def test_what_the_weights_began_from_counts() -> None:
@@ -91,14 +92,12 @@ def test_what_the_weights_began_from_counts() -> None:
         record("ELIP", lineage=(fit_header("ELIP", 0.7), BASE)),
         record("ToMe", lineage=(fit_header("ToMe", 0.7), start)),
     )
-    modes = {each.mode: methods(found, each.name) for each in found.settings.values()}
-    assert modes == {
-        "fine-tuned with each method": ["ELIP", "No reduction"],
-        "pre-trained with ELIP 0.7, fine-tuned with each method": ["No reduction", "ToMe"],
-    }
-
-
-def test_weights_of_unknown_training_are_called_so() -> None:
+    assert {name: methods(found, name) for name in found.settings} == {
+        "VQA, fine-tuned with each method, 500 steps": ["ELIP", "No reduction"],
+        "VQA, 500 steps, pre-trained with ELIP 0.7, fine-tuned with each method": [
+            "No reduction", "ToMe",
+        ],
+    }  # fmt: skip
     lost = {"lineage": (), "weights": "meter.ckpt"}
     found = of(record("Identity", **lost), record("ELIP", **lost))
     assert list(found.settings) == ["VQA, meter.ckpt, weights of unknown training"]
@@ -163,6 +162,16 @@ def test_settings_of_one_name_say_in_what_they_differ() -> None:
     ]
 
 
+def test_tasks_on_different_data_are_never_averaged() -> None:
+    photos = Evaluation(split="test", dataset="photos", examples=9, metrics={"r1": 0.5})
+    elsewhere = [
+        record(name, task="Retrieval", evaluations=(photos,)) for name in ("Identity", "ELIP")
+    ]
+    found = of(record("Identity"), record("ELIP"), *elsewhere)
+    assert [len(settings) for settings in found.groups.values()] == [1, 1]
+    assert "VQA, 1,000 steps, off the shelf, on shapes" in found.settings
+
+
 def test_methods_are_named_by_the_options_in_which_they_differ() -> None:
     found = of(
         record("Identity"),
@@ -181,31 +190,21 @@ def test_the_stored_studies_are_used_in_whole(name: str, runs: int, settings: in
     assert len(found.runs) == runs
     assert set(fates(found)) <= {"used", "tested by another run"}
     assert len(found.settings) == settings
-    assert found.scores["outcomes"].notna().all()
     scores = found.scores
-    means = [each.values.mean() for each in scores["outcomes"]]
+    means = [each.mean() for each in scores["outcomes"]]
     assert scores["score"].tolist() == pytest.approx(means, abs=1e-6)
 
 
 def test_a_table_stands_in_for_its_runs(tmp_path: Path) -> None:
-    """The columns that a reader needs; `experiments.results` writes them all."""
-    write_run(tmp_path / "runs", record("ELIP"))
-    write_run(tmp_path / "runs", record("Identity"))
-    found = load([tmp_path / "runs"])
-    columns = {"folder": [run.folder for run in found.runs]}
-    columns["record"] = [Path(run.folder, "run.json").read_text() for run in found.runs]
-    for name, part in (("split", None), ("image", "images"), ("example", "examples"),
-                       ("score", "values")):  # fmt: skip
-        columns[f"scores_{name}"] = [
-            [s] * len(each.values) if part is None else getattr(each, part).tolist()
-            for run in found.runs
-            for s, each in run.scores.items()
-        ]
-    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
-    table = load([tmp_path / "table.parquet"])
-    assert [run.record for run in table.runs] == [run.record for run in found.runs]
-    one, two = (study(each).scores["outcomes"].iloc[0] for each in (table, found))
-    assert (one.values == two.values).all()
+    for name in ("ELIP", "Identity"):
+        write_run(tmp_path / "runs", record(name))
+    table, bad = gather(tmp_path / "runs")
+    assert not bad
+    write_table(table, tmp_path / "table.parquet")
+    stored, found = load([tmp_path / "table.parquet"]), load([tmp_path / "runs"])
+    assert list(stored["record"]) == list(found["record"])
+    for one, two in zip(stored["outcomes"], found["outcomes"], strict=True):
+        pd.testing.assert_series_equal(one["test"], two["test"])
 
 
 def test_what_is_no_table_is_one_message(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.load import COSTS, Scores
+from analysis.load import COSTS
 from analysis.statistics import (
     OVER_ALL,
-    Comparison,
     Pairing,
     Unit,
     by_image,
@@ -27,37 +26,27 @@ STUDIES = 1000
 
 
 def test_t_interval_is_the_closed_form() -> None:
-    found = t_interval([1.0, 2.0, 3.0, 4.0])
     half = 3.182446305284263 * (5 / 3) ** 0.5 / 2
-    assert (found.value, found.count) == (2.5, 4)
-    assert found.low == pytest.approx(2.5 - half)
-    assert found.high == pytest.approx(2.5 + half)
+    assert t_interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
 
 
 @pytest.mark.parametrize("values", [[0.7], [0.7, 0.7, 0.7], [0.1 + 0.2, 0.3]])
 def test_without_spread_there_is_no_interval(values: list[float]) -> None:
-    found = t_interval(values)
-    assert found.value == pytest.approx(np.mean(values))
-    assert found.low is None
-    assert found.high is None
+    value, *ends = t_interval(values)
+    assert value == pytest.approx(np.mean(values))
+    assert np.isnan(ends).all()
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_coverage_of_the_t_interval(seeds: int) -> None:
     data = np.random.default_rng(seeds).normal(0.7, 0.02, size=(STUDIES, seeds))
-    hits = [
-        found.low <= 0.7 <= found.high
-        for found in map(t_interval, data)
-        if found.low is not None and found.high is not None
-    ]
-    assert len(hits) == STUDIES
+    hits = [low <= 0.7 <= high for _, low, high in map(t_interval, data)]
     assert 0.93 <= np.mean(hits) <= 0.97
 
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert list(holm([0.9, 0.8])) == [1.0, 1.0]
 
 
 def _pairing(a: list[float], b: list[float], name: str = "A") -> Pairing:
@@ -69,16 +58,14 @@ def test_the_interval_leaves_out_zero_exactly_where_the_corrected_p_value_is_sma
     draw = np.random.default_rng(0)
     for _ in range(50):
         gaps = draw.normal(draw.uniform(0, 1.5, size=8)[:, None], 0.5, size=(8, 5))
-        for found in compare([_pairing(list(gap), [0.0] * 5) for gap in gaps]):
-            assert found.p_value is not None
-            assert found.low is not None
-            assert found.high is not None
-            assert (found.low > 0 or found.high < 0) == (found.p_value < 0.05)
-            assert (found.verdict != "not shown") == (found.p_value < 0.05)
+        found = compare([_pairing(list(gap), [0.0] * 5) for gap in gaps])
+        small = found["p_value"] < 0.05
+        assert ((found["low"] > 0) | (found["high"] < 0)).equals(small)
+        assert (found["verdict"] != "not shown").equals(small)
 
 
-def _claims(found: Comparison) -> bool:
-    return found.verdict in ("better", "worse")
+def _claims(found: pd.DataFrame) -> bool:
+    return bool(found["verdict"].isin(["better", "worse"]).any())
 
 
 def test_verdicts() -> None:
@@ -87,10 +74,9 @@ def test_verdicts() -> None:
     alike = _pairing([0.80, 0.70, 0.75], [0.78, 0.74, 0.73])
     same = _pairing([0.80, 0.70], [0.70, 0.60])
     alone = _pairing([0.8], [0.1])
-    assert [each.verdict for each in compare([clear, worse, alike, same, alone])] == [
-        "better", "worse", "not shown", "not shown", "too few pairs",
-    ]  # fmt: skip
-    assert compare([]) == []
+    found = compare([clear, worse, alike, same, alone])["verdict"]
+    assert list(found) == ["better", "worse", "not shown", "not shown", "too few pairs"]
+    assert compare([]).empty
 
 
 @pytest.mark.slow
@@ -101,7 +87,7 @@ def test_false_claims_are_rare() -> None:
     for _ in range(STUDIES):
         base = list(draw.normal(0.7, 0.02, size=5))
         table = [_pairing(list(draw.normal(0.7, 0.02, size=5)), base) for _ in range(12)]
-        wrong += any(_claims(found) for found in compare(table))
+        wrong += _claims(compare(table))
     assert wrong / STUDIES <= 0.05
 
 
@@ -149,7 +135,7 @@ def _by_example(a: np.ndarray, b: np.ndarray, images: np.ndarray) -> Pairing:
 
 def test_on_many_examples_the_p_value_is_mcnemars() -> None:
     a, b = (np.random.default_rng(s).random(4000) < 0.6 for s in (6, 7))
-    found = compare([_by_example(a.astype(float), b.astype(float), np.arange(4000))])[0]
+    found = compare([_by_example(a.astype(float), b.astype(float), np.arange(4000))]).iloc[0]
     only_a, only_b = (a & ~b).sum(), (b & ~a).sum()
     chi2 = (only_a - only_b) ** 2 / (only_a + only_b)
     assert found.difference == pytest.approx((only_a - only_b) / 4000)
@@ -163,9 +149,7 @@ def test_coverage_of_the_interval_by_example() -> None:
     for number in range(STUDIES):
         draw = np.random.default_rng(number)
         two = _outcomes(draw, 2, 100)
-        found = compare([_by_example(two[0], two[1], images)])[0]
-        assert found.low is not None
-        assert found.high is not None
+        found = compare([_by_example(two[0], two[1], images)]).iloc[0]
         hits.append(found.low <= 0 <= found.high)
     assert 0.93 <= np.mean(hits) <= 0.97
 
@@ -178,7 +162,7 @@ def test_false_claims_by_example_are_rare() -> None:
     for number in range(STUDIES):
         runs = _outcomes(np.random.default_rng(number), 13, 100)
         table = compare([_by_example(run, runs[0], images) for run in runs[1:]])
-        wrong += any(_claims(found) for found in table)
+        wrong += _claims(table)
     assert wrong / STUDIES <= 0.05
 
 
@@ -190,14 +174,15 @@ def test_false_claims_are_rare_where_few_examples_differ(share: float) -> None:
         differs = draw.random(1000) < share
         gap = differs * draw.choice([-1.0, 1.0], size=1000)
         pairing = Pairing("A", "B", "here", (0.9,), gap, int(differs.sum()))
-        wrong += _claims(compare([pairing])[0])
+        wrong += _claims(compare([pairing]))
     assert wrong / STUDIES <= 0.05
 
 
 def _rows(tasks: int = 2, seeds: int = 3, examples: int = 400) -> pd.DataFrame:
     """Scores of three methods: B is as good as A and C is 0.2 worse; F acts in the fusion."""
     rows = []
-    images = np.arange(examples) // 2
+    number = np.arange(examples)
+    index = pd.MultiIndex.from_arrays([number // 2, number], names=["image", "example"])
     for task in range(tasks):
         draw = np.random.default_rng(task)
         for seed in range(seeds):
@@ -216,7 +201,7 @@ def _rows(tasks: int = 2, seeds: int = 3, examples: int = 400) -> pd.DataFrame:
                         {"setting": f"task {task}", "group": "g", "label": label, "keep": keep,
                          "seed": seed, "score": values.mean(), "metric": "accuracy",
                          "share": values.mean() / whole.mean(), "family": "other", "acts": acts,
-                         "outcomes": Scores(np.arange(examples), images, values),
+                         "outcomes": pd.Series(values, index),
                          **dict.fromkeys(COSTS, keep)}
                     )  # fmt: skip
     return pd.DataFrame(rows)
@@ -226,28 +211,28 @@ def _rows(tasks: int = 2, seeds: int = 3, examples: int = 400) -> pd.DataFrame:
 def test_methods_are_compared_at_equal_keep_ratio_and_over_tasks(unit: Unit) -> None:
     rows = _rows(seeds=5)
     found = comparisons(rows, ("No reduction", "A"), unit=unit)
-    by = {(each.a, each.b, each.setting): each for each in found}
-    assert by["C", "A", OVER_ALL].verdict == "worse"
-    assert by["B", "A", OVER_ALL].verdict == "not shown"
-    assert by["C", "A", OVER_ALL].keeps == (0.5, 0.7)
-    assert by["F", "No reduction", "task 0"].verdict == "worse"
-    assert ("F", "A", "task 0") not in by
+    by = found.set_index(["a", "b", "setting"]).sort_index()
+    assert by.at[("C", "A", OVER_ALL), "verdict"] == "worse"
+    assert by.at[("B", "A", OVER_ALL), "verdict"] == "not shown"
+    assert by.at[("C", "A", OVER_ALL), "keeps"] == (0.5, 0.7)
+    assert by.at[("F", "No reduction", "task 0"), "verdict"] == "worse"
+    assert ("F", "A", "task 0") not in by.index
     scores = rows.set_index(["setting", "label"])["score"].groupby(level=[0, 1]).mean()
     gap = np.mean([scores[f"task {t}", "C"] - scores[f"task {t}", "A"] for t in (0, 1)])
-    assert by["C", "A", OVER_ALL].difference == pytest.approx(gap)
+    assert by.at[("C", "A", OVER_ALL), "difference"] == pytest.approx(gap)
     at_each = comparisons(rows, ("A",), by_ratio=True, unit=unit)
-    assert {each.keeps for each in at_each} == {(0.5,), (0.7,)}
+    assert set(at_each["keeps"]) == {(0.5,), (0.7,)}
 
 
 def test_runs_on_different_examples_are_compared_on_those_of_both() -> None:
     rows = _rows(tasks=1, seeds=1)
     half = [
-        Scores(s.examples[:100], s.images[:100], s.values[:100]) if label == "C" else s
+        s[:100] if label == "C" else s
         for s, label in zip(rows["outcomes"], rows["label"], strict=True)
     ]
     rows["outcomes"] = pd.Series(half, dtype=object)
-    found = {each.a: each for each in comparisons(rows, ("No reduction",), unit="examples")}
-    assert (found["C"].pairs, found["A"].pairs) == (50, 200)
+    pairs = comparisons(rows, ("No reduction",), unit="examples").set_index("a")["pairs"]
+    assert (pairs["C"], pairs["A"]) == (50, 200)
 
 
 def test_means_over_tasks_take_only_what_every_task_has() -> None:

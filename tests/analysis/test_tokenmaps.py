@@ -52,10 +52,7 @@ def test_maps_are_read_and_drawn_side_by_side(tmp_path: Path) -> None:
     write_maps(tmp_path, "ToMe", ORIGIN)
     write_maps(tmp_path, "TopK", [0, -1, -1, 1])
     maps = load_tokens([tmp_path])
-    assert [(each.title, each.stages[0].tokens) for each in maps] == [
-        ("ToMe 0.5", 2),
-        ("TopK 0.5", 2),
-    ]
+    assert [each.title for each in maps] == ["ToMe 0.5", "TopK 0.5"]
     assert _said(gallery(maps)) == [
         "\u201ca cat\u201d", "the image", "ToMe 0.5", "2 tokens, 1 dropped", "TopK 0.5",
         "2 tokens, 2 dropped",
@@ -67,8 +64,8 @@ def test_maps_are_read_and_drawn_side_by_side(tmp_path: Path) -> None:
 
 
 def _said(figure: Figure) -> list[str]:
-    texts = [text.get_text() for text in figure.texts]
-    return [text for text in texts[:-1] if text]  # the last one is the legend
+    texts = [*figure.texts[:-1], *(text for axes in figure.axes for text in axes.texts)]
+    return [text.get_text() for text in texts if text.get_text()]  # without the legend
 
 
 def test_two_of_one_class_are_told_apart_by_their_options(tmp_path: Path) -> None:
@@ -85,8 +82,6 @@ def test_only_the_images_that_are_asked_for(tmp_path: Path, capsys) -> None:
     write_maps(tmp_path, "ToMe", ORIGIN)
     assert main([str(tmp_path), "--out", str(tmp_path / "g.png"), "--image", "test-7-0"]) == 2
     said = capsys.readouterr().err
-    assert main([str(tmp_path / "none"), "--out", str(tmp_path / "g.png")]) == 2
-    assert "is not a folder" in capsys.readouterr().err
     assert "No token maps of test-7-0" in said
     assert "test-0-0" in said
     assert main([str(tmp_path), "--out", str(tmp_path / "plain"), "--image", "test-0-0"]) == 0
@@ -115,7 +110,7 @@ def _edited(**changes: object) -> Callable[[Path], None]:
 
 def _cut(place: Path) -> None:
     picture = place / "test-0-0.png"
-    picture.write_bytes(picture.read_bytes()[:-20])
+    picture.write_bytes(picture.read_bytes()[:50])
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
