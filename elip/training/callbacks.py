@@ -28,7 +28,7 @@ from elip.training.module import LossError
 from elip.training.recorder import Recorder
 
 if TYPE_CHECKING:
-    from elip.training.cli import ParsedRun
+    from elip.training.parse import ParsedRun
 
 log = logging.getLogger(__name__)
 

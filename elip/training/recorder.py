@@ -44,7 +44,7 @@ from elip.training.module import MeterModule
 from elip.training.watch import ReducerWatch
 
 if TYPE_CHECKING:
-    from elip.training.cli import ParsedRun
+    from elip.training.parse import ParsedRun
 
 log = logging.getLogger(__name__)
 

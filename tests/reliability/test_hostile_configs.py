@@ -58,12 +58,10 @@ FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("empty", b"", ()),
     ("bad_indent", b"model:\n  task: VQA\n data: 3\n", ("bad_indent.yaml",)),
     ("twice", b"data:\n  batch_size: 3\ndata:\n  batch_size: 5\n", ("twice.yaml", "duplicate key")),
-    ("no_text", bytes(range(256)), ("no_text.yaml",)),
     ("unknown_key", b"modl:\n  task: VQA\n", ("modl", "model")),
     ("code", b"seed_everything: !!python/object/apply:os.system ['touch MARK']\n", ("code.yaml",)),
     ("other_command", b"fit:\n  model:\n    task: VQA\n", ("fit",)),
     ("class_twice", b"model:\n  reducer: {class_path: {class_path: ELIP}}\n", ("reducer",)),
-    ("deep", b"a: " + b"[" * 3000 + b"]" * 3000, ("deep.yaml",)),
 ]  # fmt: skip
 
 
