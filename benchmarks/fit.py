@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.optim import AdamW
 
-from elip.cost.show import tell
+from elip.cost.timing import report
 from elip.data.datamodule import Loader
 from elip.model import image_encoder
 from elip.training import cli
@@ -91,7 +91,7 @@ def main() -> None:
                   f"--trainer.max_steps={last}", "--trainer.limit_val_batches=0",
                   "--trainer.enable_progress_bar=false"])  # fmt: skip
     sys.argv, rows = command, _rows(marks)
-    tell(rows, given.out, f"A step of fit, {given.config}, {given.steps} steps")
+    report(rows, given.out)
 
 
 def _rows(marks: list[tuple[float, dict[str, float]]]) -> list[dict[str, Any]]:

@@ -39,10 +39,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from elip.cost.batches import random_batch
-from elip.cost.count import GIGA, count_run
-from elip.cost.show import machine
-from elip.cost.timing import inference, peak_memory
+from elip.cost.count import GIGA, count_run, random_batch
+from elip.cost.timing import inference, machine, peak_memory
 from elip.data.batch import Batch
 from elip.data.transforms import TRANSFORMS
 from elip.model.config import MeterConfig

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from elip.cost import time_interleaved
-from elip.cost.show import tell
+from elip.cost.timing import report, time_interleaved
 from elip.data.transforms import TRANSFORMS
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
@@ -92,8 +91,7 @@ def main() -> None:
                     "mean difference": float(np.mean([each.mean() for each in off])),
                 }
             )
-    size_kb = sum(map(len, files)) / len(files) / 1e3
-    tell(rows, options.out, f"JPEG to pixels on one thread (the last files: {size_kb:.0f} kB)")
+    report(rows, options.out)
 
 
 if __name__ == "__main__":

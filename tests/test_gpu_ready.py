@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from elip.cost.batches import random_batch
+from elip.cost.count import random_batch
 from elip.data.batch import Batch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter

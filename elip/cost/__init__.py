@@ -1,24 +1,5 @@
-"""What a model costs: multiply-adds, time, memory.
+"""What a model costs: multiply-adds (`count`), time and memory (`timing`).
 
-One multiply-add = 1 everywhere, as in fvcore and in the literature on token reduction. Read `count`
-first (multiply-adds by part), then `timing`, `cached` (what a run records) and `budget` (equal
-GFLOPs for every method). ``python -m elip.cost`` uses `measure` and `show`.
+One multiply-add = 1, as in fvcore and in the literature on token reduction. `cached` is what a run
+records, `budget` finds equal GFLOPs for every method, and ``python -m elip.cost`` compares methods.
 """
-
-from elip.cost.cached import COSTS_NAME, RunCost, cached_cost
-from elip.cost.count import CostError, check_count, count_forward, count_training_step
-from elip.cost.timing import Timing, inference, peak_memory, time_interleaved
-
-__all__ = [
-    "COSTS_NAME",
-    "CostError",
-    "RunCost",
-    "Timing",
-    "cached_cost",
-    "check_count",
-    "count_forward",
-    "count_training_step",
-    "inference",
-    "peak_memory",
-    "time_interleaved",
-]

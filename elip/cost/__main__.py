@@ -11,25 +11,47 @@ python -m elip.cost --reducers all --rounds 0 --check
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 import torch
 import yaml
-from rich.console import Console
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim import AdamW
 
-from elip.cost.measure import PHASES, Row, Setting, measure
-from elip.cost.show import cost_table, draw, time_table
+from elip.cost.count import (
+    PARTS,
+    check_count,
+    count_forward,
+    count_operators,
+    count_training_step,
+    random_batch,
+)
+from elip.cost.timing import Run, inference, peak_memory, time_interleaved
+from elip.data.batch import Batch
 from elip.model.config import MeterConfig
+from elip.model.meter import Meter
+from elip.record import Gflops
 from elip.schedule import Schedule
-from reducers import Reducer, shelf
+from elip.tasks.pretrain import Pretraining
+from reducers import Identity, shelf
+from reducers.__main__ import find
+from reducers.contract import Reducer
+
+NO_REDUCTION = "No reduction"
+PHASES = {"encoder": "image encoder", "inference": "inference", "training": "training step"}
+_VOCAB = 1000  # for text encoders whose vocabulary comes from the data
+
+Methods = dict[str, Callable[[], Reducer]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,39 +61,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         device = torch.empty(0, device=options.device).device  # fails if there is no such device
         config, schedule, methods = read_experiment(options.config, options.reducers)
-        # Image size and mode vary slowest, because each needs a new model.
-        settings = [
-            Setting(size, batch, precision, mode == "compiled", phase)
-            for size, mode, phase, precision, batch in product(
-                options.image_sizes or [config.resolve().image_size],
-                options.modes, options.phases, options.precisions, options.batch_sizes,
-            )
-        ]  # fmt: skip
         schedules = [
             schedule if ratio is None else replace(schedule, keep_ratio=ratio, counts=None)
             for ratio in options.keep_ratios
         ]
-        options.output.mkdir(parents=True, exist_ok=True)
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        rows: list[Row] = []
-        for group in measure(
-            config, methods, schedules, settings, device, options.rounds,
-            not options.skip_training_gflops, options.check,
-        ):  # fmt: skip
-            if all(row["image_size"] != group[0]["image_size"] for row in rows):
-                console.print(cost_table(group))
-            if options.rounds:
-                console.print(time_table(group, device.type))
-            rows += group
-        written = [options.output / "cost.csv"]
-        pd.DataFrame(rows).to_csv(written[0], index=False)
-        if options.rounds:
-            written.append(options.output / "cost.pdf")
-            draw(rows, written[1])
-        console.print("Written:", ", ".join(map(str, written)))
+        candidates = build(config, methods, schedules, device, options.check)
     # torch raises AssertionError for CUDA in a build without it.
     except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
         parser.exit(2, f"error: {error}\n")
+    tables: list[pd.DataFrame] = []
+    for phase, precision, size in product(options.phases, options.precisions, options.batch_sizes):
+        table = measure(candidates, phase, precision, size, device, options.rounds)
+        if not tables:
+            counts = [*table.filter(like="gflops_").columns, "operators"]
+            show(table, counts, "G multiply-adds an example (one multiply-add = 1)")
+        if options.rounds:
+            times = list(table.loc[:, "flops_speedup":].dropna(axis=1).columns)
+            show(table, times, f"{_title(table)}, {device.type}")
+        tables.append(table)
+    options.output.mkdir(parents=True, exist_ok=True)
+    written, rows = [options.output / "cost.csv"], pd.concat(tables)
+    rows.to_csv(written[0], index=False)
+    if options.rounds:
+        written.append(options.output / "cost.pdf")
+        draw(rows, written[1])
+    print("\nWritten:", ", ".join(map(str, written)))  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,40 +99,24 @@ def _parser() -> argparse.ArgumentParser:
             "model.reducer are read")  # fmt: skip
     several("--reducers", help="names or import paths, with options after colons "
             "(ELIP:probe_depth=1); all: every built-in reducer")  # fmt: skip
-    several("--keep_ratios", type=_ratio, default=[0.9, 0.7, 0.5],
-            help="own: keep the experiment's schedule")  # fmt: skip
-    several("--batch_sizes", type=_positive, default=[1, 8])
-    several("--image_sizes", type=_positive, help="side length in pixels; default: the model's")
+    several("--keep_ratios", type=lambda text: None if text == "own" else float(text),
+            default=[0.9, 0.7, 0.5], help="own: keep the experiment's schedule")  # fmt: skip
+    several("--batch_sizes", type=int, default=[1, 8])
     several("--precisions", choices=("fp32", "bf16"), default=["fp32"])
-    several("--modes", choices=("eager", "compiled"), default=["eager"])
     several("--phases", choices=PHASES, default=["inference"])
     add("--rounds", type=int, default=10, help="timed runs of each; 0 only counts")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--skip_training_gflops", action="store_true", help="do not count the training step")
     add("--check", action="store_true", help="also count with torch; fail if the counts differ")
     add("--output", type=Path, default=Path("runs/cost"), help="folder for the CSV and the figure")
     return parser
 
 
-def _ratio(text: str) -> float | None:
-    return None if text == "own" else float(text)
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
-
-
 def read_experiment(
     files: Sequence[Path], names: Sequence[str] | None
-) -> tuple[MeterConfig, Schedule, dict[str, Callable[[], Reducer]]]:
-    """Read the model from experiment files and choose the methods to measure.
+) -> tuple[MeterConfig, Schedule, Methods]:
+    """Read the model from experiment files, and choose the methods.
 
-    Args:
-        files: Later files win. Only ``model.meter``, ``model.schedule`` and ``model.reducer`` are
-            read.
-        names: The methods. None means the experiment's own reducer, or all built-in ones.
+    ``names`` None means the experiment's own reducer, or all built-in ones.
 
     Raises:
         ValueError: A file, a method or an option is wrong.
@@ -137,14 +135,14 @@ def read_experiment(
         raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
     if names is None:
         names = [own["class_path"]] if own else ["all"]
-    methods: dict[str, Callable[[], Reducer]] = {}
-    for text in shelf() if list(names) == ["all"] else names:
+    methods: Methods = {}
+    for text in (each for name in names for each in (shelf() if name == "all" else [name])):
         name, *extra = text.split(":")
         options = dict(own.get("init_args") or {}) if name == own.get("class_path") else {}
         for option in extra:
             key, _, value = option.partition("=")
             options[key] = yaml.safe_load(value)
-        method = partial(_find(name), **options)
+        method = partial(find(name), **options)
         try:
             method()
         except TypeError as error:
@@ -153,15 +151,175 @@ def read_experiment(
     return config, made, methods
 
 
-def _find(name: str) -> type[Reducer]:
-    known = shelf()
-    if name in known:
-        return known[name]
-    module, _, member = name.rpartition(".")
-    found = getattr(importlib.import_module(module), member, None) if module else None
-    if isinstance(found, type) and issubclass(found, Reducer):
-        return found
-    raise ValueError(f"No reducer {name!r}. Choose an import path or one of: {', '.join(known)}.")
+@dataclass(frozen=True)
+class Candidate:
+    """A method in its own copy of the model. All copies share their weights."""
+
+    name: str
+    meter: Meter
+    task: Pretraining
+    gflops: Gflops
+    operators: int
+
+
+def build(
+    config: MeterConfig,
+    methods: Methods,
+    schedules: Sequence[Schedule],
+    device: torch.device,
+    check: bool = False,
+) -> list[Candidate]:
+    """Build and count a model per method and schedule, no reduction first."""
+    sizes = config.resolve()
+    vocab = _VOCAB if sizes.text_encoder in ("roberta", "bert") else None
+
+    def on(where: torch.device | str) -> tuple[Meter, Pretraining]:
+        with torch.device(where):
+            meter, task = Meter(sizes, vocab_size=vocab), Pretraining()
+            task.build(meter, 0)
+        return meter, task
+
+    (base, task), (shapes, dry) = on(device), on("meta")
+    tensors = (*base.parameters(), *base.buffers())
+    one, two = (random_batch(base, count) for count in (1, 2))
+
+    def candidate(name: str, make: Callable[[], Reducer], schedule: Schedule) -> Candidate:
+        # The memo makes the copy share all tensors with the base.
+        meter = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
+        meter.set_reduction(make(), schedule)
+        cost = (check_count if check else count_forward)(meter, task, one.to(device))
+        # The rest needs only shapes. Pre-training needs two examples: one gets a negative image.
+        shapes.set_reduction(make(), schedule)
+        step = count_training_step(shapes, dry, two.to("meta"))
+        cost = cost.model_copy(update={"training_step": step})
+        return Candidate(name, meter, task, cost, count_operators(shapes, dry, one.to("meta")))
+
+    found = [candidate(NO_REDUCTION, Identity, Schedule())]
+    for (name, make), schedule in product(methods.items(), schedules):
+        if make().placement != "never":  # no reduction is in the list already
+            found.append(candidate(name, make, schedule))
+    return found
+
+
+def measure(
+    candidates: list[Candidate], phase: str, precision: str, size: int, device: torch.device,
+    rounds: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Return one row per candidate, no reduction first; without rounds it has no times.
+
+    ``gflops`` (G multiply-adds per example) covers the timed phase and ``gflops_*`` the parts.
+    """
+    rows = []
+    for each in candidates:
+        ratio, cost = each.meter.plan.keep_ratio, each.gflops
+        fusion = each.meter.reducer.placement == "fusion"
+        counted = {part: getattr(cost, part) for part in (*PARTS, "total", "training_step")}
+        of_phase = {
+            "encoder": counted["vision"] + counted["probe"] + counted["reducer"],
+            "inference": counted["total"],
+            "training": counted["training_step"],
+        }
+        rows.append({
+            "reducer": each.name, "keep_ratio": 1.0 if fusion else ratio,
+            "fusion_keep_ratio": ratio if fusion else None,
+            "phase": phase, "precision": precision, "batch_size": size, "gflops": of_phase[phase],
+            **{f"gflops_{part}": value for part, value in counted.items()},
+            "operators": each.operators,
+        })  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame["flops_speedup"] = frame["gflops"][0] / frame["gflops"]
+    if not rounds:
+        return frame
+    batch = random_batch(candidates[0].meter, size).to(device)
+    # All candidates share these weights. The tiny rate leaves them nearly unchanged.
+    optimizer = AdamW(candidates[0].meter.parameters(), lr=1e-9, fused=True)
+    runs = {str(i): _run(each, batch, phase, precision, optimizer)
+            for i, each in enumerate(candidates)}  # fmt: skip
+    modules = [part for each in candidates for part in (each.meter, each.task)]
+    half = "bf16-mixed" if precision == "bf16" else None
+    with nullcontext() if phase == "training" else inference(*modules, precision=half):
+        times = list(time_interleaved(runs, rounds, 2, size, device).values())
+        memory = [peak_memory(run, device) for run in runs.values()]
+    frame["latency_ms"] = [1e3 * each.median for each in times]
+    frame["latency_p95_ms"] = [1e3 * each.p95 for each in times]
+    frame["latency_spread"] = [each.spread for each in times]
+    frame["examples_per_second"] = [each.examples_per_second for each in times]
+    frame["peak_memory_mb"] = [None if each is None else each / 1e6 for each in memory]
+    frame["latency_speedup"] = frame["latency_ms"][0] / frame["latency_ms"]
+    frame["efficiency"] = frame["latency_speedup"] / frame["flops_speedup"]
+    return frame
+
+
+def _run(each: Candidate, batch: Batch, phase: str, precision: str, optimizer: AdamW) -> Run:
+    meter, task = each.meter, each.task
+    if phase == "inference":
+        return lambda: task.infer(meter, batch)
+    if phase == "encoder":
+        with torch.no_grad():
+            text = meter.eval().encode_text(batch.text)
+        return lambda: meter.encode_image(batch.images[:, 0], text, batch.example)
+    both, device = nn.ModuleList([meter, task]), batch.images.device.type
+
+    def step() -> None:
+        both.train()
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = task.loss(meter, batch).total
+        loss.backward()
+        optimizer.step()
+        both.zero_grad()
+
+    return step
+
+
+def show(frame: pd.DataFrame, columns: Sequence[str], title: str) -> None:
+    """Print some columns of a table."""
+    first = [name for name in ("reducer", "keep_ratio", "fusion_keep_ratio")
+             if frame[name].notna().any()]  # fmt: skip
+    shown = frame[[*first, *columns]].map(_short)
+    shown["reducer"] = shown["reducer"].str.ljust(shown["reducer"].str.len().max())
+    shown.columns = shown.columns.str.replace("gflops_", "").str.replace("latency_ms", "median_ms")
+    print(f"\n{title}\n{shown.to_string(index=False)}")  # noqa: T201
+
+
+def _short(value: str | float | None) -> str:
+    if isinstance(value, str):
+        return value
+    return "-" if pd.isna(value) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _title(table: pd.DataFrame) -> str:
+    row = table.iloc[0]
+    return f"{PHASES[row['phase']]}, batch {row['batch_size']}, {row['precision']}"
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Plot latency speed-up over FLOPs speed-up, one panel per setting."""
+    # Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    settings = list(rows.groupby(["phase", "precision", "batch_size"], sort=False))
+    speedups = rows[["flops_speedup", "latency_speedup"]].to_numpy()
+    limits = (0.95 * speedups.min(), 1.05 * speedups.max())
+    # A panel fits a column of a two-column paper. Font type 42 keeps text searchable.
+    style: dict[Any, Any] = {"font.size": 8, "pdf.fonttype": 42, "axes.spines.top": False,
+             "axes.spines.right": False, "axes.linewidth": 0.6}  # fmt: skip
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(3.3 * len(settings), 3.0), layout="constrained")
+        axes = figure.subplots(1, len(settings), squeeze=False)[0]
+        for axis, (_, here) in zip(axes, settings, strict=True):
+            methods = here.iloc[1:].groupby("reducer", sort=False)
+            for place, (name, points) in enumerate(methods):
+                points = points.sort_values("flops_speedup")
+                axis.plot(
+                    points["flops_speedup"], points["latency_speedup"], label=name, linewidth=1,
+                    marker="os^Dv<>P"[place % 8], markersize=4, color=colours[place % 7],
+                )  # fmt: skip
+            # On the dashed line, all of the saved arithmetic is saved time.
+            axis.axline((1, 1), slope=1, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            axis.set(xlim=limits, ylim=limits, aspect="equal", title=_title(here),
+                     xlabel="FLOPs speed-up (×)", ylabel="Latency speed-up (×)")  # fmt: skip
+        if len(rows) > len(settings):
+            axes[-1].legend(frameon=False, fontsize=7, ncols=1 + len(methods) // 12)
+        figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from elip.cost.batches import random_batch
-from elip.cost.count import GIGA, count_run
+from elip.cost.count import GIGA, count_run, random_batch
 from elip.model.meter import Meter
 from elip.schedule import Schedule
 from elip.tasks.base import Task

@@ -19,9 +19,9 @@ from torch import nn
 
 import elip
 import reducers
-from elip.cost.batches import random_batch
-from elip.cost.count import count_forward, count_training_step
-from elip.cost.timing import Timing, choose_batch, inference, time_interleaved
+from elip.cost.count import count_forward, count_training_step, random_batch
+from elip.cost.timing import Timing, inference, time_interleaved, time_once
+from elip.data.batch import Batch
 from elip.identity import digest
 from elip.model.meter import Meter
 from elip.record import Gflops
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 COSTS_NAME = "costs.jsonl"
 _ROUNDS, _ROUNDS_TOGETHER = 7, 3
+_ENOUGH_SECONDS, _MOST_EXAMPLES = 0.05, 256
 _UNKNOWN = Gflops()
 
 
@@ -41,7 +42,7 @@ class RunCost:
     Attributes:
         gflops: G multiply-adds an example, texts at full length.
         gflops_unreduced: The same model without reduction.
-        batch_size: Examples in a timed batch (`elip.cost.timing.choose_batch`).
+        batch_size: Examples in a timed batch (`choose_batch`).
         latency_ms: Median inference time of a batch.
         latency_p95_ms: 95th percentile of it.
         latency_unreduced_ms: Median without reduction, timed in the same rounds.
@@ -70,9 +71,8 @@ def cached_cost(
 ) -> RunCost:
     """Return the cost of a model; measure only what the store does not contain.
 
-    Costs depend on sizes, reducer, token counts and task, not on weights or data: pixels and words
-    are random, and every text has its full length. If a measurement fails, its values are None and
-    the notes say why, so a finished run is never lost.
+    Costs depend on sizes, reducer, token counts and task, not on weights or data. If a measurement
+    fails, its values are None and the notes say why, so a finished run is never lost.
 
     Args:
         meter: The model on its device. Modes and random states do not change.
@@ -85,28 +85,27 @@ def cached_cost(
     """
     store_ = _Store(store)
     shared = _shared_facts(meter, task, facts)
-    device = meter.device
 
-    def gflops(key: Mapping[str, Any]) -> dict[str, Any]:
+    def gflops(key: Mapping[str, Any]) -> Gflops:
         def forward() -> dict[str, Any]:
-            return count_forward(meter, task, random_batch(meter, 1, task).to(device)).model_dump()
+            return count_forward(meter, task, _batch(meter, task, 1)).model_dump()
 
         def step() -> float:
             # Two examples: in pre-training, half of a batch gets a negative image.
-            return count_training_step(meter, task, random_batch(meter, 2, task).to(device))
+            return count_training_step(meter, task, _batch(meter, task, 2))
 
         found = dict(store_.get({"what": "forward", **shared, **key}, forward))
         if training:
             found["training_step"] = store_.get({"what": "training", **shared, **key}, step)
-        return found
+        return Gflops(**found)
 
     notes, parts = [], dict[str, Any]()
     # A reducer may fail under tracing, memory may run out, an operator may be unknown. The run is
     # complete all the same and must be recorded.
     try:
-        parts["gflops"] = Gflops(**gflops(_own_facts(meter)))
+        parts["gflops"] = gflops(_own_facts(meter))
         with meter.reduction_disabled():
-            parts["gflops_unreduced"] = Gflops(**gflops({"reducer": None}))
+            parts["gflops_unreduced"] = gflops({"reducer": None})
     except Exception as error:  # noqa: BLE001
         notes.append(f"No GFLOPs: {error}")
     if timed:
@@ -130,13 +129,8 @@ def time_together(
 
     If a reduction fails, nothing is stored, and `cached_cost` will time each one alone.
 
-    Args:
-        meter: The model.
-        task: Its task.
-        reductions: Values of `Meter.reduction`, which have run before.
-        store: As in `cached_cost`, like the following.
-        precision: See there.
-        facts: See there.
+    ``reductions`` are values of `Meter.reduction`, which have run before. The other arguments are
+    those of `cached_cost`.
     """
     kept = meter.reduction
     try:
@@ -166,9 +160,9 @@ def _times(
     with inference(meter, task, precision=precision):
         count = store.get(
             {"what": "batch size", **_shared_facts(meter, task, facts), **where},
-            lambda: choose_batch(meter, task, lambda n: random_batch(meter, n, task).to(device)),
+            lambda: choose_batch(meter, task),
         )
-        batch = random_batch(meter, count, task).to(device)
+        batch = _batch(meter, task, count)
         where["batch_size"] = count
         for number, reduction in enumerate(reductions):
             meter.reduction = reduction
@@ -196,6 +190,27 @@ def _times(
         }
 
     return [store.get(key, partial(summary, name)) for key, name in zip(keys, names, strict=True)]
+
+
+def choose_batch(meter: Meter, task: Task) -> int:
+    """Return the number of examples to time inference at: 1, 2, 4, ... 256.
+
+    The first at which a pass without reduction takes 50 ms. With less work, a fast device mostly
+    launches operators, and hides what a method saves. Call inside `inference`.
+    """
+    count = 1
+    with meter.reduction_disabled():
+        while count < _MOST_EXAMPLES:
+            run = partial(task.infer, meter, _batch(meter, task, count))
+            run()  # warm-up
+            if time_once(run, meter.device) >= _ENOUGH_SECONDS:
+                break
+            count *= 2
+    return count
+
+
+def _batch(meter: Meter, task: Task, count: int) -> Batch:
+    return random_batch(meter, count, task).to(meter.device)
 
 
 def _shared_facts(meter: Meter, task: Task, facts: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -246,10 +261,8 @@ class _Store:
 _MODULE_FIELDS = frozenset([*vars(nn.Module()), "_compiled_call_impl"])
 
 
-def _options(module: nn.Module | None) -> dict[str, Any] | None:
+def _options(module: nn.Module) -> dict[str, Any]:
     """Return class and options of a reducer or task: all its attributes that are not tensors."""
-    if module is None:
-        return None
     own = {
         f"{name}.{key}".lstrip("."): value
         for name, part in module.named_modules()

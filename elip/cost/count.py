@@ -1,4 +1,4 @@
-"""Counting multiply-adds: a forward pass by fvcore, a training step by torch.
+"""Count multiply-adds: a forward pass by part with fvcore, a training step with torch.
 
 One multiply-add = 1. Matrix products, convolutions and attention count; element-wise work, norms,
 sorting and copying do not. The two counters are independent. The tests compare them with each other
@@ -7,7 +7,6 @@ and with closed forms; ``python -m elip.cost --check`` compares them for any met
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import warnings
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from elip.data.batch import Batch
+from elip.data.batch import Batch, TextBatch
 from elip.model.meter import Meter
 from elip.record import Gflops
 from elip.tasks.base import Task
@@ -37,22 +37,52 @@ PARTS = ("vision", "probe", "reducer", "text", "fusion", "head")
 
 
 class CostError(RuntimeError):
-    """The cost is not known; the message says why."""
+    """The cost is not known."""
+
+
+def random_batch(meter: Meter, count: int, task: Task | None = None) -> Batch:
+    """Return ``count`` examples of random pixels and words of full length, on the CPU.
+
+    Costs do not depend on their content. The task decides on images, negative texts and targets.
+    """
+    sizes, generator = meter.sizes, torch.Generator().manual_seed(0)
+    length, classes = sizes.max_text_len, getattr(task, "classes", 1)
+    kind, texts = (task.spec.kind, task.spec.negative_texts) if task is not None else ("", 0)
+
+    def pixels(number: int) -> Tensor:
+        shape = (count, number, 3, sizes.image_size, sizes.image_size)
+        return torch.randint(256, shape, generator=generator).to(torch.uint8)
+
+    def words(*shape: int) -> TextBatch:
+        ids = torch.randint(5, meter.vocab_size, (*shape, length), generator=generator)
+        return TextBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    # 15 % of the words, rounded up to a multiple of 4 as in `Batch.trimmed`.
+    places = min(4 * math.ceil(0.15 * length / 4), length)
+    soft = torch.rand(count, classes, generator=generator)
+    text = words(count)
+    return Batch(
+        images=pixels(2 if kind == "pair" else 1),
+        text=text,
+        strings=("",) * count,
+        example=torch.arange(count),
+        image_id=torch.arange(count),
+        masked=text,
+        masked_labels=text.ids.masked_fill(torch.arange(length) >= places, -100),
+        masked_places=places,
+        negative_images=pixels(1),
+        negative_text=words(count, texts) if texts else None,
+        target=soft if kind == "question" else torch.arange(count) % classes,
+    )
 
 
 # --- forward pass
 
 
 def count_forward(meter: Meter, task: Task, batch: Batch) -> Gflops:
-    """Count the forward pass of a task by part, in evaluation mode and without gradient.
+    """Count `Task.infer` by part, in evaluation mode: G multiply-adds per example.
 
-    Args:
-        meter: The model.
-        task: Its task; `Task.infer` is the pass.
-        batch: The input; the count is divided by its number of examples.
-
-    Returns:
-        G multiply-adds per example. Work outside the model's parts counts as the head's.
+    Work outside the model's parts counts as the head's.
 
     Raises:
         CostError: The cost of an operator that multiplies matrices is unknown.
@@ -64,7 +94,7 @@ def count_forward(meter: Meter, task: Task, batch: Batch) -> Gflops:
 
 
 def count_parts(
-    forward: Callable[[], object],
+    forward: Callable[[], Tensor | tuple[Tensor, ...]],
     model: nn.Module,
     parts: Mapping[str, Sequence[nn.Module]] | None = None,
     rest: str = "rest",
@@ -74,7 +104,7 @@ def count_parts(
     fvcore traces the pass, so a result that nothing uses is not counted.
 
     Args:
-        forward: Runs the pass and returns its tensors (also inside dataclasses and containers).
+        forward: Runs the pass and returns its results.
         model: Contains every parameter that the pass uses.
         parts: Modules whose work, with all that they call, belongs to a part. Where modules of
             several parts are running, the first part in this mapping counts.
@@ -122,23 +152,18 @@ def count_parts(
 class _Traced(nn.Module):
     """Wraps a call in a module, which tracing requires."""
 
-    def __init__(self, model: nn.Module, call: Callable[[], object]) -> None:
+    def __init__(self, model: nn.Module, call: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.model = model
         self.call = call
 
-    def forward(self) -> tuple[Tensor, ...]:
+    def forward(self) -> Tensor | tuple[Tensor, ...]:
         with _PlainNumbers():
-            return tuple(_tensors(self.call()))
+            return self.call()
 
 
-_SIZES = (
-    Tensor.shape.__get__,  # type: ignore[attr-defined]
-    Tensor.size,
-    Tensor.numel,
-    Tensor.nelement,
-    Tensor.__len__,
-)
+_SIZES = (Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement,  # type: ignore[attr-defined]
+          Tensor.__len__)  # fmt: skip
 _SCATTERS = (torch.scatter, Tensor.scatter, Tensor.scatter_)
 
 
@@ -163,19 +188,6 @@ class _PlainNumbers(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
-
-
-def _tensors(result: object) -> Iterator[Tensor]:
-    if isinstance(result, Tensor):
-        yield result
-    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
-        for field in dataclasses.fields(result):
-            yield from _tensors(getattr(result, field.name))
-    elif isinstance(result, Mapping):
-        yield from _tensors(tuple(result.values()))
-    elif isinstance(result, tuple | list):
-        for value in result:
-            yield from _tensors(value)
 
 
 # --- what fvcore counts by: multiply-adds of a node of the traced graph
@@ -245,18 +257,10 @@ _FREE = re.compile(
 
 
 def count_training_step(meter: Meter, task: Task, batch: Batch) -> float:
-    """Count one training step: forward, backward, passes without gradient, frozen layers.
+    """Count one step, forward and backward: G multiply-adds per example.
 
-    The step runs for real, in training mode. Parameters, gradients and random states do not change.
-    The optimiser's element-wise update does not count.
-
-    Args:
-        meter: The model.
-        task: Its task; `Task.loss` is the step.
-        batch: What it runs on.
-
-    Returns:
-        G multiply-adds an example.
+    The step runs for real, in training mode. Passes without gradient and frozen layers count as
+    they run, the optimiser's element-wise update does not count.
     """
     both = nn.ModuleList([meter, task])
     with _undisturbed(both):
@@ -265,7 +269,7 @@ def count_training_step(meter: Meter, task: Task, batch: Batch) -> float:
 
 
 def count_backward(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Count the multiply-adds of a loss and of its gradient, by torch."""
+    """Count the multiply-adds of a loss and of its gradient."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     return count_run(lambda: torch.autograd.grad(loss(), weights, allow_unused=True))
 
@@ -300,27 +304,21 @@ _TORCH_FORMULAS: dict[Any, Callable[..., int]] = {
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restore modes and random states afterwards, and run only what the counters can see.
-
-    Both counters miss compiled code and the fused path of `nn.MultiheadAttention`.
-    """
+    """Restore modes and random states afterwards, and run compiled modules uncompiled."""
     states = [(part, part.training, part._compiled_call_impl) for part in model.modules()]
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=[device.index for device in devices]):
             for part, _, _ in states:
                 part._compiled_call_impl = None
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for part, mode, compiled in states:
             part.training = mode
             part._compiled_call_impl = compiled
 
 
-# --- comparing the two counters
+# --- both counters, and operators
 
 
 def check_count(meter: Meter, task: Task, batch: Batch) -> Gflops:
@@ -342,3 +340,23 @@ def check_count(meter: Meter, task: Task, batch: Batch) -> Gflops:
             "an operator (give it a formula in elip/cost/count.py)."
         )
     return cost
+
+
+class _Launches(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view  # views launch nothing
+        return func(*args, **(kwargs or {}))
+
+
+def count_operators(meter: Meter, task: Task, batch: Batch) -> int:
+    """Count the operators of one forward pass, without views."""
+    both = nn.ModuleList([meter, task])
+    with torch.no_grad(), _undisturbed(both), _Launches() as launches:
+        both.eval()
+        task.infer(meter, batch)
+    count: int = launches.count
+    return count

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from elip.cost import count_forward
-from elip.cost.batches import random_batch
 from elip.cost.budget import BudgetError, match_gflops
+from elip.cost.count import count_forward, random_batch
 from elip.data.shapes import Options, write_shapes
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter

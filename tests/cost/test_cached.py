@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from elip.cost import cached
-from elip.cost.batches import random_batch
 from elip.cost.cached import RunCost, cached_cost, time_together
-from elip.cost.count import count_forward, count_training_step
+from elip.cost.count import count_forward, count_training_step, random_batch
 from elip.schedule import Schedule
 from reducers import shelf
 from tests.cost.test_count import build

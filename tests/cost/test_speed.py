@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elip.cost.batches import random_batch
-from elip.cost.count import count_backward
+from elip.cost.count import count_backward, random_batch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
 from elip.schedule import Schedule

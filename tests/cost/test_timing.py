@@ -1,16 +1,14 @@
-"""Times and memory: interleaved runs, dropped warm-up, quantiles, the batch."""
+"""Times: interleaved runs, dropped warm-up, quantiles, the batch."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from elip.cost import timing
-from elip.cost.batches import random_batch
-from elip.cost.timing import Timing, choose_batch, inference, time_interleaved
+from elip.cost import cached
+from elip.cost.cached import choose_batch
+from elip.cost.count import random_batch
+from elip.cost.timing import Timing, inference, time_interleaved
 from tests.cost.test_count import build
 
 
@@ -37,8 +35,8 @@ def test_the_batch_is_chosen_by_time(
     meter, task = build()
     ran: list[int] = []
     monkeypatch.setattr(task, "infer", lambda meter, batch: ran.append(len(batch)))
-    monkeypatch.setattr(timing, "time_once", lambda run, device: (run(), per_example * ran[-1])[1])
-    assert choose_batch(meter, task, lambda count: random_batch(meter, count)) == chosen
+    monkeypatch.setattr(cached, "time_once", lambda run, device: (run(), per_example * ran[-1])[1])
+    assert choose_batch(meter, task) == chosen
 
 
 def test_inference_casts_each_weight_once_and_restores_modes() -> None:
@@ -60,22 +58,3 @@ def test_inference_casts_each_weight_once_and_restores_modes() -> None:
     assert casts == 1
     assert meter.training
     assert not task.training
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak resident memory needs Linux")
-def test_peak_memory_sees_what_is_freed_again() -> None:
-    script = """
-import torch
-from elip.cost.timing import peak_memory
-held = torch.ones(1)
-def run():
-    first = torch.ones(20_000_000)
-    second = first + held
-    del first
-    torch.ones(5_000_000).add_(second[0])
-run()
-print(peak_memory(run))
-"""
-    # In a new process, because threads left by other tests use memory.
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
-    assert int(done.stdout) == pytest.approx(160e6, rel=0.1)
