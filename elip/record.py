@@ -162,7 +162,7 @@ class Record(_Model):
     gpus: tuple[str, ...] = ()
     processes: int | None = None
     error: str | None = None  # of a failed run
-    log_tail: tuple[str, ...] = ()
+    log_tail: tuple[str, ...] = ()  # of a failed run in a grid
     notes: tuple[str, ...] = ()  # skipped data, missing measurements
     # The grid, if any
     grid: str | None = None

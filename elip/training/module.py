@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -125,20 +124,13 @@ class MeterModule(LightningModule):
         Raises:
             CheckpointError: The weights lack parts of the model, or have more layers.
         """
-        if self.weights is None or self._allow_untrained:
-            return
-        if self.missing:
-            raise CheckpointError(
-                f"{self.weights} lacks {len(self.missing)} tensors of this model, such as "
-                f"{self.missing[0]}, which would be scored untrained. Train them with fit, or "
-                "give --model.allow_untrained true."
-            )
-        if self._left_out:
-            raise CheckpointError(
-                f"{self.weights} is from a larger model: {len(self._left_out)} of its tensors do "
-                f"not fit, such as {self._left_out[0]}. Set model.meter to its sizes, or give "
-                "--model.allow_untrained true."
-            )
+        for what, names in (("are not in", self.missing), ("do not fit, from", self._left_out)):
+            if names and not self._allow_untrained:
+                raise CheckpointError(
+                    f"{len(names)} tensors such as {names[0]} {what} {self.weights}, so this model "
+                    "would be scored untrained. Train it with fit, set model.meter to the sizes of "
+                    "the weights, or give --model.allow_untrained true."
+                )
 
     def configure_optimizers(self) -> Any:
         """Make AdamW with METER's parameter groups and learning-rate schedule."""
@@ -173,10 +165,6 @@ class MeterModule(LightningModule):
     def on_fit_start(self) -> None:
         """Remember the seed of the run."""
         self._seed = torch.initial_seed()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a different model."""
-        _check_same_tensors(self.state_dict(), checkpoint["state_dict"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch. `StepFlags` stops the run if it is not finite."""
@@ -243,24 +231,3 @@ class MeterModule(LightningModule):
             self.log_dict({f"{prefix}/{middle}{key}": value for key, value in scores.items()})
         main = [scores[self.task.main_metric] for scores in self.scores.values()]
         self.log(f"{prefix}/main", sum(main) / len(main))
-
-
-def _check_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Compare the tensors of a checkpoint with those of the model.
-
-    Raises:
-        CheckpointError: Names or shapes differ.
-    """
-    wrong = [f"{name} is missing" for name in own if name not in given]
-    wrong += [f"{name} is unknown" for name in given if name not in own]
-    wrong += [
-        f"{name} is {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"The checkpoint is of another model, with {len(wrong)} differences: "
-            f"{'; '.join(wrong[:5])}. Use the options it was trained with (its config.yaml), or "
-            "--model.weights to load only what fits."
-        )

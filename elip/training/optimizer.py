@@ -63,27 +63,6 @@ class Optimization:
     eps: float = 1e-8
     grouping: Literal["ownership", "reference"] = "ownership"
 
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: A value is out of range.
-        """
-        for name in ("learning_rate", "head_multiplier", "cross_modal_multiplier", "eps"):
-            if not (value := getattr(self, name)) > 0 or not math.isfinite(value):
-                raise ValueError(f"optimization.{name} is {value}; it must be a number above 0.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimization.betas is {self.betas}; each must be in [0, 1).")
-        for name in ("weight_decay", "warmup", "end_learning_rate"):
-            if not (value := getattr(self, name)) >= 0 or not math.isfinite(value):
-                raise ValueError(f"optimization.{name} is {value}; it must be at least 0.")
-        highest = 0.0 if self.decay_power == "cosine" else self.learning_rate
-        if self.end_learning_rate > highest:
-            raise ValueError(
-                f"optimization.end_learning_rate is {self.end_learning_rate}; with decay_power "
-                f"{self.decay_power} it can be at most {highest}."
-            )
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -96,28 +75,20 @@ class Placement:
 def placements(
     module: nn.Module, grouping: Literal["ownership", "reference"]
 ) -> dict[str, Placement]:
-    """Return the placement of every parameter of a module with submodules ``meter`` and ``task``.
-
-    Returns:
-        Parameter name -> placement, frozen parameters included.
-    """
+    """Return the placement of every parameter of a module with parts ``meter`` and ``task``."""
     groups = cast("Meter", module.get_submodule("meter")).parameter_groups()
     group_of = {f"meter.{name}": group for group, names in groups.items() for name in names}
     places: dict[str, Placement] = {}
-    for module_name, owner_module in module.named_modules():
-        for parameter_name, _ in owner_module.named_parameters(recurse=False):
-            name = f"{module_name}.{parameter_name}" if module_name else parameter_name
-            is_norm = isinstance(owner_module, _NORMS)
-            is_bias = parameter_name.endswith("bias")
-            group = group_of.get(name, "head")
-            owner = _OWNERS[group]
-            decays = not (is_norm or is_bias)
-            if grouping == "reference":
-                kept_norm = group == "image" or name.startswith("task.classifier.")
-                decays = not is_bias and (not is_norm or kept_norm)
-                if group == "token_types" or name.startswith("task.rank."):
-                    owner = "backbone"
-            places[name] = Placement(owner, decays)
+    for name, _ in module.named_parameters():
+        owner_name, _, kind = name.rpartition(".")
+        is_norm = isinstance(module.get_submodule(owner_name), _NORMS)
+        group = group_of.get(name, "head")
+        owner, decays = _OWNERS[group], not is_norm
+        if grouping == "reference":
+            decays = not is_norm or group == "image" or name.startswith("task.classifier.")
+            if group == "token_types" or name.startswith("task.rank."):
+                owner = "backbone"
+        places[name] = Placement(owner, decays and not kind.endswith("bias"))
     return places
 
 
@@ -152,22 +123,19 @@ def learning_rate_factor(step: int, num_steps: int, options: Optimization) -> fl
     """Return the learning rate of an optimiser step relative to its peak.
 
     Linear from 0 over the warm-up; then ``(1 - e) r^p + e`` with r the share of steps that remain
-    and e the end rate over the peak rate; or half a cosine wave to 0.
-
-    Args:
-        step: 0-based.
-        num_steps: Number of steps of the run.
-        options: See `Optimization`.
+    and e the end rate over the peak rate, or half a cosine wave instead of ``r^p``. Steps count
+    from 0.
     """
     warm = _warmup_steps(num_steps, options)
     if step < warm:
         return step / max(1, warm)
-    rest = max(1, num_steps - warm)
+    remaining = max(0.0, 1 - (step - warm) / max(1, num_steps - warm))
     if options.decay_power == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warm) / rest)))
+        share = 0.5 * (1 - math.cos(math.pi * remaining))
+    else:
+        share = remaining**options.decay_power
     end = options.end_learning_rate / options.learning_rate
-    remaining = max(0.0, 1 - (step - warm) / rest)
-    return float((1 - end) * remaining ** float(options.decay_power) + end)
+    return (1 - end) * share + end
 
 
 def _warmup_steps(num_steps: int, options: Optimization) -> int:
@@ -176,8 +144,6 @@ def _warmup_steps(num_steps: int, options: Optimization) -> int:
 
 def build_schedule(optimizer: AdamW, num_steps: int, options: Optimization) -> LambdaLR:
     """Make the learning-rate schedule, stepped after each optimiser step."""
-    if isinstance(options.decay_power, str) and options.decay_power != "cosine":
-        raise ValueError(f"decay_power is {options.decay_power!r}; give a number or 'cosine'.")
     if (warm := _warmup_steps(num_steps, options)) >= num_steps:
         log.warning(
             "The warm-up of %d steps is as long as the run of %d, so the learning rate never "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,30 +95,59 @@ class Predictions(Callback):
         self._rows += [{"split": split, **row} for row in outputs]
         if self._hook is None:
             return
-        rows: list[int] = []
         for row, image_id in enumerate(batch.image_id.tolist()):
-            if len(rows) < self._left and self._shown[image_id] < self.texts:
+            if self._left and self._shown[image_id] < self.texts:
                 self._shown[image_id] += 1
-                rows.append(row)
-        self._pictures += _pictures(_folder(trainer), split, batch, rows, self._fused)
-        self._left -= len(rows)
+                self._left -= 1
+                self._draw(trainer, split, batch, row)
         self._fused.clear()
         if not self._left:
             self._stop_listening()
+
+    def _draw(self, trainer: Trainer, split: str, batch: Batch, row: int) -> None:
+        """Save the images of an example, and keep their token maps."""
+        folder, example = _tokens_file(trainer).parent, int(batch.example[row])
+        folder.mkdir(parents=True, exist_ok=True)
+        # A task fuses the images of an example once each, in order.
+        for which, fused in enumerate(self._fused[: batch.images.shape[1]]):
+            name = f"{_safe(split)}-{example}-{which}.png"
+            _image(batch.images[row, which]).save(folder / name)
+            stages = [
+                {"layer": stage.layer, "origin": stage.patch_to_token[row].tolist()}
+                for stage in fused.stages
+            ]
+            self._pictures.append(
+                {
+                    "file": name, "split": split, "example": example, "image": which,
+                    "text": batch.strings[row], "stages": stages,
+                }
+            )  # fmt: skip
 
     def _stop_listening(self) -> None:
         if self._hook is not None:
             self._hook.remove()
         self._hook = None
-        self._fused.clear()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all processes and the token maps."""
         assert isinstance(pl_module, MeterModule)
         self._stop_listening()
         write_predictions(trainer, pl_module, "predict", self._rows)
-        if trainer.is_global_zero and self._pictures:
-            _write_tokens(_folder(trainer), pl_module, self._pictures)
+        if not self._pictures:
+            return
+        reducer, schedule = pl_module.meter.reducer, pl_module.schedule
+        where = "fusion layer" if reducer.placement == "fusion" else "block"
+        for picture in self._pictures:
+            picture["stages"] = [{"where": where, **stage} for stage in picture["stages"]]
+        content = {
+            "reducer": type(reducer).__name__,
+            "family": reducer.family,
+            "keep_ratio": None if schedule.counts else schedule.keep_ratio,
+            "grid": list(pl_module.meter.grid),
+            "images": self._pictures,
+        }
+        text = json.dumps(content, separators=(",", ":"))
+        _tokens_file(trainer).write_text(text, encoding="utf-8")
 
 
 def write_predictions(
@@ -127,13 +156,7 @@ def write_predictions(
     """Write the rows of all processes to `PREDICTIONS_NAME`, and the file for the server if any.
 
     Rows are sorted by split and example, and each example is written once. Without any row no file
-    is written. All processes must call this function.
-
-    Args:
-        trainer: The trainer.
-        module: The module, which gets notes on the server's file for the record.
-        stage: ``test`` or ``predict``.
-        rows: Rows of this process: ``split``, and what the task's `predict` returns.
+    is written. All processes must call this function. The module gets notes for the record.
     """
     shares = [rows]
     if trainer.world_size > 1:
@@ -148,22 +171,21 @@ def write_predictions(
     with whole_file(target) as temporary:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         temporary.write_text(lines, encoding="utf-8")
-    for note in _write_submissions(trainer, module.task, rows, splits):
-        module.notes.append(note)
-        log.warning(note)
+    if type(module.task).submission is not Task.submission:
+        for note in _write_submissions(trainer, module.task, rows, splits):
+            module.notes.append(note)
+            log.warning(note)
     log.info("%d predictions: %s", len(rows), target)
 
 
 def _write_submissions(
-    trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: Sequence[str]
+    trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: list[str]
 ) -> Iterator[str]:
-    """Write one file per split for tasks with an evaluation server; yield notes on problems.
+    """Write one file per split for the evaluation server; yield notes on problems.
 
     The server expects every test question in each file. Questions without a text or a readable
     image get the most common answer.
     """
-    if type(task).submission is Task.submission:
-        return
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if data.eval_config.limit is not None:
         yield "No submission: data.eval_limit omits questions."
@@ -178,70 +200,27 @@ def _write_submissions(
         except ValueError as error:
             yield f"No submission for {split}: {error}"
             continue
-        lost = len(asked) - len({row["key"] for row in given})
-        if asked and lost:
+        if (lost := len(asked) - len({row["key"] for row in given})) > 0:
             yield (
                 f"Submission for {split}: {lost} of {len(asked)} questions have no text or no "
                 "readable image; they get the most common answer."
             )
-        safe = split.replace("/", "-")
-        name = "submission.json" if len(splits) == 1 else f"submission-{safe}.json"
+        name = "submission.json" if len(splits) == 1 else f"submission-{_safe(split)}.json"
         with whole_file(Path(trainer.default_root_dir) / name) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / Path(TOKENS_NAME).parent
+def _tokens_file(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / TOKENS_NAME
 
 
-def _pictures(
-    folder: Path, split: str, batch: Batch, rows: Sequence[int], passes: Sequence[Fused]
-) -> list[dict[str, Any]]:
-    """Save some images of a batch, and return the token maps of each pass."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for row in rows:
-        example = int(batch.example[row])
-        # A task fuses the images of an example once each, in order.
-        for which, image in enumerate(passes[: batch.images.shape[1]]):
-            name = f"{split.replace('/', '-')}-{example}-{which}.png"
-            Image.fromarray(_pixels(batch.images[row, which])).save(folder / name)
-            stages = [
-                {"layer": stage.layer, "origin": stage.patch_to_token[row].tolist()}
-                for stage in image.stages
-            ]
-            pictures.append(
-                {
-                    "file": name,
-                    "split": split,
-                    "example": example,
-                    "image": which,
-                    "text": batch.strings[row],
-                    "stages": stages,
-                }
-            )
-    return pictures
+def _safe(split: str) -> str:
+    return split.replace("/", "-")
 
 
-def _write_tokens(folder: Path, module: MeterModule, pictures: list[dict[str, Any]]) -> None:
-    meter, reducer = module.meter, module.meter.reducer
-    where = "fusion layer" if reducer.placement == "fusion" else "block"
-    for picture in pictures:
-        picture["stages"] = [{"where": where, **stage} for stage in picture["stages"]]
-    content = {
-        "reducer": type(reducer).__name__,
-        "family": reducer.family,
-        "keep_ratio": None if module.schedule.counts else module.schedule.keep_ratio,
-        "grid": list(meter.grid),
-        "images": pictures,
-    }
-    path = folder / Path(TOKENS_NAME).name
-    path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-
-
-def _pixels(image: Tensor) -> Any:
-    """Return [3,S,S] as an array [S,S,3] of bytes."""
-    if image.is_floating_point():
-        low, high = image.amin(), image.amax()
-        image = ((image - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
-    return image.permute(1, 2, 0).contiguous().cpu().numpy()
+def _image(pixels: Tensor) -> Image.Image:
+    """Return [3,S,S] as an image."""
+    if pixels.is_floating_point():
+        low, high = pixels.aminmax()
+        pixels = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +32,6 @@ from elip.identity import (
 from elip.record import (
     RECORD_NAME,
     CheckpointInfo,
-    Evaluation,
     Record,
     RunHeader,
     Status,
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from elip.training.parse import ParsedRun
 
 log = logging.getLogger(__name__)
-
-_LOG_LINES = 40
 
 
 class Recorder(Callback):
@@ -67,18 +64,16 @@ class Recorder(Callback):
         self._notes: list[str] = []
         self._started = _now()
         self._written = False
-        self._evaluations: tuple[Evaluation, ...] = ()
-        self._scores: dict[str, Any] = {}
-        self._tokens: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}  # fields of the record: scores and token counts
+        self._scores: dict[str, Tensor] = {}  # of examples, by split
         self._skipped: Counter[str] = Counter()
         self._images = 0
         self._validation_seconds = 0.0
-        self._log = _Tail()
 
     # ------------------------------------------------------------------ identity
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compute the protocol, and start listening to the log and the reducer.
+        """Compute the protocol, and start listening to the reducer.
 
         Raises:
             CheckpointError: A resumed run has other data or another number of processes, or the
@@ -86,7 +81,6 @@ class Recorder(Callback):
         """
         assert isinstance(pl_module, MeterModule)
         self._trainer, self._module, parsed = trainer, pl_module, self.parsed
-        logging.getLogger("elip").addHandler(self._log)
         self._watch = ReducerWatch(pl_module.meter.reducer, pl_module.meter.plan)
         self._train_start = time.perf_counter()
         self._identify()
@@ -101,7 +95,9 @@ class Recorder(Callback):
     def _identify(self) -> None:
         """Fingerprint data, weights and foreign code, and collect the options of the protocol."""
         parsed, module, model = self.parsed, self._module, self.parsed.config["model"]
-        data = _data_fingerprints(self._trainer.datamodule, parsed.command, module)  # type: ignore[attr-defined]
+        source: Any = self._trainer.datamodule  # type: ignore[attr-defined]
+        source.spec = module.task.spec
+        data = source.fingerprints(parsed.command)
         files = {
             f"model.{name}": content_fingerprint(path)
             for name in ("image_weights", "text_weights")
@@ -209,19 +205,21 @@ class Recorder(Callback):
 
     def _keep(self) -> None:
         module, datasets = self._module, self._datasets()
-        self._scores = {name: rows.cpu().numpy() for name, rows in module.per_example.items()}
-        self._evaluations = tuple(
-            Evaluation(
-                split=name,
-                dataset=next((d for d in datasets if name.startswith(f"{d}_")), "+".join(datasets)),
-                examples=int(_sum(self._trainer, torch.tensor(module.examples[name]))),
-                metrics=dict(scores),
-                chance=dict(module.chances[name]),
-            )
-            for name, scores in module.scores.items()
-        )
+        self._scores = {name: rows.cpu() for name, rows in module.per_example.items()}
         self._watch.add_up(lambda sums: _sum(self._trainer, sums))
-        self._tokens = self._count_tokens()
+        self._kept = self._count_tokens()
+        self._kept["evaluations"] = [
+            {
+                "split": name,
+                "dataset": next(
+                    (each for each in datasets if name.startswith(f"{each}_")), "+".join(datasets)
+                ),
+                "examples": int(_sum(self._trainer, torch.tensor(module.examples[name]))),
+                "metrics": dict(scores),
+                "chance": dict(module.chances[name]),
+            }
+            for name, scores in module.scores.items()
+        ]
         self._skipped = _all_skipped(self._trainer)
 
     def _count_tokens(self) -> dict[str, Any]:
@@ -252,9 +250,8 @@ class Recorder(Callback):
         return {
             "best": self.best,
             "best_step": self.best_step,
-            "evaluations": [each.model_dump() for each in self._evaluations],
-            "scores": {name: torch.from_numpy(rows) for name, rows in self._scores.items()},
-            "tokens": self._tokens,
+            "kept": self._kept,
+            "scores": self._scores,
             "seconds": time.perf_counter() - self._train_start,
             "validation_seconds": self._validation_seconds,
             "images": self._images,
@@ -264,16 +261,14 @@ class Recorder(Callback):
         """Restore the state of an interrupted training run."""
         if self.parsed.command == "fit":
             self.best, self.best_step = state_dict["best"], state_dict["best_step"]
-            self._evaluations = tuple(Evaluation(**each) for each in state_dict["evaluations"])
-            self._scores = {name: rows.numpy() for name, rows in state_dict["scores"].items()}
-            self._tokens = state_dict["tokens"]
+            self._kept, self._scores = state_dict["kept"], state_dict["scores"]
             self._train_start -= state_dict["seconds"]
             self._validation_seconds = state_dict["validation_seconds"]
             self._images = state_dict["images"]
 
     def forget_best(self) -> None:
         """Make the next validation the best one."""
-        self.best, self.best_step, self._evaluations, self._scores = -math.inf, None, (), {}
+        self.best, self.best_step, self._kept, self._scores = -math.inf, None, {}, {}
 
     # ------------------------------------------------------------------ the record
 
@@ -281,7 +276,6 @@ class Recorder(Callback):
         """Write the record of a completed run, and print its summary."""
         self._watch.stop()
         self._write("completed")
-        logging.getLogger("elip").removeHandler(self._log)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -301,7 +295,7 @@ class Recorder(Callback):
             return
         self._written = True
         folder = self.parsed.run_dir
-        write_scores(self._scores, folder)
+        write_scores({name: rows.numpy() for name, rows in self._scores.items()}, folder)
         record = self._record(status, error)
         if status == "completed":
             record = record.model_copy(update=self._costs(record.notes))
@@ -357,17 +351,15 @@ class Recorder(Callback):
             reducer_family=module.meter.reducer.family,
             reducer_options=(config["model"]["reducer"] or {}).get("init_args") or {},
             main_metric=module.task.main_metric,
-            evaluations=self._evaluations,
             precision=str(trainer.precision),
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if cuda else None,
             processes=trainer.world_size,
             error=error,
-            log_tail=tuple(self._log.lines),
             notes=tuple(notes),
             **training,
             **self.labels,
-            **(self._tokens or self._count_tokens()),
+            **(self._kept or self._count_tokens()),
             **environment(),
         )
 
@@ -411,30 +403,12 @@ class Recorder(Callback):
         return f"python -m analysis {(folder.parents if found_by_name else [0, folder])[1]}"
 
 
-class _Tail(logging.Handler):
-    """Keeps the last log lines for the record."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.lines: deque[str] = deque(maxlen=_LOG_LINES)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep one line."""
-        self.lines.append(f"{record.levelname} {record.getMessage()}")
-
-
 def lost_process(error: BaseException) -> str | None:
     """Return a message if this error means that another process of the run died; else None."""
     text = next(iter(str(error).splitlines()), "")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
         return f"another process of this run has died; see what it printed last ({text})"
     return None
-
-
-def _data_fingerprints(data: Any, command: str, module: MeterModule) -> dict[str, str]:
-    data.spec = module.task.spec
-    found: dict[str, str] = data.fingerprints(command)
-    return found
 
 
 def _own_skipped(trainer: Trainer) -> Counter[str]:

@@ -118,12 +118,11 @@ def test_groups_by_ownership_are_what_they_say() -> None:
     assert counted == len(places)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"end_learning_rate": 1e-2}, {"end_learning_rate": 1e-6, "decay_power": "cosine"}]
-)
-def test_an_end_that_is_not_reached_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"end_learning_rate is .* can be at most"):
-        Optimization(1e-3, **wrong)
+@pytest.mark.parametrize("power", [1.0, "cosine"])
+def test_the_end_rate_is_reached(power: Any) -> None:
+    options = Optimization(1e-3, end_learning_rate=1e-5, decay_power=power)
+    assert learning_rate_factor(10, 100, options) == 1
+    assert learning_rate_factor(100, 100, options) == pytest.approx(1e-2)
 
 
 def test_a_warm_up_as_long_as_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
