@@ -282,18 +282,22 @@ class DataModule(LightningDataModule):
         return [self._loader(examples[name], self.eval_batch_size, train=False) for name in names]
 
     def _loader(self, examples: Examples, batch_size: int, train: bool) -> Loader:
-        trainer, seed = self.trainer, self.eval_config.seed
+        trainer, seed, workers = self.trainer, self.eval_config.seed, self._resolved_workers()
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = DistributedBatchSampler(len(examples), batch_size, train, seed, rank, world_size)
-        collate = Collator(self.encoder, self._needed_spec().masked, seed, self.info.num_answers)
-
-        def num_done() -> int:
-            if trainer is None or not train:
-                return 0
-            return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-
-        workers = self._resolved_workers()
-        return Loader(examples, sampler, collate, workers, self.prefetch_factor, num_done)
+        masked = self._needed_spec().masked
+        batches: DataLoader[Any] = DataLoader(
+            examples,
+            batch_sampler=sampler,
+            collate_fn=Collator(self.encoder, masked, seed, self.info.num_answers),
+            num_workers=workers,
+            prefetch_factor=self.prefetch_factor if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_quiet_tokenizers,
+        )
+        progress = trainer.fit_loop.epoch_loop.batch_progress if trainer and train else None
+        return Loader(batches, sampler, lambda: progress.current.ready if progress else 0)
 
     def _resolved_workers(self) -> int:
         if self.num_workers is not None:
@@ -320,26 +324,13 @@ class Loader:
 
     def __init__(
         self,
-        examples: Examples,
+        batches: DataLoader[Any],
         sampler: DistributedBatchSampler,
-        collate: Collator,
-        num_workers: int,
-        prefetch_factor: int | None,
         num_done: Callable[[], int],
     ) -> None:
-        self.examples = examples
         self.batch_sampler = sampler  # Lightning looks for this name to set the epoch
+        self._batches = batches
         self._num_done = num_done
-        self._batches: DataLoader[Any] = DataLoader(
-            examples,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor if num_workers else None,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_quiet_tokenizers,
-        )
 
     def __len__(self) -> int:
         return len(self.batch_sampler)

@@ -55,14 +55,7 @@ class Example:
 class Examples(Dataset[Example | None]):
     """The examples of one split, from one or several tables.
 
-    Args:
-        tables: The tables; negatives come from the example's own table.
-        spec: What the task requests.
-        config: How to read the tables.
-
-    Raises:
-        DataError: The task requests negative images but examples have several images, or all tables
-            are empty.
+    The negatives of an example come from its own table.
     """
 
     def __init__(
@@ -93,12 +86,10 @@ class Examples(Dataset[Example | None]):
         return int(self._skipped.sum())
 
     def __getitem__(self, index: SampleIndex | int) -> Example | None:
-        """Return one example; None if its image is bad and `skip_bad` is set.
+        """Return one example.
 
-        In training another example replaces one with a bad image.
-
-        Raises:
-            DataError: A bad image in evaluation without `skip_bad`; names file and row.
+        If its image is bad, training returns another example; evaluation returns None if
+        `skip_bad` is set, and else raises an error with file and row.
         """
         index = index if isinstance(index, SampleIndex) else SampleIndex(0, index)
         tried, rng = index, sample_rng(self.config.seed, index, "another")

@@ -93,6 +93,22 @@ class Download:
                 found = f"{json.dumps(entry)[:100]} is not {described(shape)}"
                 self.skip(_MALFORMED, f"{where}, entry {number}: {found}")
 
+    def caption_rows(
+        self, file: str, path: Path, captions: Iterable[str], image_id: str, split: str
+    ) -> Iterator[Row]:
+        """Yield the row of one image; skip empty captions, and images without captions."""
+        kept = []
+        for caption in captions:
+            if caption.strip():
+                kept.append(caption)
+            else:
+                self.skip("empty caption", image_id)
+        if kept:
+            values = {"caption": kept, "image_id": image_id, "split": split}
+            yield Row(file, {"image": path}, values)
+        else:
+            self.skip("image without a caption", image_id)
+
 
 def _json(path: Path, place: str) -> Iterator[Any]:
     with path.open("rb") as file:

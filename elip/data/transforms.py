@@ -43,16 +43,13 @@ class ImageError(DataError):
 def decode_image(
     data: bytes | memoryview, short_side: int | None = None, keep_alpha: bool = False
 ) -> Image.Image:
-    """Decode the first frame of an image to RGB, with 8 bits per channel.
+    """Decode the first frame of an image to RGB (or RGBA), with 8 bits per channel.
 
     Args:
         data: A JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, JPEG 2000 or AVIF file.
         short_side: Required pixels of the short side: JPEGs are then decoded at 1/2, 1/4 or 1/8
             scale, much faster. None decodes at full scale.
         keep_alpha: Return an image with transparency as RGBA.
-
-    Raises:
-        ImageError: The image is damaged or has an unknown format.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -72,9 +69,6 @@ def check_image(data: bytes) -> None:
 
     A JPEG is if it has a header and ends with the end marker: that costs a fraction of decoding,
     and a decoder accepts most other damage anyway. Other images are decoded.
-
-    Raises:
-        ImageError: The image is incomplete or has an unknown format.
     """
     if data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9"):
         try:
@@ -126,21 +120,11 @@ class Transform:
         rng: random.Random | None = None,
         fast: bool = False,
     ) -> Pixels:
-        """Decode and prepare one image.
+        """Decode and prepare one image; return [3,S,S] uint8 RGB.
 
-        Args:
-            data: An image file, see `decode_image`.
-            size: S, pixels of each side of the result.
-            rng: Random generator for the augmentation.
-            fast: Resize with torch instead of Pillow, in a third of the time, and decode large
-                JPEGs at a reduced scale (not when augmenting). Resizing changes pixels by at most 2
-                of 255 levels, reduced decoding by a fraction of a level on average.
-
-        Returns:
-            [3,S,S] uint8 RGB.
-
-        Raises:
-            ImageError: The image is damaged or has an unknown format.
+        ``fast`` resizes with torch instead of Pillow, in a third of the time, and decodes large
+        JPEGs at a reduced scale (not when augmenting). Resizing changes pixels by at most 2 of 255
+        levels, reduced decoding by a fraction of a level on average.
         """
         scaled_decode = size if fast and not self.augments else None
         image = decode_image(data, scaled_decode, keep_alpha=self.resizes_alpha)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,65 +55,33 @@ def convert(name: str, raw: Path, out: Path, **options: Any) -> Report:
     return converted(name, raw, out, progress=False, **options)
 
 
+def fill(raw: Path, images: Iterable[str], files: dict[str, Any]) -> Path:
+    for image in images:
+        put(raw / image, picture())
+    for name, content in files.items():
+        put(raw / name, content)
+    return raw
+
+
 def karpathy(split: str, name: str, captions: list[Any]) -> dict[str, Any]:
     return {"split": split, "filename": name, "sentences": [{"raw": text} for text in captions]}
 
 
-def flickr(raw: Path, entries: list[Any]) -> Path:
-    for name in "abc":
-        put(raw / "flickr30k-images" / f"{name}.jpg", picture())
-    put(raw / "dataset_flickr30k.json", {"images": entries})
-    return raw
-
-
 def pairs(raw: Path, entries: Any) -> Path:
-    for name in "abc":
-        put(raw / f"{name}.jpg", picture())
-    put(raw / "annot.json", entries)
-    return raw
+    return fill(raw, ["a.jpg", "b.jpg", "c.jpg"], {"annot.json": entries})
 
 
-def genome(raw: Path, entries: list[Any]) -> Path:
-    for name in "12":
-        put(raw / "images" / "VG_100K_2" / f"{name}.jpg", picture())
-    put(raw / "annotations" / "region_descriptions.json", entries)
-    return raw
+def vqa(raw: Path, questions: list[Any], annotations: list[Any], images: int = 2) -> Path:
+    years = ("train2014", "val2014", "test2015", "test-dev2015")
+    asked = {f"v2_OpenEnded_mscoco_{year}_questions.json": {"questions": questions}
+             for year in years}  # fmt: skip
+    said = {f"v2_mscoco_{year}_annotations.json": {"annotations": annotations} for year in years}
+    names = [f"{y}/COCO_{y}_{n:012d}.jpg" for y in years[:3] for n in range(1, images + 1)]
+    return fill(raw, names, asked | said)
 
 
-def snli(raw: Path, entries: list[Any]) -> Path:
-    for name in "12":
-        put(raw / "Flickr30K" / "images" / f"{name}.jpg", picture())
-    for split in ("train", "dev", "test"):
-        put(raw / f"snli_ve_{split}.jsonl", lines(entries))
-    return raw
-
-
-def nlvr2(raw: Path, entries: list[Any]) -> Path:
-    for folder in ("images/train/1", "dev", "test1"):
-        for pair in "ab":
-            for side in (0, 1):
-                put(raw / folder / f"{pair}-0-img{side}.png", picture())
-    for split in ("train", "dev", "test1"):
-        for kind in ("", "balanced", "unbalanced"):
-            name = f"{kind}/{kind}_{split}" if kind else split
-            put(raw / "nlvr2" / "data" / f"{name}.json", lines(entries))
-    return raw
-
-
-def vqa(raw: Path, questions: list[Any], annotations: list[Any]) -> Path:
-    for year in ("train2014", "val2014", "test2015"):
-        for image in (1, 2):
-            put(raw / year / f"COCO_{year}_{image:012d}.jpg", picture())
-    for year in ("train2014", "val2014", "test2015", "test-dev2015"):
-        put(raw / f"v2_OpenEnded_mscoco_{year}_questions.json", {"questions": questions})
-        put(raw / f"v2_mscoco_{year}_annotations.json", {"annotations": annotations})
-    return raw
-
-
-def entailment(image: str, label: str, hypothesis: str) -> dict[str, str]:
-    return {
-        "Flickr30K_ID": image, "gold_label": label, "sentence1": "p", "sentence2": hypothesis,
-    }  # fmt: skip
+def entailment(label: str, hypothesis: str) -> dict[str, str]:
+    return {"Flickr30K_ID": "1", "gold_label": label, "sentence1": "p", "sentence2": hypothesis}
 
 
 def question(number: int, image: int = 1, text: str = "q ?") -> dict[str, Any]:
@@ -144,7 +112,7 @@ def test_everything_left_out_is_counted_and_listed(tmp_path: Path) -> None:
     put(images / "text.jpg", "this is no image")
     (images / "folder.jpg").mkdir()
     names = ("missing", "short", "text", "folder")
-    flickr(tmp_path, [
+    entries = [
         karpathy("train", "a.jpg", ["one", "", None, "two "]),
         karpathy("train", "silent.jpg", ["", " "]),
         *(karpathy("train", f"{name}.jpg", ["x"]) for name in names),
@@ -153,7 +121,9 @@ def test_everything_left_out_is_counted_and_listed(tmp_path: Path) -> None:
         karpathy("val", "b.jpg", ["x", "x"]),
         karpathy("test", "b.jpg", ["y"]),
         karpathy("test", "c.jpg", ["x"]),
-    ])  # fmt: skip
+    ]
+    names_of = [f"flickr30k-images/{name}.jpg" for name in "abc"]
+    fill(tmp_path, names_of, {"dataset_flickr30k.json": {"images": entries}})
     out = tmp_path / "out"
     report = convert("f30k", tmp_path, out)
     assert report.skipped == {
@@ -245,10 +215,9 @@ def test_converted_images_can_be_read(tmp_path: Path) -> None:
 
 
 def test_sentences_of_snli_ve_and_nlvr2(tmp_path: Path) -> None:
-    snli(tmp_path, [
-        entailment("1", "neutral", " h\n"), entailment("1", "-", "h"),
-        entailment("1", "neutral", " "),
-    ])  # fmt: skip
+    said = [entailment("neutral", " h\n"), entailment("-", "h"), entailment("neutral", " ")]
+    splits = {f"snli_ve_{split}.jsonl": lines(said) for split in ("train", "dev", "test")}
+    fill(tmp_path, ["Flickr30K/images/1.jpg"], splits)
     report = convert("snli_ve", tmp_path, tmp_path)
     assert rows(tmp_path / "snli_dev.arrow")[0]["sentences"] == [["p", "h"]]
     unsure = "hypothesis without a gold label"
@@ -257,7 +226,12 @@ def test_sentences_of_snli_ve_and_nlvr2(tmp_path: Path) -> None:
         {"identifier": f"a-0-{number}", "sentence": "s", "label": label, "directory": 1}
         for number, label in enumerate(("True", "false", True, False, "maybe"))
     ]
-    report = convert("nlvr2", nlvr2(tmp_path, entries), tmp_path)
+    images = [f"{f}/a-0-img{n}.png" for f in ("images/train/1", "dev", "test1") for n in (0, 1)]
+    for name in (
+        name.removeprefix("nlvr2_").removesuffix(".arrow") for name in find_dataset("nlvr2").files
+    ):
+        put(tmp_path / "nlvr2" / "data" / name.rpartition("_")[0] / f"{name}.json", lines(entries))
+    report = convert("nlvr2", fill(tmp_path, images, {}), tmp_path)
     found = rows(tmp_path / "nlvr2_balanced_dev.arrow")
     assert [row["answers"] for row in found] == [["True", "False", "True", "False"]]
     assert report.skipped == {"missing sentence or label": 7}
@@ -269,7 +243,9 @@ def test_a_bad_region_does_not_affect_others(tmp_path: Path) -> None:
         {"id": 2, "regions": []},
         {"id": 1, "regions": [REGION]},
     ]
-    report = convert("vg", genome(tmp_path, entries), tmp_path)
+    files = {"annotations/region_descriptions.json": entries}
+    images = [f"images/VG_100K_2/{number}.jpg" for number in (1, 2)]
+    report = convert("vg", fill(tmp_path, images, files), tmp_path)
     assert report.rows == {"vg.arrow": 1}
     assert report.skipped == {
         "region without a phrase": 1, MISFIT: 2, "image without regions": 1,
@@ -302,10 +278,7 @@ def test_vqa_questions_keep_their_own_answers(tmp_path: Path) -> None:
 
 def test_rest_val_is_a_part_of_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elip.data.datasets.vqav2._REST", 3)
-    vqa(tmp_path, [question(number, number) for number in range(1, 11)], TWOS)
-    for year in ("train2014", "val2014", "test2015"):
-        for image in range(3, 11):
-            put(tmp_path / year / f"COCO_{year}_{image:012d}.jpg", picture())
+    vqa(tmp_path, [question(number, number) for number in range(1, 11)], TWOS, images=10)
     convert("vqav2", tmp_path, tmp_path)
     val, trainable, rest = (
         {row["image_id"] for row in rows(tmp_path / f"vqav2_{name}.arrow")}
@@ -317,34 +290,26 @@ def test_rest_val_is_a_part_of_val(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_both_layouts_of_flickr8k(tmp_path: Path) -> None:
     names = [f"{number}_ab.jpg" for number in range(8)]
     captions = ["A dog , and a cat .", 'He says "go" .']
-    quoted = [f'"{text.replace(chr(34), 2 * chr(34))}"' for text in captions]
+    tokens = [f"{name}#{n}\t{text}\n" for name in names for n, text in enumerate(captions)]
+    quoted = ['"A dog , and a cat ."', '"He says ""go"" ."']
+    table = ["image,caption", *(f"{name},{text}" for name in names for text in quoted)]
     authors, copied = tmp_path / "authors", tmp_path / "copy"
-    put(authors / "Flickr8k.token.txt", "".join(
-        f"{name}#{number}\t{text}\n" for name in names for number, text in enumerate(captions)
-    ))  # fmt: skip
-    put(copied / "captions.txt", "\n".join(
-        ["image,caption", *(f"{name},{text}" for name in names for text in quoted)]
-    ))  # fmt: skip
-
-    def found(raw: Path) -> list[dict[str, list[str]]]:
-        parts = (rows(raw / f"flickr8k_{split}.arrow") for split in ("train", "val", "test"))
-        return [{row["image_id"]: row["caption"] for row in part} for part in parts]
-
-    drawn = []
-    for raw, folder in ((authors, "Flicker8k_Dataset"), (copied, "Images")):
-        for name in names:
-            put(raw / folder / name, picture())
-        convert("flickr8k", raw, raw)
-        drawn.append(found(raw))
-        assert [len(part) for part in drawn[-1]] == [4, 2, 2]
+    images = (f"Flicker8k_Dataset/{name}" for name in names)
+    fill(authors, images, {"Flickr8k.token.txt": "".join(tokens)})
+    fill(copied, (f"Images/{name}" for name in names), {"captions.txt": "\n".join(table)})
+    found = []
+    for raw in (authors, copied):
+        assert list(convert("flickr8k", raw, raw).rows.values()) == [4, 2, 2]
+        found.append([rows(raw / f"flickr8k_{split}.arrow") for split in ("train", "val", "test")])
+        assert found[-1][0][0]["caption"] == captions
         for word, part in (("train", names[:5]), ("dev", names[5:6]), ("test", names[6:7])):
             put(raw / f"Flickr_8k.{word}Images.txt", "\n".join(part) + "\n")
         report = convert("flickr8k", raw, raw)
-        assert report.skipped == {"image in no split list": 1}
-        assert found(raw) == [
-            dict.fromkeys(part, captions) for part in (names[:5], names[5:6], names[6:7])
-        ]
-    assert drawn[0] == drawn[1]
+        assert (list(report.rows.values()), report.skipped) == (
+            [5, 1, 1], {"image in no split list": 1},
+        )  # fmt: skip
+    ids = [[[row["image_id"] for row in part] for part in parts] for parts in found]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_named_splits_and_limits(root: Path) -> None:
     data = module(root)
     assert data.split_names("validate") == ["val"]
     assert data.split_names("test") == data.split_names("predict") == ["one", "two"]
-    assert [len(loader.examples) for loader in data.test_dataloader()] == [9, 6]
+    assert [len(each) for each in data.examples("test").values()] == [9, 6]
     (shown,) = ([batch.keys for batch in each] for each in data.predict_dataloader()[1:])
     assert shown == [("image 30",) * 3 + ("image 31",), ("image 31",) * 2]
     joined = module(root, datasets=[TINY, SECOND])

@@ -24,6 +24,7 @@ from tests.data.tiny import captions, noise, png, tokenizer, write, write_tiny
 TRAIN = DatasetConfig(TRANSFORMS["clip"], image_size=8, train=True)
 EVAL = dataclasses.replace(TRAIN, train=False)
 CAPTION = LAYOUT["caption"]
+BARE = Columns(("image",), "caption")
 
 
 @pytest.fixture
@@ -50,6 +51,10 @@ def test_one_example_per_text(table: ArrowTable) -> None:
     assert (example.text, example.image_id, example.key) == ("2 blue ball", 2, "image 2")
     assert shown(example.images) == [2]
     assert (example.negative_images, example.target) == (None, None)
+    # The images of a row are decoded once for its texts; training may augment them.
+    assert read(examples, 0).images is read(examples, 1).images is not read(examples, 3).images
+    training = Examples([table], SampleSpec("caption"), TRAIN)
+    assert read(training, 0).images is not read(training, 1).images
     with pytest.raises(IndexError):
         examples[18]
 
@@ -60,23 +65,15 @@ def test_one_example_per_image_with_a_drawn_text(table: ArrowTable, tmp_path: Pa
     assert len(examples) == 6
     texts = {read(examples, 4, epoch).text for epoch in range(20)}
     assert texts == {"4 red ball", "4 blue ball", "4 green ball"}
-    columns = {"image": [png(0)] * 2, "caption": [["a"], []], "image_id": ["0", "1"]}
-    bare = ArrowTable([write(tmp_path / "bare.arrow", columns)], CAPTION)
+    columns = {"image": [png(0)] * 2, "caption": [["a"], []]}
+    bare = ArrowTable([write(tmp_path / "bare.arrow", columns)], BARE)
     with pytest.raises(DataError, match=r"bare\.arrow, row 1: there is no text"):
         Examples([bare], spec, TRAIN)[1]
-    assert len(Examples([bare], SampleSpec("caption"), TRAIN)) == 1
 
 
-def test_joined_tables(table: ArrowTable, tmp_path: Path) -> None:
-    other = ArrowTable([captions(tmp_path / "b.arrow", 50, 2)], CAPTION)
-    examples = Examples([table, other], SampleSpec("caption", negative_images=2), EVAL)
-    assert len(examples) == 24
-    example = read(examples, 22)
-    assert (example.text, example.image_id, shown(example.images)) == ("51 blue ball", 7, [51])
-    assert shown(example.negative_images) == [50, 50]  # from the example's own table
-
-
-def test_negatives_are_uniform_over_all_others(table: ArrowTable) -> None:
+def test_negatives_are_uniform_over_all_others_of_a_table(
+    table: ArrowTable, tmp_path: Path
+) -> None:
     spec = SampleSpec("caption", negative_images=1, negative_texts=2)
     examples = Examples([table], spec, TRAIN)
     drawn: list[int] = []
@@ -89,14 +86,17 @@ def test_negatives_are_uniform_over_all_others(table: ArrowTable) -> None:
     every = Examples([table], spec, dataclasses.replace(TRAIN, exclude_own=False))
     texts = [text for epoch in range(60) for text in read(every, 4, epoch).negative_texts]
     assert any(text.startswith("1 ") for text in texts)
+    other = ArrowTable([captions(tmp_path / "b.arrow", 50, 2)], CAPTION)
+    joined = read(Examples([table, other], spec, EVAL), 22)
+    assert (joined.text, joined.image_id, shown(joined.images)) == ("51 blue ball", 7, [51])
+    assert shown(joined.negative_images) == [50]
 
 
 def test_the_limit_holds_for_negatives_too(table: ArrowTable) -> None:
     spec = SampleSpec("caption", negative_images=1)
     examples = Examples([table], spec, dataclasses.replace(TRAIN, limit=7))
     assert len(examples) == 7
-    drawn = {shown(read(examples, 0, epoch).negative_images)[0] for epoch in range(60)}
-    assert drawn == {1, 2}
+    assert {shown(read(examples, 0, n).negative_images)[0] for n in range(60)} == {1, 2}
     with pytest.raises(DataError, match=r"a.arrow, row 0: there is no other image"):
         Examples([table], spec, dataclasses.replace(TRAIN, limit=3))[0]
 
@@ -118,44 +118,27 @@ def test_draws_depend_on_epoch_and_seed_only(table: ArrowTable) -> None:
     assert read(texts, 0).negative_texts == ("1 blue ball", "4 red ball")
 
 
-def test_a_row_is_decoded_once_for_its_texts_in_evaluation_only(table: ArrowTable) -> None:
-    examples = Examples([table], SampleSpec("caption"), EVAL)
-    assert read(examples, 0).images is read(examples, 1).images
-    assert read(examples, 3).images is not read(examples, 0).images
-    training = Examples([table], SampleSpec("caption"), TRAIN)
-    assert read(training, 0).images is not read(training, 1).images
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> ArrowTable:
+def test_a_bad_image_is_an_error_left_out_or_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     images = [png(0), noise(0)[:200], png(2), b""]
     path = write(tmp_path / "bad.arrow", {"image": images, "caption": [["a"], ["b"], ["c"], ["d"]]})
-    return ArrowTable([path], Columns(("image",), "caption"))
-
-
-def test_a_bad_image_in_evaluation_is_an_error_or_left_out(
-    broken: ArrowTable, caplog: pytest.LogCaptureFixture
-) -> None:
+    table, spec = ArrowTable([path], BARE), SampleSpec("caption")
     with pytest.raises(ImageError, match=r"bad.arrow, row 1: not a readable image"):
-        Examples([broken], SampleSpec("caption"), EVAL)[1]
-    examples = Examples([broken], SampleSpec("caption"), dataclasses.replace(EVAL, skip_bad=True))
+        Examples([table], spec, EVAL)[1]
+    examples = Examples([table], spec, dataclasses.replace(EVAL, skip_bad=True))
     with caplog.at_level(logging.WARNING):
-        found = [examples[number] for number in range(4)]
-    assert [example is None for example in found] == [False, True, False, True]
+        assert [examples[number] is None for number in range(4)] == [False, True, False, True]
     assert examples.num_skipped == 2
     assert "bad.arrow, row 3" in caplog.text
-
-
-def test_a_bad_image_in_training_is_replaced(broken: ArrowTable, tmp_path: Path) -> None:
-    examples = Examples([broken], SampleSpec("caption"), TRAIN)
-    found = [read(examples, 1, epoch).text for epoch in range(20)]
+    training = Examples([table], spec, TRAIN)
+    found = [read(training, 1, epoch).text for epoch in range(20)]
     assert set(found) == {"a", "c"}
-    assert examples.num_skipped >= 20
-    assert [read(examples, 1, epoch).text for epoch in range(20)] == found
+    assert training.num_skipped >= 20
+    assert [read(training, 1, epoch).text for epoch in range(20)] == found
     path = write(tmp_path / "none.arrow", {"image": [b"x"] * 3, "caption": [["a"]] * 3})
-    nothing = ArrowTable([path], Columns(("image",), "caption"))
     with pytest.raises(DataError, match="20 examples in a row had a bad image"):
-        Examples([nothing], SampleSpec("caption"), TRAIN)[0]
+        Examples([ArrowTable([path], BARE)], spec, TRAIN)[0]
 
 
 def test_impossible_requests(tmp_path: Path) -> None:
@@ -166,9 +149,6 @@ def test_impossible_requests(tmp_path: Path) -> None:
     empty = write(tmp_path / "none.arrow", {"image": [], "caption": [], "image_id": []})
     with pytest.raises(DataError, match=r"no example in .*none\.arrow"):
         Examples([ArrowTable([empty], CAPTION)], SampleSpec("caption"), TRAIN)
-
-
-# --- batches
 
 
 def batch_of(examples: Examples, numbers: range, collate: Collator) -> Batch:
@@ -182,10 +162,8 @@ def test_a_batch_of_captions(table: ArrowTable) -> None:
     examples = Examples([table], spec, TRAIN)
     collate = Collator(TextTokenizer(wrap(tokenizer()), 8), masked=True)
     batch = batch_of(examples, range(18), collate)
-    assert batch.images.shape == (18, 1, 3, 8, 8)
-    assert batch.images.dtype == torch.uint8
+    assert (batch.images.shape, batch.images.dtype) == ((18, 1, 3, 8, 8), torch.uint8)
     assert batch.text.ids.shape == batch.text.mask.shape == (18, 8)
-    assert batch.text.mask.dtype == torch.bool
     assert batch.strings[1] == "0 blue ball"
     assert batch.example.tolist() == list(range(18))
     assert batch.image_id.tolist() == [number // 3 for number in range(18)]
@@ -217,8 +195,7 @@ def test_batches_of_questions_and_pairs(tmp_path: Path) -> None:
     assert torch.equal(batch.target, expected)
     assert batch.keys == ("70", "71", "80")
     table = ArrowTable([tmp_path / "tiny_pairs.arrow"], LAYOUT["pair"])
-    pairs = Examples([table], SampleSpec("pair"), TRAIN)
-    batch = batch_of(pairs, range(3), Collator(encoder))
+    batch = batch_of(Examples([table], SampleSpec("pair"), TRAIN), range(3), Collator(encoder))
     assert batch.images[:, :, 0, 0, 0].tolist() == [[0, 100], [0, 100], [1, 101]]
     assert batch.target is not None
     assert batch.target.tolist() == [1, 0, 0]

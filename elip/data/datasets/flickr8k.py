@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elip.data.datasets.base import SCHEMAS, DatasetSpec, View
-from elip.data.datasets.captions import caption_rows
 from elip.data.download import Download, Row
 
 _HELD_OUT = 1000
@@ -52,7 +51,7 @@ class Flickr8k(DatasetSpec):
         for name, split in splits.items():
             said = captions.get(name, [])
             file = f"flickr8k_{split}.arrow"
-            yield from caption_rows(download, file, folder / name, said, name, split)
+            yield from download.caption_rows(file, folder / name, said, name, split)
 
 
 def _entries(path: Path) -> Iterator[dict[str, str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from elip.data.datasets.base import SCHEMAS, DatasetSpec, View
-from elip.data.datasets.captions import caption_rows
 from elip.data.download import Download, Row
 
 _COCO = {split: f"coco_caption_karpathy_{split}.arrow" for split in ("train", "restval", "val")}
@@ -45,7 +44,7 @@ class _Karpathy(DatasetSpec):
             folder = self.folder or entry["filepath"]
             images[name] = split, download.root / folder / name, captions
         for name, (split, place, captions) in images.items():
-            yield from caption_rows(download, files[split], place, captions, name, split)
+            yield from download.caption_rows(files[split], place, captions, name, split)
 
 
 class Coco(_Karpathy):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from elip.data.datasets.base import SCHEMAS, DatasetSpec, View
-from elip.data.datasets.captions import caption_rows
 from elip.data.download import Download, Row
 
 SHARD = 100_000
@@ -20,7 +19,7 @@ def _rows(download: Download, annotations: str, file: str, split: str) -> Iterat
         if download.is_new(path):
             captions = [pair[1] for pair in group]
             shard, name = file.replace("*", str(number // SHARD)), path.split("/")[-1]
-            yield from caption_rows(download, shard, download.root / path, captions, name, split)
+            yield from download.caption_rows(shard, download.root / path, captions, name, split)
 
 
 class Sbu(DatasetSpec):
