@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from elip.model.guard import ContractError, check, declared, examine
+from elip.model.guard import ContractError, check, examine, refuse_namesake
 from elip.record import read_record
 from elip.schedule import Schedule
+from elip.tasks import tasks
 from elip.tasks.vqa import VQA
 from elip.training.watch import ReducerWatch
 from reducers import Reduced, Signals
@@ -21,7 +19,6 @@ from reducers.ats import ATS
 from reducers.topk import TopK
 from tests.contract.subjects import bound, pairs, scene, tiny
 from tests.training.conftest import Go
-from tests.training.test_predict import experiment
 
 
 def result(reducer: TopK) -> tuple[Tensor, Reduced]:
@@ -144,17 +141,6 @@ class TakesTwo(TopK):
         raise NotImplementedError
 
 
-class TakesMuch(TopK):
-    """Source: made up for the tests. Differs: not at all."""
-
-    def forward(self, *given: Any, **more: Any) -> Reduced:
-        return super().forward(*given, **more)
-
-
-class Asking(VQA):
-    """A task of somebody else's."""
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("reducer", "said"),
@@ -173,29 +159,14 @@ def test_a_reducer_that_is_none_is_told_so(
     assert said in capsys.readouterr().err
 
 
-@contextmanager
-def renamed(kind: type, name: str) -> Iterator[None]:
-    """A class that was made under that name would be a choice of the command line for good."""
-    own, kind.__name__ = kind.__name__, name
-    try:
-        yield
-    finally:
-        kind.__name__ = own
+class Asking(VQA):
+    """A task of somebody else's."""
 
 
-@pytest.mark.parametrize("name", ["EViT", "Identity"])
-def test_a_reducer_cannot_take_the_name_of_another(name: str) -> None:
-    declared(TakesMuch())
-    said = f"{name} of tests.training.test_guard has the name of"
-    with renamed(TakesMuch, name), pytest.raises(ContractError, match=said):
-        declared(TakesMuch())
-
-
-def test_a_task_cannot_take_the_name_of_another() -> None:
-    experiment(Asking(), TopK())
-    said = "Pretraining of tests.training.test_guard has the name"
-    with renamed(Asking, "Pretraining"), pytest.raises(ValueError, match=said):
-        experiment(Asking(), TopK())
+def test_a_foreign_class_cannot_take_the_name_of_ours() -> None:
+    refuse_namesake(Asking, tasks())
+    with pytest.raises(ContractError, match="Asking of tests.training.test_guard has the name"):
+        refuse_namesake(Asking, {"Asking": VQA})
 
 
 @pytest.mark.filterwarnings("ignore")
