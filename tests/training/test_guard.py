@@ -165,7 +165,7 @@ class Asking(VQA):
 
 def test_a_foreign_class_cannot_take_the_name_of_ours() -> None:
     refuse_namesake(Asking, tasks())
-    with pytest.raises(ContractError, match="Asking of .* has the name"):
+    with pytest.raises(ContractError, match=r"Asking of .* has the name"):
         refuse_namesake(Asking, {"Asking": VQA})
 
 
