@@ -22,7 +22,7 @@ from torch.optim import AdamW
 
 from elip.cost.timing import report
 from elip.data.datamodule import Loader
-from elip.model import image_encoder
+from elip.model import guard
 from elip.training import cli
 from elip.training.module import MeterModule
 from elip.training.watch import ReducerWatch
@@ -81,7 +81,7 @@ def main() -> None:
     MeterModule.training_step = step
     MeterModule.backward = clock.around("backward", MeterModule.backward)
     ReducerWatch._look = clock.around("guard", ReducerWatch._look)
-    image_encoder.check = clock.around("guard", image_encoder.check)
+    guard.check = clock.around("guard", guard.check)
     AdamW.step = optimise
     Loader.__iter__ = batches
     with TemporaryDirectory() as folder:

@@ -14,76 +14,43 @@ MOST_TEXT = 512
 
 @dataclass(frozen=True)
 class Sizes:
-    """All sizes of a METER model; `MeterConfig` explains each.
+    """All sizes of a METER model; `MeterConfig` explains each. The defaults are those of ``tiny``.
 
     ``image_blocks`` None runs all blocks of a named model but the last, as METER does.
     ``vocab_size`` None uses the tokenizer's.
     """
 
-    image_encoder: str
-    image_size: int
-    patch_size: int
-    image_width: int
-    image_blocks: int | None
-    image_heads: int
-    pixels: Literal["clip", "imagenet"]
-    text_encoder: str
-    vocab_size: int | None
-    max_text_len: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    fusion_width: int
-    fusion_layers: int
-    fusion_heads: int
-    mlp_ratio: float
-    dropout: float
+    image_encoder: str = "vit"
+    image_size: int = 64
+    patch_size: int = 8
+    image_width: int = 64
+    image_blocks: int | None = 5
+    image_heads: int = 2
+    pixels: Literal["clip", "imagenet"] = "clip"
+    text_encoder: str = "roberta"
+    vocab_size: int | None = None
+    max_text_len: int = 20
+    text_width: int = 64
+    text_layers: int = 1
+    text_heads: int = 2
+    fusion_width: int = 64
+    fusion_layers: int = 2
+    fusion_heads: int = 2
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
 
 
 PRESETS: dict[str, Sizes] = {
-    "tiny": Sizes(
-        image_encoder="vit",
-        image_size=64,
-        patch_size=8,
-        image_width=64,
-        image_blocks=5,
-        image_heads=2,
-        pixels="clip",
-        text_encoder="roberta",
-        vocab_size=None,
-        max_text_len=20,
-        text_width=64,
-        text_layers=1,
-        text_heads=2,
-        fusion_width=64,
-        fusion_layers=2,
-        fusion_heads=2,
-        mlp_ratio=4.0,
-        dropout=0.0,
-    ),
+    "tiny": Sizes(),
     # Dou et al., An Empirical Study of Training End-to-End Vision-and-Language Transformers, 2022,
     # arXiv:2111.02387: CLIP ViT-B/16 and RoBERTa-base, six co-attention layers a side.
     "clip16_roberta": Sizes(
-        image_encoder="vit_base_patch16_clip_quickgelu_224.openai",
-        image_size=288,
-        patch_size=16,
-        image_width=768,
-        image_blocks=11,
-        image_heads=12,
-        pixels="clip",
-        text_encoder="roberta-base",
-        vocab_size=None,
-        max_text_len=50,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-        fusion_width=768,
-        fusion_layers=6,
-        fusion_heads=12,
-        mlp_ratio=4.0,
-        dropout=0.1,
+        image_encoder="vit_base_patch16_clip_quickgelu_224.openai", image_size=288, patch_size=16,
+        image_width=768, image_blocks=11, image_heads=12, text_encoder="roberta-base",
+        max_text_len=50, text_width=768, text_layers=12, text_heads=12, fusion_width=768,
+        fusion_layers=6, fusion_heads=12, dropout=0.1,
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

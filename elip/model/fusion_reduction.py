@@ -5,16 +5,17 @@ Shape legend: B batch, L text length, N patch tokens, K kept, W width, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elip.model.guard import check
+from elip.model.guard import check, reduce
 from elip.model.interface import EncodedImage
 from elip.schedule import Plan
-from reducers.contract import EncodedText, Reduced, Reducer, Signals
+from reducers.contract import EncodedText, Reduced, Reducer
 
 SIGNALS = {"keys", "text", "sizes", "positions", "cross_attention"}
 
@@ -67,21 +68,9 @@ class FusionReduction(nn.Module):
             key: [B,H,1+N,W/H], its keys (image, CLS first).
         """
         whole = self.reducer.includes_cls
-        start = 0 if whole else 1
+        requested = self._requested(image, words, mask, query, key, 0 if whole else 1)
         num_keep = self.plan.keep[level] + whole
-        signals = Signals(
-            cls=image.tokens[:, :1],
-            stage=len(image.stages),
-            layer=level,
-            grid=self.grid,
-            seeds=image.seeds,
-            mask=None if image.mask is None else image.mask[:, start:],
-            requested=self._requested(image, words, mask, query, key, start),
-            reader=type(self.reducer).__name__,
-        )
-        patches = image.tokens[:, start:]
-        reduced = self.reducer(patches, num_keep, signals)
-        check(self.reducer, reduced, patches, num_keep, padded=image.mask is not None)
+        reduced = reduce(self.reducer, image, num_keep, level, self.grid, requested)
         cls = image.tokens[:, :1]
         if whole:
             # The first token becomes CLS; patches merged into it are no patch tokens any more.
@@ -92,32 +81,28 @@ class FusionReduction(nn.Module):
         return image.reduce(level, cls, reduced)
 
     def _requested(
-        self,
-        image: EncodedImage,
-        words: Tensor,
-        mask: Tensor | None,
-        query: Tensor,
-        key: Tensor,
+        self, image: EncodedImage, words: Tensor, mask: Tensor | None, query: Tensor, key: Tensor,
         start: int,
-    ) -> dict[str, Any]:
-        needs = self.reducer.needs
-        requested: dict[str, Any] = {}
-        if "cross_attention" in needs:
-            logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    ) -> dict[str, Any]:  # fmt: skip
+        def cross_attention() -> Tensor:
+            logits: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             if image.mask is not None:
                 hidden = ~image.mask[:, None, None, :]
                 logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
-            requested["cross_attention"] = logits.softmax(dim=-1).mean(dim=1)[:, :, start:]
-        if "keys" in needs:
-            requested["keys"] = key[:, :, start:]
-        if "sizes" in needs:
-            requested["sizes"] = F.pad(image.sizes, (1 - start, 0), value=1.0)
-        if "positions" in needs:
-            requested["positions"] = F.pad(image.positions(self.grid), (0, 0, 1 - start, 0))
-        if "text" in needs:
+            return logits.softmax(dim=-1).mean(dim=1)[:, :, start:]
+
+        def text() -> EncodedText:
             real = torch.ones_like(words[..., 0], dtype=torch.bool) if mask is None else mask
-            requested["text"] = EncodedText(words, real)
-        return requested
+            return EncodedText(words, real)
+
+        compute: dict[str, Callable[[], object]] = {
+            "cross_attention": cross_attention,
+            "keys": lambda: key[:, :, start:],
+            "sizes": lambda: F.pad(image.sizes, (1 - start, 0), value=1.0),
+            "positions": lambda: F.pad(image.positions(self.grid), (0, 0, 1 - start, 0)),
+            "text": text,
+        }
+        return {name: compute[name]() for name in sorted(self.reducer.needs)}
 
     def reduce_text(
         self, words: Tensor, mask: Tensor | None, key: Tensor

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from elip.model.interface import EncodedImage
 from reducers import shelf
-from reducers.contract import SIGNALS, Placement, Reduced, Reducer
+from reducers.contract import SIGNALS, Placement, Reduced, Reducer, Signal, Signals
 
 _FLOATS = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -56,6 +57,41 @@ def declared(reducer: Reducer) -> None:
         raise ContractError(
             f"Reducer {name} needs {reducer.needs!r}; give a frozenset of {', '.join(signals)}."
         )
+
+
+def reduce(
+    reducer: Reducer,
+    image: EncodedImage,
+    num_keep: int,
+    layer: int,
+    grid: tuple[int, int],
+    requested: Mapping[Signal, Any],
+) -> Reduced:
+    """Let a reducer reduce an image to ``num_keep`` tokens, and check the result.
+
+    Args:
+        reducer: The method.
+        image: The image; its CLS stays with the host unless the method includes it.
+        num_keep: How many tokens to keep.
+        layer: The reduction layer.
+        grid: Rows and columns of the patch grid.
+        requested: The signals that the method needs.
+    """
+    start = 0 if reducer.includes_cls and reducer.placement == "fusion" else 1
+    patches, padded = image.tokens[:, start:], image.mask is not None
+    signals = Signals(
+        cls=image.tokens[:, :1],
+        stage=len(image.stages),
+        layer=layer,
+        grid=grid,
+        seeds=image.seeds,
+        mask=None if image.mask is None else image.mask[:, start:],
+        requested=requested,
+        reader=type(reducer).__name__,
+    )
+    reduced: Reduced = reducer(patches, num_keep, signals)
+    check(reducer, reduced, patches, num_keep, padded)
+    return reduced
 
 
 def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int, padded: bool) -> None:

@@ -15,12 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from elip.model import timm_shim
-from elip.model.guard import check
+from elip.model.guard import reduce
 from elip.model.interface import EncodedImage
 from elip.model.signals import BlockSignals, Probe
 from elip.schedule import Schedule
 from reducers import Identity
-from reducers.contract import EncodedText, Host, Reducer, Signals
+from reducers.contract import EncodedText, Host, Reducer
 
 _OF_THE_TEXT = {"text", "text_attention", "joint_embeddings"}
 
@@ -161,8 +161,7 @@ class ImageEncoder(nn.Module):
     def _reduce(
         self, image: EncodedImage, text: EncodedText | None, heads: timm_shim.Heads | None
     ) -> EncodedImage:
-        num_keep, layer, bias = self.plan.keep[image.block], image.block, self._bias(image)
-        cls, patches = image.tokens[:, :1], image.tokens[:, 1:]
+        layer, bias = image.block, self._bias(image)
 
         def probe(cls: Tensor, patches: Tensor, depth: int) -> Tensor:
             scores: Tensor = self.probe(cls, patches, bias, layer, depth)
@@ -171,16 +170,6 @@ class ImageEncoder(nn.Module):
         needs, requested = self.reducer.needs, {}
         if needs:
             requested = self.signals(needs, image, text, bias, heads, self.grid, probe)
-        signals = Signals(
-            cls=cls,
-            stage=len(image.stages),
-            layer=layer,
-            grid=self.grid,
-            seeds=image.seeds,
-            mask=None if image.mask is None else image.mask[:, 1:],
-            requested=requested,
-            reader=type(self.reducer).__name__,
-        )
-        reduced = self.reducer(patches, num_keep, signals)
-        check(self.reducer, reduced, patches, num_keep, padded=image.mask is not None)
-        return image.reduce(layer, cls, reduced)
+        num_keep = self.plan.keep[layer]
+        reduced = reduce(self.reducer, image, num_keep, layer, self.grid, requested)
+        return image.reduce(layer, image.tokens[:, :1], reduced)

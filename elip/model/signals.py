@@ -1,12 +1,12 @@
 """The signals that the image encoder computes for a reducer, only on request.
 
-To add a signal, name it in `reducers.contract` and add a method of that name to `_Block`. Shape
-legend: B batch, N patches, L text length, H heads, D width, W fusion width.
+To add a signal, name it in `reducers.contract` and compute it in `BlockSignals`. Shape legend:
+B batch, N patches, L text length, H heads, D width, W fusion width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,80 +93,44 @@ class BlockSignals(nn.Module):
         """
         block = self._blocks[image.block]
         query, key, value = heads or _project(block, image.tokens, needs)
-        view = _Block(
-            block, image, text, bias, query, key, value, grid, probe, self._projections
-        )  # fmt: skip
-        return {name: getattr(view, name)() for name in sorted(needs)}
+        norm, project_image, project_text = self._projections
+
+        def head_attention() -> Tensor:
+            return timm_shim.attention_map(block, query[:, :, :1], key, bias)[:, :, 0, 1:]
+
+        def text_attention() -> Tensor:
+            hidden = block.norm1(text_cls())
+            own = timm_shim.project(block, hidden, QUERY)
+            among = None if bias is None else bias[..., 1:]
+            attention = timm_shim.attention_map(block, own, key[:, :, 1:], among)
+            return attention[:, :, 0].mean(dim=1)
+
+        def text_cls() -> Tensor:
+            assert text is not None
+            return text.tokens[:, :1]
+
+        compute: dict[Signal, Callable[[], object]] = {
+            "head_attention": head_attention,
+            "cls_attention": lambda: head_attention().mean(dim=1),
+            "attention_received": lambda: timm_shim.attention_received(block, query, key, bias)[
+                :, 1:
+            ],
+            "text_attention": text_attention,
+            "keys": lambda: key[:, :, 1:],
+            "values": lambda: value[:, :, 1:],
+            "text": lambda: text,
+            "joint_embeddings": lambda: (
+                project_image(norm(image.tokens[:, 1:])), project_text(text_cls())
+            ),
+            "probe": lambda: probe,
+            "sizes": lambda: image.sizes,
+            "positions": lambda: image.positions(grid),
+        }  # fmt: skip
+        return {name: compute[name]() for name in sorted(needs)}
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block, with one method per signal."""
-
-    block: Block
-    image: EncodedImage
-    encoded_text: EncodedText | None
-    bias: Tensor | None
-    query: Tensor | None
-    key: Tensor | None
-    value: Tensor | None
-    grid: tuple[int, int]
-    look_ahead: ProbeSignal
-    projections: tuple[nn.Module, nn.Module, nn.Module]
-
-    def head_attention(self) -> Tensor:
-        assert self.query is not None
-        assert self.key is not None
-        cls = self.query[:, :, :1]
-        return timm_shim.attention_map(self.block, cls, self.key, self.bias)[:, :, 0, 1:]
-
-    def cls_attention(self) -> Tensor:
-        return self.head_attention().mean(dim=1)
-
-    def attention_received(self) -> Tensor:
-        assert self.query is not None
-        assert self.key is not None
-        return timm_shim.attention_received(self.block, self.query, self.key, self.bias)[:, 1:]
-
-    def text_attention(self) -> Tensor:
-        assert self.key is not None
-        hidden = self.block.norm1(self.text().tokens[:, :1])
-        query = timm_shim.project(self.block, hidden, QUERY)
-        bias = None if self.bias is None else self.bias[..., 1:]
-        attention = timm_shim.attention_map(self.block, query, self.key[:, :, 1:], bias)
-        return attention[:, :, 0].mean(dim=1)
-
-    def keys(self) -> Tensor:
-        assert self.key is not None
-        return self.key[:, :, 1:]
-
-    def values(self) -> Tensor:
-        assert self.value is not None
-        return self.value[:, :, 1:]
-
-    def text(self) -> EncodedText:
-        assert self.encoded_text is not None
-        return self.encoded_text
-
-    def joint_embeddings(self) -> tuple[Tensor, Tensor]:
-        norm, project_image, project_text = self.projections
-        patches = project_image(norm(self.image.tokens[:, 1:]))
-        return patches, project_text(self.text().tokens[:, :1])
-
-    def probe(self) -> ProbeSignal:
-        return self.look_ahead
-
-    def sizes(self) -> Tensor:
-        return self.image.sizes
-
-    def positions(self) -> Tensor:
-        return self.image.positions(self.grid)
-
-
-def _project(
-    block: Block, tokens: Tensor, needs: frozenset[Signal]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute only the queries, keys and values that the signals need."""
+def _project(block: Block, tokens: Tensor, needs: frozenset[Signal]) -> tuple[Any, Any, Any]:
+    """Compute only the queries, keys and values that the signals need; the others are None."""
     if needs.isdisjoint(_WITH_KEYS | {"values"}):
         return None, None, None
     hidden = block.norm1(tokens)

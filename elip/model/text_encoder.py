@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,13 @@ from elip.model.config import Sizes
 from elip.model.initialise import start_size
 from reducers.contract import EncodedText
 
-
-@dataclass(frozen=True)
-class _Published:
-    kind: str
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-
-
 # The published configurations (Devlin et al., 2019, arXiv:1810.04805; Liu et al., 2019,
-# arXiv:1907.11692), so that building a model needs no network.
+# arXiv:1907.11692), so that building a model needs no network: kind, word pieces, width, layers,
+# heads.
 _PUBLISHED = {
-    "bert-base-uncased": _Published("bert", 30522, 768, 12, 12),
-    "roberta-base": _Published("roberta", 50265, 768, 12, 12),
-    "roberta-large": _Published("roberta", 50265, 1024, 24, 16),
+    "bert-base-uncased": ("bert", 30522, 768, 12, 12),
+    "roberta-base": ("roberta", 50265, 768, 12, 12),
+    "roberta-large": ("roberta", 50265, 1024, 24, 16),
 }
 
 
@@ -47,10 +37,8 @@ def text_config(sizes: Sizes, vocab_size: int | None) -> PretrainedConfig:
     name = sizes.text_encoder
     vocab = sizes.vocab_size or vocab_size
     if name in _PUBLISHED:
-        known = _PUBLISHED[name]
-        return _build(
-            known.kind, vocab or known.vocab_size, known.width, known.layers, known.heads, sizes
-        )
+        kind, known, width, layers, heads = _PUBLISHED[name]
+        return _build(kind, vocab or known, width, layers, heads, sizes)
     if name in ("roberta", "bert"):
         if vocab is None:
             raise ValueError("No vocabulary size: give model.meter.vocab_size or a tokenizer.")
