@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from analysis.load import (
     BASELINES,
     NO_REDUCTION,
     RANDOM,
+    SHELF,
+    SMALLER,
     TESTED,
     TRAINED,
     TUNED,
@@ -30,7 +32,7 @@ from analysis.load import (
     load,
     study,
 )
-from analysis.statistics import aggregate, over_tasks
+from analysis.statistics import Unit, aggregate, over_tasks
 from analysis.tables import Ranking, method_names, rank, tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
 from elip.record import GFLOPS_UNIT
@@ -41,6 +43,10 @@ _HELD = 0.99
 """The findings name methods that keep this share of the score without reduction."""
 
 _MAPS = 4
+_HOW: dict[Unit, str] = {
+    "seeds": "by seed (if models were retrained)",
+    "examples": "by example (other test examples, same models)",
+}
 
 
 def write_report(
@@ -178,44 +184,47 @@ def findings(
     rows = known.scores[known.scores["group"] == ranking.group]
     said = [("What was compared", _compared(settings, rows)), _held(settings, rows)]
     for other in dict.fromkeys((RANDOM, NO_REDUCTION, *against)):
-        found = {unit: ranking.of(unit, other) for unit in ranking.found}
-        texts = {unit: _verdicts(each) for unit, each in found.items() if len(each)}
-        if texts:
-            if len(texts) == 2 and len(set(texts.values())) == 1:
-                text = f"By seed and by example: {texts['seeds']}"
-            else:
-                text = " ".join(f"By {unit[:-1]}: {text}" for unit, text in texts.items())
-            name = other.lower() if other == NO_REDUCTION else other
-            said.append((f"Compared with {name}, mean over the keep ratios", text))
+        tables = {unit: ranking.of(unit, other) for unit in ranking.found}
+        text = " ".join(_verdicts(found, _HOW[unit]) for unit, found in tables.items())
+        if len(tables) == 2:
+            both = {_verdicts(found, "by seed and by example") for found in tables.values()}
+            text = both.pop() if len(both) == 1 else text
+        name = other.lower() if other == NO_REDUCTION else other
+        said.append((f"Compared with {name}, mean over the keep ratios", text))
     said.append(("What these runs do not show", _not_shown(ranking, rows)))
     return [(about, text) for about, text in said if text]
 
 
 def _compared(settings: Sequence[Setting], rows: pd.DataFrame) -> str:
+    own = rows[rows["acts"].isin(["encoder", "fusion"]) & (rows["label"] != RANDOM)]
+    names = sorted(own["label"].unique())
+    ratios = _joined([f"{keep:g}" for keep in sorted(own["keep"].unique())])
+    others = [label for label in (NO_REDUCTION, RANDOM, SMALLER) if label in set(rows["label"])]
+    baselines = f"Baselines: {_joined(others)}. " if others else ""
     group = settings[0].group
-    reduced = rows[rows["acts"] != "never"]
-    count = reduced["label"].nunique()
-    keeps = sorted(reduced.loc[reduced["acts"] != "image", "keep"].unique())
     how = (
-        "each added for scoring to a model that was trained without reduction"
-        if "off the shelf" in group
-        else "each active while its own model was trained, from random weights on"
+        "The models were trained without reduction; the methods were added for scoring only. "
+        if SHELF in group
+        else "Each method was active while its own models were trained. "
         if TRAINED in group
-        else "each active while a model that was trained without reduction was trained further"
+        else "Models trained without reduction were trained further with each method active. "
         if TUNED in group
         else ""
     )
+    whole = rows[rows["acts"] == "never"].groupby("setting")["score"].mean()
     tasks = []
     for each in settings:
+        score = f" {whole[each.name]:.3f} without reduction" if each.name in whole else ""
+        chance = "" if pd.isna(each.chance) else f", {each.chance:.3f} by guessing"
         images = f" about {each.images:,} images" if each.images else ""
-        tasks.append(f"{each.task} ({each.metric}; {each.examples:,} test examples{images})")
+        size = f"{each.examples:,} examples{images}"
+        tasks.append(f"{each.task} ({each.metric}{score}{chance}; {size})")
     data = _joined(sorted({f"{each.dataset}, {each.split} split" for each in settings}))
     most = max(each.seeds for each in settings)
-    seeds = f"Up to {most} seeds per method" if most > 1 else "One seed"
-    ratios = f", at keep ratios {_joined([f'{keep:g}' for keep in keeps])}" if keeps else ""
+    seeds = f"{most} seeds per method" if most > 1 else "one seed"
     return (
-        f"{count} method{'s' * (count != 1)}{ratios}{', ' * bool(how)}{how}. Tasks: "
-        f"{_joined(tasks)}, on {data}. {seeds}."
+        f"{len(names)} method{'s' * (len(names) != 1)} at keep ratios {ratios}. {baselines}{how}"
+        f"{_upper(_joined(tasks))}, on {data}; {seeds}."
     )
 
 
@@ -225,51 +234,45 @@ def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> tuple[str, str]:
     cells = over_tasks(rows) if many else aggregate(rows)
     cells = cells.dropna(subset=["gflops_total"]).sort_values("gflops_total")
     cells["name"] = method_names(cells)
-    whole = cells[cells["acts"] == "never"]
-    reduced = cells[cells["acts"] != "never"]
+    whole, reduced = cells[cells["acts"] == "never"], cells[cells["acts"] != "never"]
     if whole.empty or reduced.empty:
         return "", ""
     base = float(whole["gflops_total"].iloc[0])
-    mean = f"in the mean over the {len(settings)} tasks " if many else ""
     about = f"Within 1% of no reduction, which costs {base:.3g} GFLOPs per example"
+    mean = f"Mean over the {len(settings)} tasks. " if many else ""
     held = reduced[(reduced["share"] >= _HELD) & (reduced["gflops_total"] < base)]
     if held.empty:
         best = reduced.sort_values("share").iloc[-1]
         return about, (
-            f"No method that saves GFLOPs, {mean}at any tested keep ratio. The closest is "
+            f"{mean}No method that saves GFLOPs, at any tested keep ratio. The closest is "
             f"{best['name']}, with {best['share']:.1%} of the score at "
             f"{best['gflops_total']:.3g} GFLOPs."
         )
     held = held.drop_duplicates("label")
-    costs = held[["name", "gflops_total"]].itertuples(index=False)
-    said = [f"{name} at {cost:.3g} ({1 - cost / base:.0%} less)" for name, cost in costs]
-    text = (
-        f"The cheapest measured points that {mean}keep at least 99% of the score, in GFLOPs: "
-        f"{_joined(said)}."
-    )
+    said = [
+        f"{name} at {cost:.3g} ({1 - cost / base:.0%} less)"
+        for name, cost in zip(held["name"], held["gflops_total"], strict=True)
+    ]
+    text = f"{mean}The cheapest point of each method with at least 99% of the score, in GFLOPs: "
+    text += f"{_joined(said)}."
     if RANDOM in set(held["label"]):
-        text += (
-            " Random is among them, so on this data the methods that need as many GFLOPs or more "
-            "hold the score no better than chance choice."
-        )
+        text += " Random is among them; methods that cost as much or more save no more than it."
     others = sorted(set(reduced["label"]) - set(held["label"]))
     text += f" At no tested keep ratio: {_joined(others)}." if others else ""
-    return about, f"{text} These are means, not tests; the comparisons below are tests."
+    return about, f"{text} These are measured means, not tests; the comparisons below are tests."
 
 
-def _verdicts(found: pd.DataFrame) -> str:
+def _verdicts(found: pd.DataFrame, how: str) -> str:
     """List the methods by verdict."""
-    words = {
-        "better": "better: {}",
-        "worse": "worse: {}",
-        "not shown": "no difference shown: {}",
-        "too few pairs": "too few pairs: {}",
-    }
+    said: list[str] = []
     by = found.groupby("verdict")["a"].agg(sorted)
-    said = [words[verdict].format(_joined(by[verdict])) for verdict in words if verdict in by]
-    if len(by) == 1 and len(found) > 1:
-        said = [words[by.index[0]].format(f"all {len(found)} methods")]
-    return f"{'; '.join(said)}."
+    for verdict in ("better", "worse", "not shown", "too few pairs"):
+        if verdict in by:
+            head = "no difference is shown" if verdict == "not shown" else verdict
+            every = len(by) == 1 and len(found) > 1
+            names = f"all {len(found)} methods" if every else _joined(by[verdict])
+            said.append(f"{_upper(head)}{'' if said else f' {how}'}: {names}.")
+    return " ".join(said)
 
 
 def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> str:
@@ -281,11 +284,14 @@ def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> str:
     missing = [name for name in BASELINES if name not in set(rows["label"])]
     if missing:
         said.append(f"Any comparison with {_joined(missing)}, which was not run.")
+    random = [ranking.of(unit, RANDOM)["verdict"] for unit in ranking.found]
+    if random and not pd.concat(random).isin(["better", "worse"]).any():
+        said.append("That any method differs from dropping tokens at random.")
     fused = sorted(set(rows.loc[rows["acts"] == "fusion", "label"]))
     if fused:
         said.append(
-            f"{_joined(fused)} at the keep ratios of the others: it acts in the fusion, where the "
-            "keep ratio is a different quantity. Compare by GFLOPs."
+            f"{_joined(fused)} at the keep ratios of the others: it drops tokens in the fusion, "
+            "where the keep ratio is a different quantity. Compare by GFLOPs."
         )
     return " ".join(said)
 
@@ -300,30 +306,24 @@ def _joined(names: Sequence[str]) -> str:
 
 def _provenance(known: Study) -> dict[str, str]:
     """Return code, packages, machines and times of the runs."""
-    records = list(known.runs["record"].dropna())
-    if not records:
-        return {}
-    packages = [
-        " ".join(f"{name} {version}" for name, version in sorted(record.packages.items()))
-        for record in records
-    ]
-    return {
-        "grids": _counted(record.grid or "none" for record in records),
-        "code (commits)": _counted(record.commit or "unknown" for record in records),
-        "uncommitted changes": f"{sum(r.dirty is True for r in records)} of {len(records)} runs",
-        "time": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
-        "processors": _counted(record.cpu or "unknown" for record in records),
-        "GPUs": _counted("+".join(record.gpus) or "none" for record in records),
-        "weights from": _counted(
-            re.sub(r"\brun [0-9a-f]{8}\b", "a run", record.weights) for record in records
-        ),
-        "packages": _counted(packages),
-        "notes of the runs": _counted(note for record in records for note in record.notes),
-    }
+    facts: dict[str, list[str]] = defaultdict(list)
+    for record in known.runs["record"].dropna():
+        changed = " with uncommitted changes" if record.dirty else ""
+        facts["grid"].append(record.grid or "none")
+        facts["commit of the code"].append(f"{record.commit or 'unknown'}{changed}")
+        facts["day"].append(record.started[:10])
+        facts["processor"].append(record.cpu or "unknown")
+        facts["GPUs"].append("+".join(record.gpus) or "none")
+        facts["weights from"].append(re.sub(r"\brun [0-9a-f]{8}\b", "a run", record.weights))
+        facts["packages"].append(" ".join(f"{k} {v}" for k, v in sorted(record.packages.items())))
+        facts["notes of the runs"] += record.notes
+    return {name: _counted(values) for name, values in facts.items()}
 
 
 def _counted(values: Iterable[str], most: int = 6) -> str:
     counts = Counter(values)
-    said = [f"{value} ({count} runs)" for value, count in counts.most_common(most)]
+    said = [
+        f"{value} ({count} run{'s' * (count > 1)})" for value, count in counts.most_common(most)
+    ]
     more = [f"and {len(counts) - most} more"] if len(counts) > most else []
     return "; ".join(said + more) or "none"
