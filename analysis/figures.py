@@ -145,7 +145,10 @@ def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
         for x, (said, _) in _AXES.items():
             if _known(mean[0].cells, x)["label"].nunique() < 2:
                 continue
-            title, name = f"Accuracy against {said}: {group}", f"{slug(said)}-{slug(group)}"
+            title, name = (
+                f"Accuracy against {said}: {study.title(group)}",
+                f"{slug(said)}-{slug(group)}",
+            )
             section: Section = "accuracy" if x == "gflops_total" else "appendix"
             made.append(Plot(name, section, title, about, partial(draw, mean, x, foot)))
             if len(tasks) > 1 and section == "accuracy":
@@ -154,12 +157,12 @@ def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
         ratio, at = at_reference(tasks[0].cells)
         at = at.dropna(subset=["gflops_total"]).sort_values("gflops_total")
         if len(at):
-            title = f"Where the cost goes: {group}"
+            title = f"Where the cost goes: {settings[0].name}"
             about = (
                 "Multiply-adds of one example by part of the model. Vision is the image encoder. "
                 "Probe: extra passes that only score tokens. Reducer: the method's own work."
             )
-            said = f"{settings[0].task}. {_foot(pd.Series([ratio]), settings[:1])}"
+            said = f"{settings[0].task[:1].upper()}{settings[0].task[1:]}. {_foot(pd.Series([ratio]), settings[:1])}"
             draw_cost = partial(_breakdown, at, said)
             made.append(Plot(f"cost-{slug(group)}", "cost", title, about, draw_cost))
     return made
@@ -222,7 +225,7 @@ def _scores_against(
     if any((each["acts"] == "fusion").any() for each in cells):
         foot += " Dotted: acts in the fusion."
     across = 1 if width <= ONE_COLUMN or len(panels) == 1 else 2
-    height = max(2.3, 0.75 + _LINE * 1.12 * lines)
+    height = max(1.95 if width <= ONE_COLUMN else 2.3, 0.75 + _LINE * 1.12 * lines)
     figure, places = _sheet(width, height, across, -(-len(panels) // across), foot)
     for empty in places[len(panels) :]:
         empty.set_axis_off()
@@ -310,7 +313,8 @@ def _breakdown(cells: pd.DataFrame, foot: str, width: float = TWO_COLUMN) -> Fig
     for place, total in enumerate(start):
         axes.text(total, place, f" {total:.3g}", va="center", fontsize=_SMALL)
     axes.set_xlabel(GFLOPS)
-    axes.margins(x=0.12, y=0.01)
+    axes.margins(y=0.01)
+    axes.set_xlim(0, start.max() * (1 + 0.6 / width))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     figure.legend(

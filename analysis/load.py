@@ -181,6 +181,11 @@ class Study:
             found[setting.group].append(setting)
         return found
 
+    def title(self, group: str) -> str:
+        """Return the display name of a group: that of its only setting, or with its tasks."""
+        settings = self.groups[group]
+        return settings[0].name if len(settings) == 1 else f"{len(settings)} tasks, {group}"
+
 
 def study(runs: pd.DataFrame) -> Study:
     """Give every run of `load` a status, and group those with a score into settings."""

@@ -44,8 +44,8 @@ _HELD = 0.99
 
 _MAPS = 4
 _HOW: dict[Unit, str] = {
-    "seeds": "by seed (if models were retrained)",
-    "examples": "by example (other test examples, same models)",
+    "seeds": "by seed (what retraining would show)",
+    "examples": "by example (what other test examples would show)",
 }
 
 
@@ -105,7 +105,7 @@ def write_report(
         title=title,
         summary=_summary(known),
         findings=[
-            (_heading(known.groups[one.group]), findings(known, one, against)) for one in rankings
+            (_upper(known.title(one.group)), findings(known, one, against)) for one in rankings
         ],
         pictures=pictures,
         tables=made,
@@ -130,11 +130,6 @@ def _labels(known: Study, names: Sequence[str]) -> list[str]:
             raise ValueError(f"No scored run of {name!r}. There are: {', '.join(sorted(labels))}.")
         found += mine
     return found
-
-
-def _heading(settings: Sequence[Setting]) -> str:
-    first = settings[0]
-    return _upper(first.name) if len(settings) == 1 else f"{len(settings)} tasks, {first.group}"
 
 
 def _summary(known: Study) -> str:

@@ -44,6 +44,11 @@ class Table:
         number = re.compile(rf"[+-]?\d[\d.e+-]*|{MISSING}")
         return [all(map(number.fullmatch, column)) for column in self.shown.to_numpy().T]
 
+    @cached_property
+    def long(self) -> list[bool]:
+        """Which columns hold long texts, which wrap."""
+        return [any(len(cell) > 40 for cell in column) for column in self.shown.to_numpy().T]
+
     def markdown(self) -> str:
         """Return the table in Markdown."""
         cells = self.shown.map(lambda cell: html.escape(cell, quote=False).replace("|", r"\|"))
@@ -207,7 +212,7 @@ def ranking_tables(study: Study, ranking: Ranking, against: Sequence[str]) -> It
             + f"{_HOW[unit]} {_HOLM}"
             + (_FUSION if "fusion" in ranking.acts.values() else "")
         )
-        title = f"Ranking by {unit[:-1]}: {ranking.group}"
+        title = f"Ranking by {unit[:-1]}: {study.title(ranking.group)}"
         name = f"ranking-{slug(ranking.group)}-{unit}"
         yield Table(name, title, caption, shown, raw, "ranking")
 
@@ -254,13 +259,13 @@ def _score_tables(name: str, title: str, caption: str, cells: pd.DataFrame) -> I
         column=cells["keep"].mask(image, 1.0),
         text=[with_interval(*each, bounded=bounded) for each in ends],
     )
-    for acts, ratio, tail in (
-        ("encoder", "keep ratio", ""),
-        ("fusion", "keep ratio in the fusion", "-fusion"),
+    for acts, others, ratio, tail in (
+        ("encoder", ["never", "image"], "keep ratio", ""),
+        ("fusion", ["never"], "keep ratio in the fusion", "-fusion"),
     ):
         if acts not in set(cells["acts"]):
             continue
-        raw = cells[cells["acts"].isin([acts, "never", "image"])]
+        raw = cells[cells["acts"].isin([acts, *others])]
         score = raw.pivot(index="method", columns="column", values="score")
         means = score.mean(axis=1).mask(score.index == NO_REDUCTION, np.inf)
         order = means.sort_values(ascending=False, kind="stable").index
@@ -276,7 +281,7 @@ def _score_tables(name: str, title: str, caption: str, cells: pd.DataFrame) -> I
         cut = " An asterisk marks an interval cut at the end of the score's range."
         said = caption + cut * bool(raw["text"].str.contains("*", regex=False).any())
         raw = raw.drop(columns=["method", "column", "text"])
-        yield Table(name + tail, title, said, shown, raw, bold=bold)
+        yield Table(name + tail, title + tail.replace("-", ", "), said, shown, raw, bold=bold)
 
 
 def _place(setting: Setting) -> str:
@@ -288,7 +293,7 @@ def _place(setting: Setting) -> str:
         else "One seed, so there is no interval over training."
     )
     return (
-        f"{setting.dataset}, {setting.split} split, {setting.examples:,} examples{images}. {how}"
+        f"Data: {setting.dataset}, {setting.split} split, {setting.examples:,} examples{images}. {how}"
         f"{chance} The best of each column is in bold; {MISSING} means no result."
     )
 
@@ -315,6 +320,7 @@ def cost_tables(study: Study, cells: pd.DataFrame) -> Iterator[Table]:
                 "score": setting.metric,
             }
             shown = raw[list(heads)].map(number).rename(columns=heads)
+            shown = shown.loc[:, (shown != MISSING).any()]
             shown.insert(0, "method", method_names(raw, ratio=True))
             caption = (
                 f"At keep ratio {ratio:g}, cheapest first. GFLOPs: giga multiply-adds per example "
@@ -350,7 +356,7 @@ def comparison_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
                 }
             )
             name = f"comparisons-{slug(ranking.group)}-{unit}{tail}"
-            title = f"All comparisons by {unit[:-1]}, {where}: {ranking.group}"
+            title = f"All comparisons by {unit[:-1]}, {where}: {study.title(ranking.group)}"
             raw = frame.assign(keeps=keeps)
             yield Table(name, title, f"{_HOW[unit]} {_HOLM}", shown, raw, folded=True)
 
