@@ -162,7 +162,7 @@ def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
                 "Multiply-adds of one example by part of the model. Vision is the image encoder. "
                 "Probe: extra passes that only score tokens. Reducer: the method's own work."
             )
-            said = f"{settings[0].task[:1].upper()}{settings[0].task[1:]}. {_foot(pd.Series([ratio]), settings[:1])}"
+            said = f"{_foot(pd.Series([ratio]), settings[:1])} Task: {settings[0].task}."
             draw_cost = partial(_breakdown, at, said)
             made.append(Plot(f"cost-{slug(group)}", "cost", title, about, draw_cost))
     return made

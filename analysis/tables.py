@@ -293,8 +293,8 @@ def _place(setting: Setting) -> str:
         else "One seed, so there is no interval over training."
     )
     return (
-        f"Data: {setting.dataset}, {setting.split} split, {setting.examples:,} examples{images}. {how}"
-        f"{chance} The best of each column is in bold; {MISSING} means no result."
+        f"Data: {setting.dataset}, {setting.split} split, {setting.examples:,} examples{images}. "
+        f"{how}{chance} The best of each column is in bold; {MISSING} means no result."
     )
 
 

@@ -74,25 +74,15 @@ class _File:
 
 @dataclass(frozen=True)
 class TokenMap:
-    """What one method did to one image with its text.
+    """What one method did to one image with its text."""
 
-    Attributes:
-        title: The method, with the options that differ between its runs, and its keep ratio.
-        family: Family of the method.
-        grid: Rows and columns of patches.
-        image: The PNG file.
-        key: Split, example and image.
-        text: The text.
-        stages: The reductions in order.
-    """
-
-    title: str
+    title: str  # the method, with the options that differ between its runs, and its keep ratio
     family: str
-    grid: tuple[int, int]
-    image: Path
-    key: tuple[str, int, int]
+    grid: tuple[int, int]  # rows and columns of patches
+    image: Path  # the PNG file
+    key: tuple[str, int, int]  # split, example and image
     text: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...]  # the reductions in order
 
 
 def load_tokens(places: Iterable[Path | str], damaged: list[str] | None = None) -> list[TokenMap]:
@@ -136,7 +126,9 @@ def _read(path: Path) -> _File:
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"cannot read the image {picture.file!r}: {error}") from error
         for stage in picture.stages:
-            _check_grid(stage.origin, content.grid)
+            if len(stage.origin) != content.grid[0] * content.grid[1]:
+                count, (rows, columns) = len(stage.origin), content.grid
+                raise ValueError(f"{count} patches do not fill a grid of {rows} x {columns}.")
     return content
 
 
@@ -145,11 +137,6 @@ def _options(run: Path) -> dict[str, object]:
         return dict(json.loads((run / RECORD_NAME).read_bytes())["reducer_options"])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-
-
-def _check_grid(origin: Sequence[int], grid: tuple[int, int]) -> None:
-    if not len(origin) == grid[0] * grid[1] > 0:
-        raise ValueError(f"{len(origin)} patches do not fill a grid of {grid[0]} x {grid[1]}.")
 
 
 def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Image.Image:
@@ -162,11 +149,7 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
         image: The image, with square patches in ``grid``.
         origin: For each patch, the token that represents it, or -1.
         grid: Rows and columns of patches.
-
-    Raises:
-        ValueError: The number of patches does not fit the grid.
     """
-    _check_grid(origin, grid)
     tokens = np.array(origin).reshape(grid)
     sizes = Counter(token for token in origin if token >= 0)
     colours = _colours(tokens, sizes)
@@ -229,9 +212,6 @@ def gallery(
         columns: Pictures per row.
         stages: Draw every reduction instead of the last.
         first: Index of the first image.
-
-    Raises:
-        ValueError: ``maps`` is empty.
     """
     if not maps:
         raise ValueError("There are no token maps; run predict first.")

@@ -68,7 +68,8 @@ def test_findings_follow_the_truth(place: Path) -> None:
     found = study(load([place / "runs"]))
     (group,) = found.groups
     said = dict(findings(found, rank(found, group, ["Random"])))
-    assert "better: all 3 methods" in said["Compared with Random, mean over the keep ratios"]
+    said_of_random = said["Compared with Random, mean over the keep ratios"]
+    assert "Better by example (what other test examples would show): all 3" in said_of_random
     assert "2 seeds per method" in said["What was compared"]
     assert "PuMer at the keep ratios of the others" in said["What these runs do not show"]
 
@@ -178,4 +179,4 @@ def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
     assert count >= 1000
     start = time.process_time()
     write_report([tmp_path / "runs"], tmp_path / "out")
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 10
