@@ -1,7 +1,7 @@
 """The tasks, one file each: heads, losses and metrics on top of METER.
 
 A `Task` in a new file of this folder is available at once on the command line, in grids and in the
-contract tests.
+contract tests. A third of the room is retrieval, which shares the work between all pairs.
 """
 
 from __future__ import annotations

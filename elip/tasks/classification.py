@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from elip.data.batch import Batch
 from elip.model.initialise import initialise
@@ -22,7 +22,6 @@ from elip.tasks.base import (
     prepare_pairs,
     with_reducer_loss,
 )
-from elip.tasks.heads import Classifier
 from elip.tasks.scores import ExampleScores, Sums
 
 
@@ -38,7 +37,7 @@ class Classification(Task):
 
     def __init__(self) -> None:
         super().__init__()
-        self.classifier: Classifier | None = None
+        self.classifier: nn.Sequential | None = None
 
     @property
     @abstractmethod
@@ -48,7 +47,10 @@ class Classification(Task):
     def build(self, meter: Meter, num_answers: int) -> None:
         """Build the classifier: 2W per image, then 2W, then the answers."""
         width = 2 * meter.width
-        self.classifier = Classifier(self.images * width, width, self.classes)
+        self.classifier = nn.Sequential(
+            nn.Linear(self.images * width, width), nn.LayerNorm(width), nn.GELU(),
+            nn.Linear(width, self.classes),
+        )  # fmt: skip
         self.classifier.apply(initialise)
 
     def truth(self, target: Tensor) -> Tensor:
@@ -103,7 +105,8 @@ class Classification(Task):
             words = meter.prepare_text(text)
             passes += meter.fuse_prepared(words, image, [Reading(count, "pooled")])
         pooled = [fused.pooled for fused in passes if fused.pooled is not None]
-        return self.classifier(torch.cat(pooled, dim=-1)).float(), passes
+        logits: Tensor = self.classifier(torch.cat(pooled, dim=-1))
+        return logits.float(), passes
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of the chosen answers."""

@@ -23,8 +23,22 @@ from elip.tasks.base import (
     prepare_pairs,
     with_reducer_loss,
 )
-from elip.tasks.heads import MaskedLanguageHead
 from elip.tasks.scores import ExampleScores, Sums
+
+
+class MaskedLanguageHead(nn.Module):
+    """Predicts word pieces: linear, GELU, layer norm, linear to the vocabulary."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.decoder = nn.Linear(width, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map [..., W] to logits [..., vocab_size]."""
+        logits: Tensor = self.decoder(self.norm(F.gelu(self.dense(tokens))))
+        return logits
 
 
 @dataclass(frozen=True)

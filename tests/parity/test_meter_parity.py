@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elip.model.meter import Meter
-from elip.tasks.heads import MaskedLanguageHead
+from elip.tasks.pretrain import MaskedLanguageHead
 from elip.weights import from_meter
 from reducers.contract import Reduced, Signals
 from reducers.elip import ELIP
