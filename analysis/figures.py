@@ -145,10 +145,8 @@ def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
         for x, (said, _) in _AXES.items():
             if _known(mean[0].cells, x)["label"].nunique() < 2:
                 continue
-            title, name = (
-                f"Accuracy against {said}: {study.title(group)}",
-                f"{slug(said)}-{slug(group)}",
-            )
+            title = f"Accuracy against {said}: {study.title(group)}"
+            name = f"{slug(said)}-{slug(group)}"
             section: Section = "accuracy" if x == "gflops_total" else "appendix"
             made.append(Plot(name, section, title, about, partial(draw, mean, x, foot)))
             if len(tasks) > 1 and section == "accuracy":

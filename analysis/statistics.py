@@ -42,8 +42,9 @@ def t_interval(values: Sequence[float] | Array) -> Interval:
     """
     data = np.asarray(values, dtype=float)
     error = _error(data, len(data))
-    half = stats.t.ppf((1 + LEVEL) / 2, len(data) - 1) * error if error else np.nan
-    return Interval(data.mean(), data.mean() - half, data.mean() + half)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(data) - 1)) * error if error else np.nan
+    mean = float(data.mean())
+    return Interval(mean, mean - half, mean + half)
 
 
 def _error(values: Array, differing: int) -> float:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.figures import ONE_COLUMN, TWO_COLUMN, chosen, plots, spread, style, styles
+from analysis.figures import ONE_COLUMN, TWO_COLUMN, chosen, plots, spread, style
 from analysis.load import load, study
 from analysis.report import findings, write_report
 from analysis.tables import Table, fixed, rank, tables, with_interval
@@ -49,11 +49,6 @@ def test_the_page_needs_nothing_beside_it(page: str) -> None:
 def test_every_file_that_the_page_names_is_there(place: Path, page: str) -> None:
     for name in set(re.findall(r'href="((?:figures|tables)/[^"]+)"', page)):
         assert (place / "out" / name).is_file(), name
-
-
-def test_sections_come_in_the_order_of_a_reader(page: str) -> None:
-    heads = re.findall(r'<h2 id="(\w+)"', page)
-    assert heads == ["findings", "accuracy", "ranking", "cost", "maps", "appendix", "glossary"]
 
 
 def test_the_page_names_things_in_words(page: str) -> None:
@@ -127,13 +122,6 @@ def test_no_figure_puts_both_keep_ratios_on_one_axis(place: Path) -> None:
     for table in tables(found, []):
         if table.name.startswith(("scores-", "shares-")) and "fusion" not in table.name:
             assert "PuMer" not in set(table.shown["method"])
-
-
-def test_methods_of_a_family_share_its_colour_and_no_marker() -> None:
-    scores = pd.DataFrame({"label": list("abc"), "family": ["text", "text", "own"]})
-    looks = styles(scores)
-    assert looks["a"][0] == looks["b"][0] != looks["c"][0]
-    assert looks["a"][1] != looks["b"][1]
 
 
 def test_labels_keep_their_order_and_do_not_overlap() -> None:
