@@ -203,9 +203,8 @@ def study(runs: pd.DataFrame) -> Study:
                 why = f"{row['metric']} on {row['split']} is not a number."
                 runs.loc[number, ["status", "why"]] = "not finite", why
             else:
-                rows.append(
-                    row | {"run": number, "label": label, "outcomes": outcomes.get(row["split"])}
-                )
+                row |= {"run": number, "label": label, "outcomes": outcomes.get(row["split"])}
+                rows.append(row)
     if rows:
         parts = _parts(_with_smaller_images(pd.DataFrame(rows)))
         for part in parts:
@@ -323,9 +322,7 @@ def _mode(record: Record) -> str:
         schedule = record.config.get("model", {}).get("schedule")
         schedule = schedule or {"keep_ratio": record.keep_ratio_asked}
         if maker.method != identity.method_name(record.reducer, schedule):
-            return (
-                "off the shelf" if maker.reducer == "Identity" else f"trained with {maker.method}"
-            )
+            return SHELF if maker.reducer == "Identity" else f"trained with {maker.method}"
     reducers = {header.reducer for header in before}
     if reducers | {record.reducer} == {"Identity"}:
         return ""
@@ -447,11 +444,7 @@ def _setting(rows: pd.DataFrame) -> Setting:
     outcomes = next((each for each in rows["outcomes"] if each is not None), None)
     return Setting(
         name=first["setting"],
-        group=first["group"],
-        task=first["task"],
-        dataset=first["dataset"],
-        split=first["split"],
-        metric=first["metric"],
+        **{name: first[name] for name in ("group", "task", "dataset", "split", "metric")},
         seeds=int(rows.groupby(["label", "keep"])["seed"].nunique().max()),
         examples=int(rows["examples"].max()),
         images=None if outcomes is None else outcomes.index.get_level_values("image").nunique(),
@@ -467,16 +460,11 @@ def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:
         return scores
     groups = scores.groupby(keys, sort=False)
     found = groups[["group", "family", "acts", "metric"]].first().join(groups[numbers].mean())
-    outcomes = [mean_outcomes(list(each)) for _, each in groups["outcomes"]]
+    outcomes = [  # the mean of each example that all runs have
+        None if each.isna().any() else pd.concat(list(each), axis=1, join="inner").mean(axis=1)
+        for _, each in groups["outcomes"]
+    ]
     return found.assign(outcomes=pd.Series(outcomes, found.index, object)).reset_index()
-
-
-def mean_outcomes(several: Sequence[pd.Series | None]) -> pd.Series | None:
-    """Return the mean score of each example that all runs have; None if a run has no scores."""
-    known = [each for each in several if each is not None]
-    if len(known) < max(1, len(several)):
-        return None
-    return pd.concat(known, axis=1, join="inner").mean(axis=1)
 
 
 def _with_shares(scores: pd.DataFrame) -> pd.DataFrame:
