@@ -19,6 +19,7 @@ from rich.progress import track
 from analysis.figures import INK, TWO_COLUMN, Plot, plots, style
 from analysis.load import (
     BASELINES,
+    CELL,
     NO_REDUCTION,
     RANDOM,
     SHELF,
@@ -78,7 +79,7 @@ def write_report(
     bar = partial(track, console=console, transient=True, disable=not console.is_terminal)
     folders, out = [Path(place) for place in places], Path(out)
     known = study(load(folders))
-    against = list(dict.fromkeys([*BASELINES, *_labels(known, against)]))
+    against = _labels(known, against)
     highlight = _labels(known, highlight)
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def write_report(
             if path.suffix in (".csv", ".md", ".tex", ".pdf", ".svg", ".png"):
                 path.unlink()
     rankings = [rank(known, group, against) for group in bar(list(known.groups), "Comparing")]
-    made = list(tables(known, rankings, against))
+    made = list(tables(known, rankings))
     for table in bar(made, "Tables"):
         table.write(out / "tables")
     with style():
@@ -104,9 +105,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         summary=_summary(known),
-        findings=[
-            (_upper(known.title(one.group)), findings(known, one, against)) for one in rankings
-        ],
+        findings=[(_upper(known.title(one.group)), findings(known, one)) for one in rankings],
         pictures=pictures,
         tables=made,
         maps=maps,
@@ -171,14 +170,12 @@ def _token_maps(places: Sequence[Path], folder: Path) -> tuple[list[str], list[s
     return pictures, damaged
 
 
-def findings(
-    known: Study, ranking: Ranking, against: Sequence[str] = BASELINES
-) -> list[tuple[str, str]]:
+def findings(known: Study, ranking: Ranking) -> list[tuple[str, str]]:
     """Say what a group of settings shows and what it does not, as topics and statements."""
     settings = known.groups[ranking.group]
     rows = known.scores[known.scores["group"] == ranking.group]
     said = [("What was compared", _compared(settings, rows)), _held(settings, rows)]
-    for other in dict.fromkeys((RANDOM, NO_REDUCTION, *against)):
+    for other in sorted(ranking.against, key=lambda other: other != RANDOM):
         tables = {unit: ranking.of(unit, other) for unit in ranking.found}
         text = " ".join(_verdicts(found, _HOW[unit]) for unit, found in tables.items())
         if len(tables) == 2:
@@ -193,7 +190,8 @@ def findings(
 def _compared(settings: Sequence[Setting], rows: pd.DataFrame) -> str:
     own = rows[rows["acts"].isin(["encoder", "fusion"]) & (rows["label"] != RANDOM)]
     names = sorted(own["label"].unique())
-    ratios = _joined([f"{keep:g}" for keep in sorted(own["keep"].unique())])
+    keeps = _joined([f"{keep:g}" for keep in sorted(own["keep"].unique())])
+    at = f" at keep ratios {keeps}" if keeps else ""
     others = [label for label in (NO_REDUCTION, RANDOM, SMALLER) if label in set(rows["label"])]
     baselines = f"Baselines: {_joined(others)}. " if others else ""
     group = settings[0].group
@@ -218,7 +216,7 @@ def _compared(settings: Sequence[Setting], rows: pd.DataFrame) -> str:
     most = max(each.seeds for each in settings)
     seeds = f"{most} seeds per method" if most > 1 else "one seed"
     return (
-        f"{len(names)} method{'s' * (len(names) != 1)} at keep ratios {ratios}. {baselines}{how}"
+        f"{len(names)} method{'s' * (len(names) != 1)}{at}. {baselines}{how}"
         f"{_upper(_joined(tasks))}, on {data}; {seeds}."
     )
 
@@ -272,15 +270,15 @@ def _verdicts(found: pd.DataFrame, how: str) -> str:
 
 def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> str:
     said = []
-    if "seeds" not in ranking.found:
+    if rows.groupby(CELL)["seed"].nunique().max() == 1:
         said.append("How the methods would compare after retraining: there is one seed.")
-    if "examples" not in ranking.found:
-        said.append("How the methods differ on single examples: they share none.")
+    if "examples" not in ranking.found and rows["label"].nunique() > 1:
+        said.append("How the methods differ on single examples: they share none with scores.")
     missing = [name for name in BASELINES if name not in set(rows["label"])]
     if missing:
         said.append(f"Any comparison with {_joined(missing)}, which was not run.")
-    random = [ranking.of(unit, RANDOM)["verdict"] for unit in ranking.found]
-    if random and not pd.concat(random).isin(["better", "worse"]).any():
+    random = [verdict for unit in ranking.found for verdict in ranking.of(unit, RANDOM)["verdict"]]
+    if random and not {"better", "worse"} & set(random):
         said.append("That any method differs from dropping tokens at random.")
     fused = sorted(set(rows.loc[rows["acts"] == "fusion", "label"]))
     if fused:

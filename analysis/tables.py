@@ -140,6 +140,7 @@ class Ranking:
 
     group: str
     acts: dict[str, str]  # where each method acts; the best comes first
+    against: tuple[str, ...]  # the methods with which all are compared
     found: dict[Unit, pd.DataFrame]  # comparisons of the means over all keep ratios, by unit
     at_ratios: dict[Unit, pd.DataFrame]  # comparisons at each keep ratio
 
@@ -152,20 +153,29 @@ class Ranking:
         return mine.set_index("a", drop=False)
 
 
-def rank(study: Study, group: str, against: Sequence[str]) -> Ranking:
+def rank(study: Study, group: str, against: Sequence[str] = ()) -> Ranking:
     """Compare the methods of a group, and order them by the mean difference from no reduction.
 
-    The difference is by seed if there are several, else by example, else of the mean shares.
+    The difference is by seed if there are several, else by example, else of the means.
+
+    Args:
+        study: The scores.
+        group: Name of the group.
+        against: Methods to compare with, in addition to the baselines. If the group has none of
+            them, all methods are compared with each other.
     """
     rows = study.scores[study.scores["group"] == group]
+    others = dict.fromkeys([*BASELINES, *against])
+    known = [other for other in others if other in set(rows["label"])] or sorted(set(rows["label"]))
     units: tuple[Unit, Unit] = ("seeds", "examples")
-    found = {unit: comparisons(rows, against, False, unit) for unit in units}
+    found = {unit: comparisons(rows, known, False, unit) for unit in units}
     found = {unit: made for unit, made in found.items() if (made["pairs"] > 1).any()}
-    at_ratios = {unit: comparisons(rows, against, True, unit) for unit in found}
+    at_ratios = {unit: comparisons(rows, known, True, unit) for unit in found}
     rows = rows[rows["acts"] != "never"]
     acts = dict(zip(rows["label"], rows["acts"], strict=True))
-    ranking = Ranking(group, acts, found, at_ratios)
-    gains = rows.groupby("label")["share"].mean() - 1
+    ranking = Ranking(group, acts, tuple(known), found, at_ratios)
+    means = rows.groupby("label")[["share", "score"]].mean()
+    gains = (means["share"] - 1).fillna(means["score"])
     for unit in list(found)[:1]:
         gains = ranking.of(unit, NO_REDUCTION)["difference"].combine_first(gains)
     order = sorted(acts, key=lambda label: (acts[label] == "fusion", -gains[label]))
@@ -189,7 +199,7 @@ _FUSION = (
 )
 
 
-def ranking_tables(study: Study, ranking: Ranking, against: Sequence[str]) -> Iterator[Table]:
+def ranking_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
     """Yield a table per unit: the methods in order, and their differences from some others."""
     settings = study.groups[ranking.group]
     metrics = ", ".join(dict.fromkeys(setting.metric for setting in settings))
@@ -197,7 +207,7 @@ def ranking_tables(study: Study, ranking: Ranking, against: Sequence[str]) -> It
     names = [f"{a} (fusion)" if acts == "fusion" else a for a, acts in ranking.acts.items()]
     for unit, found in ranking.found.items():
         shown = pd.DataFrame({"method": names})
-        parts = {other: ranking.of(unit, other) for other in against}
+        parts = {other: ranking.of(unit, other) for other in ranking.against}
         parts = {other: part for other, part in parts.items() if len(part)}
         for other, part in parts.items():
             said = _differences(part).reindex(list(ranking.acts), fill_value=MISSING)
@@ -374,13 +384,11 @@ def status_tables(study: Study) -> Iterator[Table]:
     yield Table("runs", "All runs", f"{len(runs)} runs: {counts}.", shown, runs, folded=True)
 
 
-def tables(
-    study: Study, rankings: Sequence[Ranking], against: Sequence[str] = BASELINES
-) -> Iterator[Table]:
+def tables(study: Study, rankings: Sequence[Ranking]) -> Iterator[Table]:
     """Yield all tables of a study that have content, in the order of the page."""
     cells = aggregate(study.scores)
     for ranking in rankings:
-        yield from ranking_tables(study, ranking, against)
+        yield from ranking_tables(study, ranking)
     yield from score_tables(study, cells)
     yield from cost_tables(study, cells)
     for ranking in rankings:

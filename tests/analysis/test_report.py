@@ -62,11 +62,21 @@ def test_the_page_names_things_in_words(page: str) -> None:
 def test_findings_follow_the_truth(place: Path) -> None:
     found = study(load([place / "runs"]))
     (group,) = found.groups
-    said = dict(findings(found, rank(found, group, ["Random"])))
+    said = dict(findings(found, rank(found, group)))
     said_of_random = said["Compared with Random, mean over the keep ratios"]
     assert "Better by example (what other test examples would show): all 3" in said_of_random
     assert "2 seeds per method" in said["What was compared"]
     assert "PuMer at the keep ratios of the others" in said["What these runs do not show"]
+
+
+def test_without_baselines_all_methods_are_compared_with_each_other(tmp_path: Path) -> None:
+    write_study(tmp_path, ("ELIP", "ToMe"), (0.7,), 2, ("VQA",), 40)
+    found = study(load([tmp_path]))
+    said = dict(findings(found, rank(found, *found.groups)))
+    assert "ToMe" in said["Compared with ELIP, mean over the keep ratios"]
+    assert said["What these runs do not show"] == (
+        "Any comparison with No reduction and Random, which was not run."
+    )
 
 
 def test_a_report_clears_the_files_of_an_earlier_one_only(tmp_path: Path) -> None:

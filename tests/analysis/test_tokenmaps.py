@@ -106,7 +106,6 @@ def _cut(place: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no JSON": (lambda place: (place / "tokens.json").write_bytes(b"\xff"), "tokens.json"),
-    "deep": (lambda place: (place / "tokens.json").write_bytes(b"[" * 10**5), "tokens.json"),
     "image outside": (_edited(file="../../secret.png"), "is not in the same folder"),
     "image is missing": (_edited(file="none.png"), "none.png"),
     "image is cut": (_cut, "test-0-0.png"),
