@@ -11,7 +11,6 @@ training loop itself does. The first steps are dropped.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,12 +85,10 @@ def main() -> None:
     Loader.__iter__ = batches
     with TemporaryDirectory() as folder:
         last = _WARM_UP + given.steps + 1
-        command, sys.argv = sys.argv, sys.argv[:1]
-        cli.main(["fit", "--config", given.config, f"--trainer.default_root_dir={folder}",
-                  f"--trainer.max_steps={last}", "--trainer.limit_val_batches=0",
-                  "--trainer.enable_progress_bar=false"])  # fmt: skip
-    sys.argv, rows = command, _rows(marks)
-    report(rows, given.out)
+        cli.run(["fit", "--config", given.config, f"--trainer.default_root_dir={folder}",
+                 f"--trainer.max_steps={last}", "--trainer.limit_val_batches=0",
+                 "--trainer.enable_progress_bar=false"])  # fmt: skip
+    report(_rows(marks), given.out)
 
 
 def _rows(marks: list[tuple[float, dict[str, float]]]) -> list[dict[str, Any]]:
