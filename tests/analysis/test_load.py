@@ -46,12 +46,14 @@ def test_a_folder_of_every_kind_of_run_is_accounted_for(tmp_path: Path) -> None:
             write_run(tmp_path / str(number), one)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "run.json").write_text('{"name": "ha')
+    damaged = write_run(tmp_path / "damaged", record("Stride", seed=1))
+    (damaged / "examples.parquet").write_bytes(b"junk")
     found = study(load([tmp_path]))
     counts = found.runs["status"].value_counts().to_dict()
-    assert counts == {name: len(several) for name, several in runs.items()} | {"unreadable": 1}
+    assert counts == {name: len(several) for name, several in runs.items()} | {"unreadable": 2}
     why = dict(zip(found.runs["status"], found.runs["why"], strict=True))
     assert why["failed"] == "out of memory"
-    assert "damaged" in why["unreadable"]
+    assert "no per-example scores" in why["unreadable"]
     assert "model.lr (0.5; there None)" in why["nothing to compare with"]
     page = write_report([tmp_path], tmp_path / "report").read_text()
     for name in ("out of memory", "not finite", "interrupted", "unreadable", "model.lr"):
