@@ -11,7 +11,6 @@ python -m elip.cost --reducers all --rounds 0 --check
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from elip.cost.count import (
 from elip.cost.timing import Run, inference, peak_memory, time_interleaved
 from elip.data.batch import Batch
 from elip.model.config import MeterConfig
-from elip.model.meter import Meter
+from elip.model.meter import Meter, Reduction
 from elip.record import Gflops
 from elip.schedule import Schedule
 from elip.tasks.pretrain import Pretraining
@@ -65,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             schedule if ratio is None else replace(schedule, keep_ratio=ratio, counts=None)
             for ratio in options.keep_ratios
         ]
-        candidates = build(config, methods, schedules, device, options.check)
+        model = build(config, methods, schedules, device, options.check)
     # torch raises AssertionError for CUDA in a build without it.
     except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
         parser.exit(2, f"error: {error}\n")
     tables: list[pd.DataFrame] = []
     for phase, precision, size in product(options.phases, options.precisions, options.batch_sizes):
-        table = measure(candidates, phase, precision, size, device, options.rounds)
+        table = measure(*model, phase, precision, size, options.rounds)
         if not tables:
             counts = [*table.filter(like="gflops_").columns, "operators"]
             show(table, counts, "G multiply-adds an example (one multiply-add = 1)")
@@ -153,11 +152,10 @@ def read_experiment(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method in its own copy of the model. All copies share their weights."""
+    """A method and its costs; assign ``reduction`` to `Meter.reduction` to switch to it."""
 
     name: str
-    meter: Meter
-    task: Pretraining
+    reduction: Reduction
     gflops: Gflops
     operators: int
 
@@ -168,8 +166,8 @@ def build(
     schedules: Sequence[Schedule],
     device: torch.device,
     check: bool = False,
-) -> list[Candidate]:
-    """Build and count a model per method and schedule, no reduction first."""
+) -> tuple[Meter, Pretraining, list[Candidate]]:
+    """Build the model, and count every method on every schedule, no reduction first."""
     sizes = config.resolve()
     vocab = _VOCAB if sizes.text_encoder in ("roberta", "bert") else None
 
@@ -179,40 +177,42 @@ def build(
             task.build(meter, 0)
         return meter, task
 
-    (base, task), (shapes, dry) = on(device), on("meta")
-    tensors = (*base.parameters(), *base.buffers())
-    one, two = (random_batch(base, count) for count in (1, 2))
-
-    def candidate(name: str, make: Callable[[], Reducer], schedule: Schedule) -> Candidate:
-        # The memo makes the copy share all tensors with the base.
-        meter = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
+    (meter, task), (shapes, dry) = on(device), on("meta")
+    one, two = (random_batch(meter, count) for count in (1, 2))
+    found = []
+    acting = {name: make for name, make in methods.items() if make().placement != "never"}
+    for (name, make), schedule in [
+        ((NO_REDUCTION, Identity), Schedule()), *product(acting.items(), schedules)
+    ]:  # fmt: skip
         meter.set_reduction(make(), schedule)
         cost = (check_count if check else count_forward)(meter, task, one.to(device))
         # The rest needs only shapes. Pre-training needs two examples: one gets a negative image.
         shapes.set_reduction(make(), schedule)
         step = count_training_step(shapes, dry, two.to("meta"))
         cost = cost.model_copy(update={"training_step": step})
-        return Candidate(name, meter, task, cost, count_operators(shapes, dry, one.to("meta")))
-
-    found = [candidate(NO_REDUCTION, Identity, Schedule())]
-    for (name, make), schedule in product(methods.items(), schedules):
-        if make().placement != "never":  # no reduction is in the list already
-            found.append(candidate(name, make, schedule))
-    return found
+        operators = count_operators(shapes, dry, one.to("meta"))
+        found.append(Candidate(name, meter.reduction, cost, operators))
+    return meter, task, found
 
 
 def measure(
-    candidates: list[Candidate], phase: str, precision: str, size: int, device: torch.device,
+    meter: Meter,
+    task: Pretraining,
+    candidates: Sequence[Candidate],
+    phase: str,
+    precision: str,
+    size: int,
     rounds: int,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Return one row per candidate, no reduction first; without rounds it has no times.
 
     ``gflops`` (G multiply-adds per example) covers the timed phase and ``gflops_*`` the parts.
     """
     rows = []
     for each in candidates:
-        ratio, cost = each.meter.plan.keep_ratio, each.gflops
-        fusion = each.meter.reducer.placement == "fusion"
+        meter.reduction = each.reduction
+        ratio, cost = meter.plan.keep_ratio, each.gflops
+        fusion = meter.reducer.placement == "fusion"
         counted = {part: getattr(cost, part) for part in (*PARTS, "total", "training_step")}
         of_phase = {
             "encoder": counted["vision"] + counted["probe"] + counted["reducer"],
@@ -230,16 +230,17 @@ def measure(
     frame["flops_speedup"] = frame["gflops"][0] / frame["gflops"]
     if not rounds:
         return frame
-    batch = random_batch(candidates[0].meter, size).to(device)
-    # All candidates share these weights. The tiny rate leaves them nearly unchanged.
-    optimizer = AdamW(candidates[0].meter.parameters(), lr=1e-9, fused=True)
-    runs = {str(i): _run(each, batch, phase, precision, optimizer)
-            for i, each in enumerate(candidates)}  # fmt: skip
-    modules = [part for each in candidates for part in (each.meter, each.task)]
+    run = _runner(meter, task, random_batch(meter, size).to(meter.device), phase, precision)
+
+    def with_reduction(reduction: Reduction) -> None:
+        meter.reduction = reduction
+        run()
+
+    runs = {str(i): partial(with_reduction, each.reduction) for i, each in enumerate(candidates)}
     half = "bf16-mixed" if precision == "bf16" else None
-    with nullcontext() if phase == "training" else inference(*modules, precision=half):
-        times = list(time_interleaved(runs, rounds, 2, size, device).values())
-        memory = [peak_memory(run, device) for run in runs.values()]
+    with nullcontext() if phase == "training" else inference(meter, task, precision=half):
+        times = list(time_interleaved(runs, rounds, 2, size, meter.device).values())
+        memory = [peak_memory(run, meter.device) for run in runs.values()]
     frame["latency_ms"] = [1e3 * each.median for each in times]
     frame["latency_p95_ms"] = [1e3 * each.p95 for each in times]
     frame["latency_spread"] = [each.spread for each in times]
@@ -250,15 +251,16 @@ def measure(
     return frame
 
 
-def _run(each: Candidate, batch: Batch, phase: str, precision: str, optimizer: AdamW) -> Run:
-    meter, task = each.meter, each.task
+def _runner(meter: Meter, task: Pretraining, batch: Batch, phase: str, precision: str) -> Run:
     if phase == "inference":
         return lambda: task.infer(meter, batch)
     if phase == "encoder":
         with torch.no_grad():
             text = meter.eval().encode_text(batch.text)
         return lambda: meter.encode_image(batch.images[:, 0], text, batch.example)
-    both, device = nn.ModuleList([meter, task]), batch.images.device.type
+    both, device = nn.ModuleList([meter, task]), meter.device.type
+    # The tiny rate leaves the weights nearly unchanged.
+    optimizer = AdamW(both.parameters(), lr=1e-9, fused=True)
 
     def step() -> None:
         both.train()

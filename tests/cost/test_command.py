@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 
-from elip.cost.__main__ import NO_REDUCTION, build, main
-from elip.model.config import MeterConfig
-from elip.schedule import Schedule
-from reducers import Host, shelf
+from elip.cost.__main__ import NO_REDUCTION, main
 
 EXPERIMENT = """
 model:
@@ -93,18 +88,3 @@ def test_broken_experiment_file(
     with pytest.raises(SystemExit):
         main(["--config", str(tmp_path / "experiment.yaml"), "--output", str(tmp_path)])
     assert "experiment.yaml" in capsys.readouterr().err
-
-
-def test_candidates_share_all_weights_but_the_reducers() -> None:
-    class Scaling(shelf()["Random"]):
-        def configure(self, host: Host) -> None:
-            self.scale = nn.Linear(host.width, 1)
-
-    config = MeterConfig(image_size=32, image_width=16, image_blocks=4, text_width=16)
-    schedule = Schedule(keep_ratio=0.8, layers=(1,), profile=(0.5,))
-    base, other = build(config, {"Scaling": Scaling}, [schedule], torch.device("cpu"))
-    shared = dict(base.meter.named_parameters())
-    own = {
-        name for name, tensor in other.meter.named_parameters() if tensor is not shared.get(name)
-    }
-    assert own == {"image.reducer.scale.weight", "image.reducer.scale.bias"}
