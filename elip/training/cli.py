@@ -160,7 +160,7 @@ def _trainer(parsed: ParsedRun, options: dict[str, Any], recorder: Recorder) -> 
     callbacks += asked
     bar = any(isinstance(each, ProgressBar) for each in asked)
     if not bar and options["enable_progress_bar"] is not False and CONSOLE.is_terminal:
-        callbacks.append(Progress(checkpoints))
+        callbacks.insert(0, Progress(checkpoints))  # it ends before the summary
         bar = True
     if logs:
         options["logger"] = _loggers(parsed, options["logger"])
