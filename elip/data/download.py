@@ -80,8 +80,11 @@ class Download:
             yield entry
         if not used:
             found = self.examples[_MALFORMED] if self.skipped[_MALFORMED] > before else "nothing"
+            key = place.removesuffix(".item")
+            where = f'in a list under "{key}"' if key != "item" else "in a list"
             raise DataError(
-                f"{path} should have, at {place or 'each line'}, {described(shape)}. Found: {found}"
+                f"{path} should have {described(shape)} {where if place else 'on each line'}. "
+                f"Found: {found}"
             )
 
     def fitting(self, entries: Iterable[Any], shape: Any, where: str) -> Iterator[Any]:

@@ -146,7 +146,7 @@ def test_everything_left_out_is_counted_and_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ({"a.jpg": "red"}, r"should have, at item, \[str, str\]. Found: nothing"),
+        ({"a.jpg": "red"}, r"should have \[str, str\] in a list. Found: nothing"),
         ([{"image": "a.jpg", "caption": "red"}], r'entry 1: {"image".* is not \[str, str\]'),
         ([["moved/a.jpg", "red"]], r"no rows .* 1 x missing image file, such as .*moved"),
         ([["a.jpg", " "]], "no rows for sbu; nothing is written. Left out: 1 x empty cap"),

@@ -106,7 +106,7 @@ def write_shapes(folder: Path, options: Options | None = None, progress: bool = 
             write_text(folder / name, json.dumps(content, indent=1) + "\n")
         tokenizer = word_tokenizer(language.WORDS).to_str(pretty=True)
         write_text(folder / "tokenizer" / "tokenizer.json", tokenizer)
-        columns = (TextColumn("Drawing the built-in shapes data"), BarColumn())
+        columns = (TextColumn("Drawing the built-in shapes data: {task.description}"), BarColumn())
         with Progress(*columns, MofNCompleteColumn(), disable=not progress) as bar:
             for split in SPLITS:
                 with ExitStack() as stack:
