@@ -168,7 +168,7 @@ class Record(_Model):
     grid: str | None = None
     stage: str | None = None
     axes: dict[str, str] = {}  # label of the cell on each axis
-    schema_version: int = Field(SCHEMA, ge=SCHEMA, le=SCHEMA)
+    schema_version: int = Field(default=SCHEMA, ge=SCHEMA, le=SCHEMA)
 
     def row(self) -> dict[str, Scalar]:
         """Return the record as one row of a table.
