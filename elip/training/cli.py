@@ -96,8 +96,10 @@ def run(
         _execute(resolve(given, args), given, labels, around)
     except _MISTAKES as error:
         said = str(error)
-    except (KeyboardInterrupt, SIGTERMException, SystemExit):  # the last is from Lightning
+    except (KeyboardInterrupt, SIGTERMException):
         return 130
+    except SystemExit as ended:  # 0 after --help; Lightning ends a stopped run with 1
+        return 130 if ended.code else 0
     except RuntimeError as error:
         if (lost := lost_process(error)) is None:
             raise

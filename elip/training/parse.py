@@ -156,8 +156,8 @@ def parse_args(args: Sequence[str]) -> Namespace:
     """Return the configuration of a command line, of which one entry is named like its command."""
     whole, commands = parsers()
     command = args[0] if args else ""
-    if command not in commands:
-        return whole.parse_args(list(args))  # prints help or an error
+    if command not in commands or any(each.startswith("--print_config") for each in args):
+        return whole.parse_args(list(args))  # prints help, an error or the configuration
     # The same as above, in half the time.
     return Namespace(command=command, **{command: commands[command].parse_args(args[1:])})
 

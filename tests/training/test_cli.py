@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -44,6 +45,13 @@ def test_files_and_options_layer(tmp_path: Path) -> None:
     assert config["trainer"]["max_steps"] == 3
     assert config["data"]["image_size"] == 64
     assert config["model"]["reducer"]["class_path"] == "reducers.elip.ELIP"
+
+
+def test_the_resolved_configuration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fit", "--config", ELIP_YAML, "--trainer.max_steps=3", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["max_steps"] == 3
+    assert printed["model"]["reducer"]["class_path"] == "reducers.elip.ELIP"
 
 
 def test_a_reducer_is_chosen_by_name_or_import_path() -> None:
