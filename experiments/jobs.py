@@ -26,6 +26,7 @@ from experiments.grid import Cell, Stage
 
 State = Literal["open", "done", "failed"]
 
+_LEAST_IN_SWEEP = 8
 _TAIL_LINES = 40
 _TAIL_BYTES = 20_000
 
@@ -59,10 +60,11 @@ class Job:
         return self.cells[0].key + (f" and {more} more in one sweep" if more else "")
 
 
-def make_jobs(cells: Sequence[Cell]) -> list[Job]:
+def make_jobs(cells: Sequence[Cell], slots: int = 1) -> list[Job]:
     """Group runs of one stage into jobs.
 
     Scoring runs that share their weights and differ only in reducer and schedule form one sweep.
+    Many of them form a sweep per slot, so that all slots have work.
     """
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -71,7 +73,11 @@ def make_jobs(cells: Sequence[Cell]) -> list[Job]:
         alone = cell.stage.command == "fit" or cell.devices * cell.nodes > 1 or own
         shared = [str(cell.parent and cell.parent.folder), without(cell.stated, METHOD_OPTIONS)]
         groups[str(cell.folder) if alone else json.dumps(shared, default=str)].append(cell)
-    return [Job(tuple(group)) for group in groups.values()]
+    jobs = []
+    for group in groups.values():
+        parts = max(1, min(slots, len(group) // _LEAST_IN_SWEEP))
+        jobs += [Job(tuple(group[part::parts])) for part in range(parts)]
+    return jobs
 
 
 def look(cell: Cell) -> State:

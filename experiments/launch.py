@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None, worker: str = "experiments.swee
         plan = make_plan(grid, root, context, worker)
         cells = select(plan, options.only)
         if options.dry_run:
-            _show_plan(console, grid, cells)
+            _show_plan(console, grid, cells, options)
             return 0
         root.mkdir(parents=True, exist_ok=True)
         return _run(grid, plan, cells, context, worker, options, console)
@@ -155,7 +155,7 @@ def _run(
     options: argparse.Namespace,
     console: Console,
 ) -> int:
-    slots = find_slots(options.jobs)
+    slots, parts = find_slots(options.jobs), _sweeps_at_once(options)
     again = ("open", "failed") if options.retry_failed else ("open",)
     report = Report(console, cells, slots.count)
     stages = []
@@ -163,7 +163,7 @@ def _run(
         mine = [c for c in cells if c.stage is stage and report.states[c.folder] in again]
         for cell in mine:
             report.set(cell, "open")
-        stages.append(make_jobs(mine))
+        stages.append(make_jobs(mine, parts))
     console.print(f"{grid.name}: {report.status()}.")
     with report:
         if options.launcher == "slurm":
@@ -179,7 +179,13 @@ def _run(
     return 0 if all(state == "done" for state in report.states.values()) else 1
 
 
-def _show_plan(console: Console, grid: Grid, cells: Sequence[Cell]) -> None:
+def _sweeps_at_once(options: argparse.Namespace) -> int:
+    return find_slots(options.jobs).count if options.launcher == "local" else 1
+
+
+def _show_plan(
+    console: Console, grid: Grid, cells: Sequence[Cell], options: argparse.Namespace
+) -> None:
     shown = {cell.folder: look(cell).replace("open", "to run") for cell in cells}
     for cell in cells:
         console.print(Text(f"{shown[cell.folder]:7} {cell.key}"), soft_wrap=True)
@@ -187,7 +193,9 @@ def _show_plan(console: Console, grid: Grid, cells: Sequence[Cell]) -> None:
     sweeps = [
         job
         for stage in grid.stages.values()
-        for job in make_jobs([c for c in cells if c.stage is stage and look(c) == "open"])
+        for job in make_jobs(
+            [c for c in cells if c.stage is stage and look(c) == "open"], _sweeps_at_once(options)
+        )
         if len(job.cells) > 1
     ]
     console.print(f"{len(cells)} runs in {grid.name}: {counts}.")

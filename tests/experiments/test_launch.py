@@ -209,6 +209,16 @@ def test_runs_that_differ_in_the_method_only_are_one_sweep(tmp_path: Path) -> No
     assert all("a sweep of 2" in log.read_text() for log in logs)
 
 
+def test_many_runs_in_one_sweep_are_split_among_the_slots(tmp_path: Path) -> None:
+    axes = {"reducer": ["Random", "ELIP"], "keep_ratio": [n / 10 for n in range(1, 10)]}
+    grid = write(tmp_path, {"axes": axes, "set": {"fake.steps": 0}, "stages": {"test": {}}})
+    assert "18 of them in 2 sweeps." in launch(grid, "--dry-run")[1]
+    status, said = launch(grid)
+    assert status == 0
+    assert said.count("and 8 more in one sweep done") == 2
+    assert launch(grid, "--jobs=1", "--dry-run")[1].splitlines()[-1] == "18 runs in study: 18 done."
+
+
 def test_a_run_of_several_devices_takes_as_many_slots(tmp_path: Path) -> None:
     grid = write(tmp_path, {**SMALL, "set": {"trainer.devices": 2}})
     status, said = launch(grid, "--jobs=1")
