@@ -115,6 +115,7 @@ def test_a_run_directory_is_a_function_of_what_is_stated() -> None:
     for other in ("--model.reducer=ToMe", "--seed_everything=1", "--data.batch_size=8"):
         assert asked(other).run_id != first.run_id
     assert asked("--trainer.default_root_dir=a/b").run_dir == Path("a/b")
+    assert asked() == first  # the options of one command line never reach the next
 
 
 def test_a_fit_leaves_a_whole_record(trained: Path) -> None:
