@@ -56,10 +56,10 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
         if scores is not None:
             row |= {name: scores[field.name].to_pylist() for name, field in _SCORE_COLUMNS.items()}
         rows.append(row)
-    found = {name for row in rows for name in row}
-    names = dict.fromkeys([*Record.model_fields, *(name for row in rows for name in row)])
+    found = {"folder", "record"}.union(*rows)
+    names = [*Record.model_fields, *(name for row in rows for name in row), "folder", "record"]
     # Types come from the names, so they do not depend on which values are missing.
-    schema = pa.schema([(name, _kind(name)) for name in names if name in found])
+    schema = pa.schema([(name, _kind(name)) for name in dict.fromkeys(names) if name in found])
     return pa.Table.from_pylist(rows, schema=schema), bad
 
 

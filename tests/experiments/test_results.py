@@ -49,6 +49,7 @@ def test_missing_is_missing_and_types_stay(tmp_path: Path) -> None:
     row = table.to_pylist()[1]
     assert (row["seed"], row["latency_ms"], row["shapes/test/accuracy"]) == (None, None, None)
     alone, _ = gather(tmp_path / "only")
+    assert gather(tmp_path / "nothing")[0]["folder"].to_pylist() == []
     assert {f.name: f.type for f in alone.schema}.items() <= {
         f.name: f.type for f in table.schema
     }.items()
