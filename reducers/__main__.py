@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from reducers import Reducer, shelf
 
-_COLUMNS = ("name", "family", "needs", "placement", "trained", "source")
+_COLUMNS = ("name", "family", "needs", "source")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,8 +59,8 @@ def table() -> str:
     """Return all methods, one per line."""
     rows = [_COLUMNS]
     for name, method in shelf().items():
-        needs, trained = " ".join(sorted(method().needs)) or "-", "yes" if method.trained else "no"
-        rows.append((name, method.family, needs, method.placement, trained, _source(method)))
+        needs = " ".join(sorted(method().needs)) or "-"
+        rows.append((name, method.family, needs, _source(method)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (map(str.ljust, row, widths) for row in rows)
     return "\n".join("  ".join(line).rstrip() for line in lines)
@@ -93,15 +93,13 @@ def card(method: type[Reducer]) -> str:
 
 
 def _source(method: type[Reducer]) -> str:
-    """Return authors, year and identifier of the first source in the docstring."""
+    """Return authors and year of the first source in the docstring."""
     doc = " ".join(inspect.cleandoc(method.__doc__ or "").split())
     source = doc.partition("Source: ")[2].partition(" Differs:")[0]
     year = re.search(r"\b(19|20)\d\d\b", source)
     if year is None:
         return source.split(". ")[0].rstrip(".")
-    identifier = re.search(r"(arXiv|doi):[\w./-]*\w", source)
-    authors = source.split(", ")[0].split(" (")[0]
-    return ", ".join([authors, year.group(), *([identifier.group()] if identifier else [])])
+    return source.split(", ")[0].split(" (")[0] + ", " + year.group()
 
 
 if __name__ == "__main__":
