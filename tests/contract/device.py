@@ -22,17 +22,20 @@ class HostReads(TorchDispatchMode):
 
     Attributes:
         found: Number of such calls by operator; empty is right.
+        launches: Number of all operators but views.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.launches = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # A view does neither, and an operator of ``prim`` asks a fake tensor for its device.
         if func.is_view or func.namespace == "prim":
             return result
+        self.launches += 1
         name = func._schema.name.split("::")[1]
         leaves = tree_leaves((args, kwargs, result))
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
