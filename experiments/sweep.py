@@ -9,25 +9,25 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from elip.cost.budget import BudgetError, match_gflops
 from elip.cost.cached import COSTS_NAME, time_together
 from elip.data.batch import Batch
 from elip.data.datamodule import DataModule
 from elip.model.config import MeterConfig
-from elip.model.meter import Meter
 from elip.schedule import Schedule
-from elip.tasks.base import Evaluator, Task
+from elip.tasks.base import Task
 from elip.training import cli
 from elip.training.module import MeterModule
+from elip.training.parse import ParsedRun
 from elip.training.recorder import Recorder
 from experiments.grid import BUDGET, Cell, Draft, Parsed
 from reducers import Identity
@@ -114,9 +114,9 @@ def match_budget(budget: Any, config: Mapping[str, Any]) -> float:
     return found.keep_ratio
 
 
-def _reducer(config: Mapping[str, Any]) -> Reducer | None:
+def _reducer(config: Mapping[str, Any]) -> Reducer:
     given = config["model"]["reducer"]
-    return None if given is None else _build(Reducer, given)
+    return Identity() if given is None else _build(Reducer, given)
 
 
 def _schedule(config: Mapping[str, Any]) -> Schedule:
@@ -140,250 +140,165 @@ def run(args: Sequence[str], grid: str, stage: str, axes: Mapping[str, str]) -> 
     return cli.run(args, grid, stage, axes)
 
 
-def sweep(grid: str, cells: Sequence[Cell], arguments: Sequence[list[str]]) -> int:
+def sweep(grid: str, cells: Sequence[Cell], arguments: Sequence[Sequence[str]]) -> int:
     """Score many runs in one pass over the data and return the exit status.
+
+    A reducer with weights of its own runs alone: building its model initialises them.
 
     Args:
         grid: Name of the grid.
         cells: The runs.
         arguments: Their command lines.
     """
-    settings = [
-        _Setting(cell, tuple(args), {"grid": grid, "stage": cell.stage.name, "axes": cell.labels})
-        for cell, args in zip(cells, arguments, strict=True)
-    ]
-    # Build the shared model without a learned reducer: its weights would be missing.
-    settings.sort(key=lambda each: _reducer(each.cell.config) is not None)
-    all_at_once, first = Sweep(settings), settings[0]
-    status = cli.run(first.args, **first.labels, around=all_at_once.around)
-    for each in all_at_once.learned:
-        status = max(status, cli.run(each.args, **each.labels))
-    return max(status, int(any(each.failed for each in settings)))
+    together: list[_Asked] = []
+    alone: list[_Asked] = []
+    for cell, args in zip(cells, arguments, strict=True):
+        asked: _Asked = args, grid, cell.stage.name, cell.labels
+        (alone if _reducer(cell.config).trained else together).append(asked)
+    status = 0
+    if together:
+        many = Sweep(together)
+        status = cli.run(*together[0], around=many.around)
+        status = max(status, int(any(run.failed for run in many.runs)))
+    for asked in alone:
+        if status != 130:  # stopped
+            status = max(status, cli.run(*asked))
+    return status
+
+
+_Asked = tuple[Sequence[str], str, str, Mapping[str, str]]
+"""The arguments of `run`."""
 
 
 @dataclass
-class _Setting:
-    """One run of a sweep.
+class _Run:
+    """One run of a sweep: its callbacks, and its share of the module's state."""
 
-    Attributes:
-        cell: The run.
-        args: The command line that runs it alone.
-        labels: ``grid``, ``stage`` and ``axes``.
-        reducer: Its method.
-        schedule: Its schedule.
-        recorder: Writes its record.
-        callbacks: The callbacks of a separate run.
-        results: For each split: scores, chance, per-example scores, predictions.
-        notes: Notes for its record.
-        failed: Whether it has failed. The others continue.
-        reduction: Its `Meter.reduction`.
-    """
-
-    cell: Cell
-    args: tuple[str, ...]
-    labels: dict[str, Any]
-    reducer: Reducer = field(init=False)
-    schedule: Schedule = field(init=False)
-    recorder: Recorder = field(init=False)
-    callbacks: list[Callback] = field(default_factory=list)
-    results: list[tuple[Any, ...]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    parsed: ParsedRun
+    recorder: Recorder
+    callbacks: list[Callback]
+    reduction: Any  # its `Meter.reduction`
+    state: dict[str, Any]
     failed: bool = False
-    reduction: Any = None
 
-    def parsed(self, first: cli.ParsedRun) -> cli.ParsedRun:
-        """Return this run, derived from the first one of the sweep."""
-        config = _with_method(first.config, self.cell.config)
-        stated = _with_method(first.stated, self.cell.stated)
-        for each in (config, stated):
-            each["trainer"]["default_root_dir"] = str(self.cell.folder)
-        return replace(
-            first, config=config, stated=stated, run_id=self.cell.run_id,
-            run_dir=self.cell.folder, args=self.args,
-        )  # fmt: skip
+
+# What scoring keeps in the module; each run of a sweep has its own.
+_STATE = (
+    "notes", "schedule", "scores", "chances", "per_example", "predictions", "examples",
+    "_evaluators", "_seen",
+)  # fmt: skip
 
 
 class Sweep(Callback):
     """Scores many reductions of one model in one pass over the data.
 
     The runs differ only in reducer and schedule. For each batch, reading, text encoding and the
-    blocks before the first reduction happen once. Then every setting finishes the batch. Each run
-    has its own callbacks and writes the same files as a separate run.
+    blocks before the first reduction happen once. Then every run finishes the batch. Each has its
+    own callbacks and writes the same files as a separate run. If one fails, the others continue.
 
     Args:
-        settings: The runs.
+        asked: The arguments of `run` for each run.
 
     Attributes:
-        learned: Runs whose reducer has weights. Building the model initialises those, so these
-            runs follow separately.
+        runs: The runs, once `around` has prepared them.
     """
 
-    def __init__(self, settings: Sequence[_Setting]) -> None:
-        self._settings = list(settings)
-        self.learned: list[_Setting] = []
-        self._module: MeterModule
-        self._trainer: Trainer
+    def __init__(self, asked: Sequence[_Asked]) -> None:
+        self._asked = asked
+        self.runs: list[_Run] = []
 
     @contextmanager
-    def around(self, first: cli.ParsedRun, trainer: Trainer, module: MeterModule) -> Iterator[None]:
-        """Replace the first run's callbacks by those of all runs."""
-        self._module, self._trainer = module, trainer
-        runs = []
-        for setting in list(self._settings):
-            parsed = setting.parsed(first)
-            setting.reducer = _reducer(parsed.config) or Identity()
-            setting.schedule = _schedule(parsed.config)
-            module.meter.set_reduction(setting.reducer, setting.schedule)
-            setting.reduction = module.meter.reduction
-            if any(True for _ in setting.reducer.parameters()):
-                self._settings.remove(setting)
-                self.learned.append(setting)
-                continue
-            setting.notes = list(module.notes)
-            setting.recorder = Recorder(parsed, setting.labels)
-            setting.callbacks = cli.scoring_callbacks(parsed, setting.recorder)
-            runs.append(parsed)
-        make = module.task.evaluator
-        # The module runs as usual; its evaluators and predictions serve all settings.
-        replaced: list[tuple[Any, str, Any]] = [
-            (module.task, "evaluator", lambda: _Evaluators(self, [make() for _ in runs])),
-            (module, "predict_step", lambda *given: None),
-            (trainer, "callbacks", [self]),
-            (trainer, "loggers", []),
-        ]
-        for owner, name, value in replaced:
-            setattr(owner, name, value)
+    def around(self, first: ParsedRun, trainer: Trainer, module: MeterModule) -> Iterator[None]:
+        """Make module and trainer of the first run serve all runs."""
+        self._module, self._trainer = module, cast(Any, trainer)
         with ExitStack() as stack:
-            for parsed in runs:
+            for args, grid, cell_stage, axes in self._asked:
+                parsed = cli.parse(args)
                 if parsed.run_dir != first.run_dir:
                     stack.enter_context(cli.hold_directory(parsed, trainer, True))
+                schedule = _schedule(parsed.config)
+                module.meter.set_reduction(_reducer(parsed.config), schedule)
+                recorder = Recorder(parsed, {"grid": grid, "stage": cell_stage, "axes": dict(axes)})
+                callbacks = cli.scoring_callbacks(parsed, recorder)
+                state = {name: copy(vars(module)[name]) for name in _STATE}
+                state["schedule"] = schedule
+                reduction = module.meter.reduction
+                self.runs.append(_Run(parsed, recorder, callbacks, reduction, state))
+            trainer.callbacks, trainer.loggers = [self], []  # type: ignore[attr-defined]
+            for stage in ("validation", "test"):
+                for name in (f"on_{stage}_epoch_start", f"{stage}_step", f"on_{stage}_epoch_end"):
+                    setattr(module, name, self._for_all_runs(getattr(module, name)))
+            vars(module)["predict_step"] = lambda *given: None  # see `on_predict_batch_end`
             yield
 
-    def each(self) -> Iterator[_Setting]:
-        """Apply each setting that has not failed to the module and the trainer in turn."""
-        module, trainer = self._module, cast(Any, self._trainer)
-        for setting in self._settings:
-            if setting.failed:
+    def _for_each(self, do: Callable[[_Run], Any]) -> None:
+        """Do something for each run, with the module and the trainer in its state."""
+        module = self._module
+        for run in self.runs:
+            if run.failed:
                 continue
-            module.meter.reduction = setting.reduction
-            module.schedule, module.notes = setting.schedule, setting.notes
-            trainer._default_root_dir = str(setting.cell.folder)
-            if setting.results:
-                names = trainer.datamodule.split_names(setting.cell.stage.command)
-                columns = zip(*setting.results, strict=True)
-                parts = [dict(zip(names, column, strict=True)) for column in columns]
-                module.scores, module.chances, module.per_example, module.predictions = parts
-            yield setting
+            module.meter.reduction = run.reduction
+            vars(module).update(run.state)
+            self._trainer._default_root_dir = str(run.parsed.run_dir)
+            try:
+                do(run)
+            except Exception as error:
+                log.exception("%s failed", run.parsed.run_dir)
+                run.failed = True
+                for callback in run.callbacks:
+                    callback.on_exception(self._trainer, module, error)
+                if all(each.failed for each in self.runs):
+                    raise
+            run.state = {name: vars(module)[name] for name in _STATE}
 
-    def fail(self, setting: _Setting, error: Exception) -> None:
-        """Record that a setting failed. The others continue."""
-        log.exception("%s failed", setting.cell.key)
-        for callback in setting.callbacks:
-            callback.on_exception(self._trainer, self._module, error)
-        setting.failed = True
-        if all(each.failed for each in self._settings):
-            raise error
+    def _for_all_runs(self, hook: Callable[..., Any]) -> Callable[..., None]:
+        """Return a hook of the module that calls the given one for each run."""
 
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Time all settings together, and write the records."""
-        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        for setting in self._settings:
-            setting.recorder._watch.stop()
-        folder = self._settings[0].cell.folder.parent
-        time_together(
-            self._module.meter, self._module.task,
-            [each.reduction for each in self._settings if not each.failed], folder / COSTS_NAME,
-            precision=str(trainer.precision), facts={"compile": self._module.compiled},
-        )  # fmt: skip
-        for setting in self.each():
-            for callback in setting.callbacks:
-                callback.teardown(trainer, module, stage)
+        @wraps(hook)
+        def call(*given: Any, **named: Any) -> None:
+            with self._module.meter.reuse_encodings():
+                self._for_each(lambda run: hook(*given, **named))
+
+        return call
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, *where: int
     ) -> None:
-        """Predict a batch in every setting."""
+        """Predict a batch for each run."""
+
+        def predict(run: _Run) -> None:
+            rows = self._module.task.predict(self._module.meter, batch)
+            for callback in run.callbacks:
+                callback.on_predict_batch_end(trainer, module, rows, batch, *where)
+
         with self._module.meter.reuse_encodings():
-            for setting in self.each():
-                try:
-                    rows = self._module.task.predict(self._module.meter, batch)
-                except Exception as error:  # noqa: BLE001  (the others continue)
-                    self.fail(setting, error)
-                    continue
-                for callback in setting.callbacks:
-                    callback.on_predict_batch_end(trainer, module, rows, batch, *where)
+            self._for_each(predict)
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Time all runs together, and write their records."""
+        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        for run in self.runs:
+            run.recorder._watch.stop()
+        time_together(
+            self._module.meter, self._module.task,
+            [run.reduction for run in self.runs if not run.failed],
+            self.runs[0].parsed.run_dir.parent / COSTS_NAME,
+            precision=str(trainer.precision), facts={"compile": self._module.compiled},
+        )  # fmt: skip
+        _forward("teardown")(self, trainer, module, stage)
 
 
 def _forward(hook: str) -> Callable[..., None]:
     """Return a hook that calls this hook of every run's callbacks."""
 
     def call(self: Sweep, *given: Any, **named: Any) -> None:
-        for setting in self.each():
-            for callback in setting.callbacks:
-                getattr(callback, hook)(*given, **named)
+        self._for_each(lambda run: [getattr(each, hook)(*given, **named) for each in run.callbacks])
 
     return call
 
 
 for _stage in ("validation", "test", "predict"):
-    for _hook in ("start", "end", "batch_start"):
-        setattr(Sweep, f"on_{_stage}_{_hook}", _forward(f"on_{_stage}_{_hook}"))
+    for _hook in (f"on_{_stage}_start", f"on_{_stage}_end"):
+        setattr(Sweep, _hook, _forward(_hook))
 for _hook in ("setup", "on_exception"):
     setattr(Sweep, _hook, _forward(_hook))
-
-
-class _Evaluators(Evaluator):
-    """One evaluator per setting, on one split."""
-
-    def __init__(self, sweep: Sweep, parts: list[Evaluator]) -> None:
-        self._sweep, self._parts = sweep, parts
-        super().__init__()
-
-    @property
-    def keeps_predictions(self) -> bool:
-        """Whether each of them keeps predictions."""
-        return self._parts[0].keeps_predictions
-
-    @keeps_predictions.setter
-    def keeps_predictions(self, wanted: bool) -> None:
-        for part in self._parts:
-            part.keeps_predictions = wanted
-
-    def _each(self) -> Iterator[tuple[_Setting, Evaluator]]:
-        parts = dict(zip(map(id, self._sweep._settings), self._parts, strict=True))
-        for setting in self._sweep.each():
-            yield setting, parts[id(setting)]
-
-    def update(self, meter: Meter, batch: Batch) -> None:
-        with meter.reuse_encodings():
-            for setting, part in self._each():
-                try:
-                    part.update(meter, batch)
-                except Exception as error:  # noqa: BLE001  (the others continue)
-                    self._sweep.fail(setting, error)
-
-    def compute(self, meter: Meter) -> dict[str, float]:
-        for setting, part in self._each():
-            try:
-                scores = part.compute(meter)
-                others = (part.chance(meter), part.per_example_scores(meter), part.predictions)
-            except Exception as error:  # noqa: BLE001  (the others continue)
-                self._sweep.fail(setting, error)
-            else:
-                setting.results.append((scores, *others))
-        return scores
-
-    def chance(self, meter: Meter) -> dict[str, float]:
-        return {}
-
-    def per_example_scores(self, meter: Meter) -> Tensor:
-        return torch.zeros(0, 3)
-
-
-def _with_method(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the reducer and the schedule of another."""
-    result = deepcopy(dict(config))
-    model = {k: v for k, v in result.get("model", {}).items() if k not in ("reducer", "schedule")}
-    own = other.get("model", {})
-    result["model"] = model | {k: own[k] for k in ("reducer", "schedule") if k in own}
-    return result
