@@ -5,13 +5,13 @@ Every path in a grid file is relative to the working directory, as on the comman
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,48 +50,29 @@ class _Part(BaseModel):
 
 
 class Resources(_Part):
-    """Cluster resources of one run of a stage.
+    """Cluster resources of one run of a stage."""
 
-    Attributes:
-        minutes: Time limit. A run that reaches it saves, requeues and resumes.
-        memory_gb: Main memory in GB. None uses the cluster default.
-        cpus: CPU cores per process.
-        gpus: GPUs per node. None uses ``trainer.devices``.
-        partition: Cluster partition. None uses the default.
-        throttle: Maximum number of runs of the stage at once.
-    """
-
-    minutes: Annotated[int, Field(ge=1)] = 60
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
-    cpus: Annotated[int, Field(ge=1)] = 1
-    gpus: Annotated[int, Field(ge=0)] | None = 0
-    partition: str | None = None
-    throttle: Annotated[int, Field(ge=1)] = 8
+    minutes: Annotated[int, Field(ge=1)] = 60  # a run that reaches it saves, requeues and resumes
+    memory_gb: Annotated[float, Field(gt=0)] | None = None  # None: the cluster's default
+    cpus: Annotated[int, Field(ge=1)] = 1  # cores per process
+    gpus: Annotated[int, Field(ge=0)] | None = 0  # per node; None: as many as trainer.devices
+    partition: str | None = None  # None: the cluster's default
+    throttle: Annotated[int, Field(ge=1)] = 8  # most runs of the stage at once
 
 
 class Stage(_Part):
-    """One command, run for every combination of some of the axes.
+    """One command, run for every combination of some of the axes."""
 
-    Attributes:
-        name: Its key in the file.
-        command: The command to run. Defaults to the stage's name.
-        axes: The axes that apply. None means all.
-        after: The earlier stage whose checkpoints it uses.
-        start: ``weights`` trains from that checkpoint (default for fit); ``ckpt_path`` scores it.
-        checkpoint: Which of the earlier stage's checkpoints.
-        base: Configuration files that override the grid's.
-        set: Options that override those files.
-        resources: What to request from a cluster.
-    """
-
-    name: str
-    command: Literal["fit", "validate", "test", "predict"]
-    axes: tuple[str, ...] | None = None
-    after: str | None = None
-    start: Literal["weights", "ckpt_path"] | None = None
+    name: str  # its key in the file
+    command: Literal["fit", "validate", "test", "predict"]  # by default the name
+    axes: tuple[str, ...] | None = None  # None: all
+    after: str | None = None  # the earlier stage whose checkpoints it uses
+    start: Literal["weights", "ckpt_path"] | None = (
+        None  # train from them (default for fit) or score
+    )
     checkpoint: Literal["best", "last"] = "best"
-    base: Files = ()
-    set: dict[str, Any] = {}
+    base: Files = ()  # files that override the grid's
+    set: dict[str, Any] = {}  # options that override those files
     resources: Resources = Resources()
 
     @property
@@ -119,67 +100,84 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """One combination of axis values in one stage, before it is parsed.
-
-    Attributes:
-        stage: The stage.
-        labels: The label of its value on each axis of the stage.
-        args: Command-line arguments without the command.
-        budget: The target cost, such as ``{gflops: 35}``.
-    """
+class Cell:
+    """One run of a grid."""
 
     stage: Stage
-    labels: dict[str, str]
-    args: tuple[str, ...]
-    budget: Any = None
+    labels: dict[str, str]  # by axis; no reduction has no keep ratio or budget
+    args: tuple[str, ...]  # the command and its options, with the run directory
+    run_id: str
+    folder: Path  # the run directory
+    stated: dict[str, Any] = field(repr=False)  # options that differ from the defaults
+    config: dict[str, Any] = field(repr=False)  # the resolved configuration
+    parent: Cell | None = field(repr=False, default=None)  # the run whose checkpoint it uses
+
+    @property
+    def key(self) -> str:
+        """Stage and name, as shown to the user."""
+        return f"{self.stage.name}/{run_name(self.labels)}"
+
+    @property
+    def devices(self) -> int:
+        """Processes per node. ``auto`` counts as one."""
+        asked = self.config["trainer"]["devices"]
+        if isinstance(asked, list):
+            return len(asked)
+        return max(1, int(asked)) if str(asked).lstrip("-").isdigit() else 1
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return int(self.config["trainer"]["num_nodes"])
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """A draft, parsed by the command line's parser.
+class Draft:
+    """One combination of axis values in one stage, before the command line's parser reads it."""
 
-    Attributes:
-        labels: Its label on each axis. No reduction has no keep ratio or budget.
-        args: Command-line arguments without the command.
-        run_id: The run id.
-        stated: Options that differ from the defaults.
-        config: The resolved configuration.
-    """
+    stage: Stage
+    labels: dict[str, str]  # by axis
+    args: tuple[str, ...]  # the options of the command
+    budget: Any = None  # the target cost, such as ``{gflops: 35}``
+    parent: Cell | None = None  # the run whose checkpoint it uses
 
-    labels: dict[str, str]
-    args: tuple[str, ...]
-    run_id: str
-    stated: dict[str, Any]
-    config: dict[str, Any]
+    @property
+    def parent_id(self) -> str | None:
+        """Identity of the initial weights, which may not exist yet; see `elip.identity.run_id`."""
+        last = "/last" if self.stage.checkpoint == "last" else ""
+        return None if self.parent is None else self.parent.run_id + last
+
+    def cell(self, root: Path, labels: dict[str, str], args: Iterable[str], parsed: Any) -> Cell:
+        """Return the run with its directory in the grid's folder and its parent's checkpoint.
+
+        Args:
+            root: The grid's folder.
+            labels: Its labels, without those that have no effect.
+            args: Its options.
+            parsed: A `elip.training.parse.ParsedRun`, which this module does not import.
+        """
+        folder = root / self.stage.name / f"{run_name(labels)}-{parsed.run_id}"
+        args = [self.stage.command, *args, f"--trainer.default_root_dir={folder}"]
+        if self.parent is not None:
+            checkpoint = self.parent.folder / "checkpoints" / f"{self.stage.checkpoint}.ckpt"
+            args.append(f"--{self.stage.weights_option}={checkpoint}")
+        return Cell(
+            self.stage, labels, tuple(args), parsed.run_id, folder, parsed.stated, parsed.config,
+            self.parent,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The content of a grid file.
+    """The content of a grid file."""
 
-    Attributes:
-        name: File name without its extension.
-        axes: The values of each axis, with `SHELF` not yet expanded.
-        exclude: Combinations to leave out: allowed labels by axis. All axes must match.
-        stages: The stages in order.
-        base: Configuration files for all runs.
-        options: Options for all runs. They override the files.
-        last: Options that override everything else (``--set``).
-    """
-
-    name: str
-    axes: dict[str, tuple[Value, ...]]
-    exclude: tuple[dict[str, tuple[str, ...]], ...]
-    stages: dict[str, Stage]
-    base: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    last: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def uses_shelf(self) -> bool:
-        """Whether an axis contains `SHELF`."""
-        return any(value.label == SHELF for value in self.axes.get("reducer", ()))
+    name: str  # the file's, without extension
+    axes: dict[str, tuple[Value, ...]]  # `SHELF` is one value
+    exclude: tuple[dict[str, tuple[str, ...]], ...]  # labels by axis; all axes must match
+    stages: dict[str, Stage]  # in order
+    base: tuple[str, ...] = ()  # files for all runs
+    options: dict[str, Any] = field(default_factory=dict)  # for all runs; they override the files
+    last: dict[str, Any] = field(default_factory=dict)  # override all else (``--set``)
 
     def drafts(self, stage: Stage, shelf: Sequence[str]) -> Iterator[Draft]:
         """Yield every combination of a stage in file order.
@@ -194,72 +192,24 @@ class Grid:
         axes = list(self.axes) if stage.axes is None else stage.axes
         for values in itertools.product(*(self._values(axis, shelf) for axis in axes)):
             labels = {axis: value.label for axis, value in zip(axes, values, strict=True)}
-            if any(_matches(rule, labels) for rule in self.exclude):
+            # An axis that the stage lacks never matches.
+            if any(all(labels.get(x) in allowed for x, allowed in r.items()) for r in self.exclude):
                 continue
-            bases = (*self.base, *itertools.chain.from_iterable(value.base for value in values))
-            options = [*stage.set.items()]
-            options += itertools.chain.from_iterable(value.options.items() for value in values)
-            options += self.last.items()
-            layers = (*self.options.items(), *options)
-            budget = next((given for name, given in reversed(layers) if name == BUDGET), None)
+            bases = [*self.base, *(name for value in values for name in value.base)]
+            options = dict(stage.set)
+            for layer in (*(value.options for value in values), self.last):
+                options |= layer
             args = [f"--config={name}" for name in bases] + _arguments(self.options)
-            args += [f"--config={name}" for name in stage.base] + _arguments(dict(options))
-            yield Draft(stage, labels, tuple(args), budget)
+            args += [f"--config={name}" for name in stage.base] + _arguments(options)
+            yield Draft(stage, labels, tuple(args), (self.options | options).get(BUDGET))
 
-    def _values(self, axis: str, shelf: Sequence[str]) -> list[Value]:
-        values = list(self.axes[axis])
-        labels = [value.label for value in values]
-        if axis == "reducer" and SHELF in labels:
-            place = labels.index(SHELF)
-            values[place : place + 1] = [
-                _value(axis, name, name) for name in shelf if name not in labels
-            ]
-        return values
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a grid.
-
-    Attributes:
-        stage: Its stage.
-        name: Readable name made from the labels.
-        labels: Its label on each axis. No reduction has no keep ratio or budget.
-        args: Command-line arguments, with the command and the run directory.
-        run_id: Its run id.
-        folder: Its run directory.
-        stated: Options that differ from the defaults.
-        config: The resolved configuration.
-        parent: The run whose checkpoint it uses.
-    """
-
-    stage: Stage
-    name: str
-    labels: dict[str, str]
-    args: tuple[str, ...]
-    run_id: str
-    folder: Path
-    stated: dict[str, Any] = field(repr=False)
-    config: dict[str, Any] = field(repr=False)
-    parent: Cell | None = field(repr=False, default=None)
-
-    @property
-    def key(self) -> str:
-        """Stage and name, as shown to the user."""
-        return f"{self.stage.name}/{self.name}"
-
-    @property
-    def devices(self) -> int:
-        """Processes per node. ``auto`` counts as one."""
-        asked = self.config.get("trainer", {}).get("devices", 1)
-        if isinstance(asked, list):
-            return len(asked)
-        return max(1, int(asked)) if str(asked).lstrip("-").isdigit() else 1
-
-    @property
-    def nodes(self) -> int:
-        """Number of nodes."""
-        return int(self.config.get("trainer", {}).get("num_nodes") or 1)
+    def _values(self, axis: str, shelf: Sequence[str]) -> Iterator[Value]:
+        named = {value.label for value in self.axes[axis]}
+        for value in self.axes[axis]:
+            if axis == "reducer" and value.label == SHELF:
+                yield from (_value(axis, name, name) for name in shelf if name not in named)
+            else:
+                yield value
 
 
 def read_grid(path: Path, sets: Sequence[str] = ()) -> Grid:
@@ -334,18 +284,6 @@ def run_name(labels: Mapping[str, str]) -> str:
     return name.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
-def listing(problems: Iterable[tuple[str, str]], shown: int = 5) -> str:
-    """Return each distinct problem once, with the first run that has it."""
-    runs: dict[str, list[str]] = {}
-    for run, why in problems:
-        runs.setdefault(why, []).append(run)
-    lines = [
-        f"  {names[0]}: {why}" + (f" ({len(names) - 1} more like it)" if len(names) > 1 else "")
-        for why, names in list(runs.items())[:shown]
-    ]
-    return "\n".join(lines + ([f"  and {len(runs) - shown} other problems"] * (len(runs) > shown)))
-
-
 def _stage(
     name: str,
     given: dict[str, Any],
@@ -416,14 +354,9 @@ def _rule(
     return labels
 
 
-def _matches(rule: Mapping[str, Sequence[str]], labels: Mapping[str, str]) -> bool:
-    """Return whether a rule matches. An axis that the stage lacks never matches."""
-    return all(labels.get(axis) in allowed for axis, allowed in rule.items())
-
-
 def _fits(cell: Cell, text: str) -> bool:
     if "=" not in text:
-        return any(fnmatch.fnmatchcase(name, text) for name in (cell.key, cell.name))
+        return any(fnmatchcase(name, text) for name in (cell.key, run_name(cell.labels)))
     pairs = [pair.partition("=") for pair in text.split(",")]
     return all(cell.labels.get(axis.strip()) in label.split("|") for axis, _, label in pairs)
 

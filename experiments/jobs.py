@@ -1,6 +1,6 @@
-"""Jobs: the work of one process, how to start it, and its state on disk.
+"""A job is the work of one process: how to start it, and what it leaves on disk.
 
-The run directory is the only state, so a launcher may be killed at any moment.
+The run directories are the only state, so a launcher may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,13 +22,12 @@ from typing import Any, Literal
 from elip.files import set_aside
 from elip.identity import METHOD_OPTIONS, without
 from elip.record import RECORD_NAME, Record, RecordError, read_record, write_record
-from experiments.grid import Cell, Stage
+from experiments.grid import Cell
 
 State = Literal["open", "done", "failed"]
 
 _LEAST_IN_SWEEP = 8
-_TAIL_LINES = 40
-_TAIL_BYTES = 20_000
+_TAIL_LINES, _TAIL_BYTES = 40, 20_000
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,6 @@ class Job:
     """The work of one process: one run, or a sweep of runs that differ only in the method."""
 
     cells: tuple[Cell, ...]
-
-    @property
-    def stage(self) -> Stage:
-        """The stage of its runs."""
-        return self.cells[0].stage
 
     @property
     def slots(self) -> int:
@@ -68,7 +62,7 @@ def make_jobs(cells: Sequence[Cell], slots: int = 1) -> list[Job]:
     """
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
-        trainer = cell.config.get("trainer", {})
+        trainer = cell.config["trainer"]
         own = any(not isinstance(trainer.get(x), bool | None) for x in ("callbacks", "logger"))
         alone = cell.stage.command == "fit" or cell.devices * cell.nodes > 1 or own
         shared = [str(cell.parent and cell.parent.folder), without(cell.stated, METHOD_OPTIONS)]
@@ -88,8 +82,8 @@ def look(cell: Cell) -> State:
         status = read_record(cell.folder).status
     except RecordError:
         return "failed"
-    states: dict[str, State] = {"completed": "done", "failed": "failed"}
-    return states.get(status, "open")
+    states: dict[str, State] = {"completed": "done", "failed": "failed", "interrupted": "open"}
+    return states[status]
 
 
 def error_of(cell: Cell) -> str:
@@ -115,76 +109,49 @@ def start_arguments(cell: Cell, leads: bool = True) -> list[str]:
 
 
 def conclude(cell: Cell, started: str, status: int, log: Path, stopped: bool = False) -> State:
-    """Make sure that a failed run has a record with the end of its log.
+    """Make sure that a failed run has a record with the end of its log, and return its state.
 
     Args:
         cell: The run.
         started: Its start time, ISO 8601.
         status: Exit status of its process. Negative means killed by that signal.
         log: Its log.
-        stopped: Whether it was asked to stop. Then a missing record is not a failure.
+        stopped: Whether it was asked to stop, so that a missing record is no failure.
     """
-    state = look(cell)
-    if state == "done":
-        return state
-    tail = _tail(log)
     try:
         record = read_record(cell.folder)
     except RecordError:
         if stopped or status == -signal.SIGTERM:
             return "open"
-        error = f"The process exited with status {status} and left no record."
-        if status < 0:
-            name = signal.Signals(-status).name
-            error = f"Killed by {name}."
-            if name == "SIGKILL":
-                error += " Out of memory? Try fewer --jobs or a smaller batch."
-        record = _stand_in(cell, started, error)
-    if record.status == "failed" and not record.log_tail:
-        record = record.model_copy(update={"log_tail": tail})
-    write_record(record, cell.folder)
+        record = _stand_in(cell, started, status)
+    if record.status == "failed" and not record.log_tail and log.exists():
+        text = log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
+        record = record.model_copy(update={"log_tail": tuple(text.splitlines()[-_TAIL_LINES:])})
+        write_record(record, cell.folder)
     return look(cell)
 
 
-def _stand_in(cell: Cell, started: str, error: str) -> Record:
+def _stand_in(cell: Cell, started: str, status: int) -> Record:
     """Return a record for a run whose process died without writing one."""
-    model, data = cell.config.get("model", {}), cell.config.get("data", {})
-    names = data.get("datasets") or []
-    kinds = {
-        name: str((given or {}).get("class_path", given) if isinstance(given, dict) else given)
-        for name, given in (("task", model.get("task")), ("reducer", model.get("reducer")))
-    }
-    return Record(
-        name=cell.folder.name,
-        run_id=cell.run_id,
-        command=cell.stage.command,
-        status="failed",
-        started=started,
-        ended=now(),
-        protocol="unknown",
-        protocol_options={},
-        stated_config=cell.stated,
-        config=cell.config,
-        task=kinds["task"].rsplit(".", 1)[-1],
-        datasets=(names,) if isinstance(names, str) else tuple(names),
-        reducer=kinds["reducer"].rsplit(".", 1)[-1].replace("None", "Identity"),
-        seed=cell.config.get("seed_everything"),
-        error=error,
-        notes=("Written by the launcher: the process left no record.",),
-        grid=cell.folder.parents[1].name,
-        stage=cell.stage.name,
-        axes=cell.labels,
+    error = f"The process exited with status {status} and left no record."
+    if status < 0:
+        error = f"Killed by {signal.Signals(-status).name}."
+    if status == -signal.SIGKILL:
+        error += " Out of memory? Try fewer --jobs or a smaller batch."
+    model, names = cell.config["model"], cell.config["data"]["datasets"]
+    task, reducer = (
+        (given or {"class_path": "Identity"})["class_path"].rpartition(".")[2]
+        for given in (model["task"], model["reducer"])
     )
-
-
-def _tail(log: Path) -> tuple[str, ...]:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ()
-    return tuple(text.splitlines()[-_TAIL_LINES:])
+    return Record(
+        name=cell.folder.name, run_id=cell.run_id, command=cell.stage.command, status="failed",
+        started=started, ended=now(), protocol="unknown", protocol_options={},
+        stated_config=cell.stated, config=cell.config, task=task, reducer=reducer,
+        datasets=(names,) if isinstance(names, str) else tuple(names),
+        seed=cell.config["seed_everything"], error=error,
+        notes=("Written by the launcher: the process left no record.",),
+        grid=cell.folder.parents[1].name, stage=cell.stage.name, axes=cell.labels,
+    )  # fmt: skip
 
 
 def now() -> str:
@@ -195,11 +162,7 @@ def now() -> str:
 def do_job(worker: str, grid: str, job: Job, leads: bool = True) -> int:
     """Do a job in this process and return the exit status.
 
-    Args:
-        worker: The module that parses and runs, normally `experiments.sweep`.
-        grid: Name of the grid.
-        job: The job.
-        leads: Whether this is the first process of the job. Only that one renames old files.
+    ``leads`` says whether this is the job's first process. Only that one renames old files.
     """
     arguments = [start_arguments(cell, leads) for cell in job.cells]
     log_file = job.log if leads else job.log.with_suffix(f".{os.getpid()}.txt")
@@ -210,19 +173,17 @@ def do_job(worker: str, grid: str, job: Job, leads: bool = True) -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     if len(job.cells) > 1:
-        status: int = call(worker, "sweep", grid, job.cells, arguments)
-        return status
+        return int(call(worker, "sweep", grid, job.cells, arguments))
     cell = job.cells[0]
     run = {"args": arguments[0], "grid": grid, "stage": cell.stage.name, "axes": cell.labels}
+    if cell.devices == 1 or "SLURM_PROCID" in os.environ:
+        return int(call(worker, "run", **run))
     # Lightning starts the other devices by running the same command again, so this must be a
     # command. On a cluster, SLURM has started all processes.
-    if cell.devices > 1 and "SLURM_PROCID" not in os.environ:
-        text = json.dumps({"worker": worker, "run": run})
-        process = subprocess.Popen([sys.executable, "-m", "experiments.jobs", text])
-        signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
-        return process.wait()
-    status = call(worker, "run", **run)
-    return status
+    text = json.dumps({"worker": worker, "run": run})
+    process = subprocess.Popen([sys.executable, "-m", "experiments.jobs", text])
+    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    return process.wait()
 
 
 def call(worker: str, name: str, *args: Any, **options: Any) -> Any:
@@ -231,5 +192,5 @@ def call(worker: str, name: str, *args: Any, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
+    request: Mapping[str, Any] = json.loads(sys.argv[1])
     sys.exit(call(request["worker"], "run", **request["run"]))

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
 from experiments.grid import GridError
-from experiments.jobs import Job, conclude, do_job, error_of, look, now
+from experiments.jobs import Job, conclude, do_job, look, now
 from experiments.report import Report, duration
 
 _SAVE_SECONDS = 60.0
@@ -25,17 +25,11 @@ _SAVE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Slots:
-    """The number of parallel processes, and the resources of each.
-
-    Attributes:
-        count: Number of slots.
-        gpus: GPU numbers. Slots share them in turn.
-        threads: CPU threads per slot.
-    """
+    """The number of parallel processes, and the resources of each."""
 
     count: int
-    gpus: tuple[str, ...] = ()
-    threads: int = 1
+    gpus: tuple[str, ...] = ()  # the slots share them in turn
+    threads: int = 1  # per slot
 
     def environment(self, taken: Sequence[int]) -> dict[str, str]:
         """Return the environment variables of a process in these slots."""
@@ -76,37 +70,39 @@ class Local:
 
     Ctrl-C, SIGTERM and SIGHUP ask the runs to save and stop. A second signal kills them. When this
     process is killed, its runs save and stop by themselves.
-
-    Args:
-        context: The multiprocessing context, with the fork server.
-        worker: The module that runs.
-        grid: Name of the grid.
-        slots: The slots of this machine.
-        report: Shows progress.
     """
 
     def __init__(self, context: Any, worker: str, grid: str, slots: Slots, report: Report) -> None:
-        self.context, self.worker, self.grid = context, worker, grid
-        self.slots, self.report = slots, report
-        self._free = list(range(slots.count))
+        self._context, self._worker, self._grid, self._report = context, worker, grid, report
+        self._slots, self._free = slots, list(range(slots.count))
         self._running: list[_Running] = []
-        self._asked = 0
+        self._asked = 0  # to stop
 
     def run(self, stages: Sequence[Sequence[Job]]) -> bool:
-        """Run the stages one after the other. Return False if stopped."""
+        """Run the stages one after the other. Return False if stopped.
+
+        Raises:
+            GridError: A job needs more than this machine has.
+        """
+        for job in (job for jobs in stages for job in jobs):
+            if job.slots > self._slots.count or job.cells[0].nodes > 1:
+                raise GridError(
+                    f"{job.title} needs {job.slots} devices on {job.cells[0].nodes} nodes; this "
+                    f"machine has {self._slots.count} slots. Use --jobs {job.slots} or --launcher "
+                    "slurm."
+                )
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._ask) for number in numbers}
         try:
-            self._check_sizes(job for jobs in stages for job in jobs)
             for jobs in stages:
-                waiting = [job for job in jobs if not self._skip(job)]
+                waiting = list(jobs)
                 while (waiting and not self._asked) or self._running:
                     while waiting and not self._asked and waiting[0].slots <= len(self._free):
                         self._start(waiting.pop(0))
                     wait([each.process.sentinel for each in self._running], timeout=0.5)
                     for each in [x for x in self._running if x.process.exitcode is not None]:
                         self._settle(each)
-                    self.report.tick()
+                    self._report.tick()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -121,58 +117,44 @@ class Local:
                 else:
                     os.killpg(each.process.pid, signal.SIGKILL)
 
-    def _skip(self, job: Job) -> bool:
-        parent = job.cells[0].parent
-        if parent is None or look(parent) == "done":
-            return False
-        if not self._asked:
-            for cell in job.cells:
-                self.report.set(cell, "skipped")
-                self.report.say(f"{cell.key} skipped: {parent.key} is not done", "yellow")
-        return True
-
-    def _check_sizes(self, jobs: Iterable[Job]) -> None:
-        for job in jobs:
-            if job.slots > self.slots.count or job.cells[0].nodes > 1:
-                raise GridError(
-                    f"{job.title} needs {job.slots} devices on {job.cells[0].nodes} nodes; this "
-                    f"machine has {self.slots.count} slots. Use --jobs {job.slots} or --launcher "
-                    "slurm."
-                )
-
     def _start(self, job: Job) -> None:
+        """Start a job, or skip it if the run that it starts from is not done."""
+        parent = job.cells[0].parent
+        if parent is not None and look(parent) != "done":
+            for cell in job.cells:
+                self._report.set(cell, "skipped")
+            return
         taken = [self._free.pop(0) for _ in range(job.slots)]
-        arguments = (self.worker, self.grid, job, self.slots.environment(taken))
-        process = self.context.Process(target=_work, args=arguments, name=job.title)
+        arguments = (self._worker, self._grid, job, self._slots.environment(taken))
+        process = self._context.Process(target=_work, args=arguments, name=job.title)
         process.start()
         self._running.append(_Running(job, taken, process))
         if self._asked:  # the signal came while the process was starting
             process.terminate()
         for cell in job.cells:
-            self.report.set(cell, "running")
+            self._report.set(cell, "running")
 
     def _settle(self, ended: _Running) -> None:
+        job, seconds = ended.job, time.monotonic() - ended.began
         self._running.remove(ended)
         self._free = sorted([*self._free, *ended.slots])
         with contextlib.suppress(ProcessLookupError):  # data loaders that are still alive
             os.killpg(ended.process.pid, signal.SIGKILL)
-        seconds = time.monotonic() - ended.began
-        for cell in ended.job.cells:
+        done = 0
+        for cell in job.cells:
             try:
-                status, stopped = ended.process.exitcode, self._asked > 0
-                state = conclude(cell, ended.started, status, ended.job.log, stopped)
+                stopped = self._asked > 0
+                state = conclude(cell, ended.started, ended.process.exitcode, job.log, stopped)
             except OSError as error:  # such as a full disk; the next launch tries again
-                self.report.say(f"{cell.key} has no record: {error}", "red")
+                self._report.say(f"{cell.key} has no record: {error}", "red")
                 state = "failed"
-            self.report.set(cell, state)
+            self._report.set(cell, state)
             if state == "done":
-                self.report.seconds[cell.stage.name].append(seconds / len(ended.job.cells))
-            elif state == "failed":
-                self.report.say(f"{cell.key} failed: {error_of(cell).splitlines()[0]}", "red")
-        done = sum(look(cell) == "done" for cell in ended.job.cells)
-        what = "done" if done else "stopped" if self._asked else "ended"
+                done += 1
+                self._report.took(cell, seconds / len(job.cells))
         if done or self._asked:
-            self.report.say(f"{ended.job.title} {what} after {duration(seconds)}")
+            what = "done" if done else "stopped"
+            self._report.say(f"{job.title} {what} after {duration(seconds)}")
 
 
 def _work(worker: str, grid: str, job: Job, environment: dict[str, str]) -> None:
@@ -181,7 +163,7 @@ def _work(worker: str, grid: str, job: Job, environment: dict[str, str]) -> None
     os.environ.update(environment)
     for name in [x for x in os.environ if x.startswith(("SLURM_", "SBATCH_"))]:
         del os.environ[name]  # else Lightning assumes that SLURM started this process
-    _stop_with_parent()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     sys.exit(do_job(worker, grid, job))
 
 
@@ -189,11 +171,7 @@ def _stop_with_parent() -> None:
     """When the launcher dies, ask this process to save and stop, then kill it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_SAVE_SECONDS)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SAVE_SECONDS)
+    os.killpg(0, signal.SIGKILL)

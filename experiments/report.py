@@ -1,11 +1,12 @@
-"""Progress output of a grid."""
+"""Progress of a grid: one line per event, and a status line on a terminal."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -13,23 +14,17 @@ from rich.live import Live
 from rich.text import Text
 
 from experiments.grid import Cell
-from experiments.jobs import look
+from experiments.jobs import error_of, look
 
 
 class Report:
-    """Shows progress: one line per event, and a status line on a terminal.
-
-    Args:
-        console: The console to print on.
-        cells: All selected runs.
-        slots: Number of parallel runs.
-    """
+    """Knows the state of every selected run, and shows progress on a console."""
 
     def __init__(self, console: Console, cells: Sequence[Cell], slots: int) -> None:
         self.console, self.slots = console, slots
         self.states: dict[Path, str] = {cell.folder: look(cell) for cell in cells}
-        self.stages = {cell.folder: cell.stage.name for cell in cells}
-        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._stages = {cell.folder: cell.stage.name for cell in cells}
+        self._seconds: dict[str, list[float]] = defaultdict(list)
         self._live = Live(console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Report:
@@ -38,43 +33,48 @@ class Report:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
+        self._live.stop()
 
     def say(self, what: str, style: str = "") -> None:
         """Print a line with the time and the number of finished runs."""
-        done = f"{self._count('done')}/{len(self.states)}"
+        done = f"{Counter(self.states.values())['done']}/{len(self.states)}"
         line = f"{time.strftime('%H:%M:%S')} {done} {what}"
-        self.console.print(Text(line, style=style), soft_wrap=True)
+        # In a file, each event is one line.
+        self.console.print(Text(line, style=style), soft_wrap=not self.console.is_terminal)
 
     def set(self, cell: Cell, state: str) -> None:
-        """Set the state of a run."""
+        """Set the state of a run. Say so if it has failed or is skipped."""
         self.states[cell.folder] = state
+        if state == "failed":
+            self.say(f"{cell.key} failed: {error_of(cell).splitlines()[0]}", "red")
+        if state == "skipped" and cell.parent is not None:
+            self.say(f"{cell.key} skipped: {cell.parent.key} is not done", "yellow")
+
+    def took(self, cell: Cell, seconds: float) -> None:
+        """Note how long a run took."""
+        self._seconds[cell.stage.name].append(seconds)
 
     def tick(self) -> None:
-        """Update the status line."""
-        if self.console.is_terminal:
-            self._live.update(Text(self.status(), style="bold"))
+        """Update the status line: the number of runs by state, and the time left."""
+        every = [seconds for times in self._seconds.values() for seconds in times]
+        waiting = [folder for folder, state in self.states.items() if state == "open"]
+        line = self.status()
+        if every and waiting:
+            left = [statistics.mean(self._seconds.get(self._stages[x]) or every) for x in waiting]
+            line += f", about {duration(sum(left) / self.slots)} left"
+        self._live.update(Text(line, style="bold"))
 
     def status(self) -> str:
-        """Return the number of runs by state, and an estimate of the time left."""
-        counts = [f"{n} {name}" for name in ("done", "running", "failed", "skipped")
-                  if (n := self._count(name))]  # fmt: skip
-        counts.append(f"{self._count('open')} to go")
-        every = [x for times in self.seconds.values() for x in times]
-        waiting = [folder for folder, state in self.states.items() if state == "open"]
-        if every and waiting:
-            left = [statistics.mean(self.seconds.get(self.stages[x]) or every) for x in waiting]
-            counts.append(f"about {duration(sum(left) / self.slots)} left")
-        return ", ".join(counts)
-
-    def _count(self, state: str) -> int:
-        return list(self.states.values()).count(state)
+        """Return the number of runs by state."""
+        count = Counter(self.states.values())
+        shown = [
+            f"{count[state]} {state}"
+            for state in ("done", "running", "failed", "skipped", "stopped")
+            if count[state]
+        ]
+        return ", ".join([*shown, f"{count['open']} to go"])
 
 
 def duration(seconds: float) -> str:
-    """Return a duration such as ``5 min``."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    """Return a duration such as ``0:05:00``."""
+    return str(timedelta(seconds=round(seconds)))

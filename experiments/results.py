@@ -39,7 +39,7 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
     Missing values are null.
     """
     rows: list[dict[str, Any]] = []
-    bad = []
+    bad: list[str] = []
     for file in sorted(runs.rglob(RECORD_NAME)):
         try:
             text = file.read_text(encoding="utf-8")
@@ -48,11 +48,7 @@ def gather(runs: Path) -> tuple[pa.Table, list[str]]:
         except (RecordError, OSError, UnicodeDecodeError) as error:
             bad.append(str(error))
             continue
-        row: dict[str, Any] = {
-            **record.row(),
-            "folder": str(file.parent.relative_to(runs)),
-            "record": text,
-        }
+        row = {**record.row(), "folder": str(file.parent.relative_to(runs)), "record": text}
         if scores is not None:
             row |= {name: scores[field.name].to_pylist() for name, field in _SCORE_COLUMNS.items()}
         rows.append(row)
@@ -69,8 +65,8 @@ def write_table(table: pa.Table, out: Path) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def score_tables(records: Iterable[Record]) -> Iterator[Table]:
-    """Yield a table of methods by keep ratio for each stage and split.
+def score_tables(records: Iterable[Record]) -> Iterator[tuple[str, Table]]:
+    """Yield title and table of methods by keep ratio for each stage and split.
 
     Baselines come first. A score is the mean over seeds and all else that varies within a cell. A
     method without a keep ratio, such as no reduction, appears in every column.
@@ -90,10 +86,11 @@ def score_tables(records: Iterable[Record]) -> Iterator[Table]:
                 title = (record.stage or record.command, *others, each.split, record.main_metric)
                 groups[title].append((record, score))
     for title, scored in groups.items():
-        yield from _score_table(", ".join(dict.fromkeys(title)), scored)
+        for table in _score_tables(scored):
+            yield ", ".join(dict.fromkeys(title)), table
 
 
-def _score_table(title: str, scored: Sequence[tuple[Record, float]]) -> Iterator[Table]:
+def _score_tables(scored: Sequence[tuple[Record, float]]) -> Iterator[Table]:
     cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record, score in scored:
         ratio = record.axes.get("keep_ratio") or record.axes.get("budget") or ""
@@ -104,7 +101,7 @@ def _score_table(title: str, scored: Sequence[tuple[Record, float]]) -> Iterator
     lines = [*baselines, *(name for name in cells if name not in baselines)]
     for start in range(0, max(1, len(columns)), _SHOWN_COLUMNS):
         shown = columns[start : start + _SHOWN_COLUMNS] or [""]
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("method", max_width=_LABEL_WIDTH, overflow="ellipsis", no_wrap=True)
         for column in shown:
             table.add_column(column or "score", justify="right", no_wrap=True)
@@ -138,15 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="TABLE.parquet")
     options = parser.parse_args(arguments)
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    try:
-        table, bad = gather(options.runs)
-        if not table.num_rows and not bad:
-            console.print(f"error: no {RECORD_NAME} below {options.runs}; wrote no table.")
-            return 2
-        write_table(table, options.out)
-    except OSError as error:
-        console.print(f"error: {error}")
+    table, bad = gather(options.runs)
+    if not table.num_rows and not bad:
+        console.print(f"error: no {RECORD_NAME} below {options.runs}; wrote no table.")
         return 2
+    write_table(table, options.out)
     for message in bad:
         console.print(f"not in the table: {message}")
     console.print(f"{table.num_rows} runs, {table.num_columns} columns: {options.out}")

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,13 +35,7 @@ _HOME = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """A job on a cluster node. submitit calls it in one process per device.
-
-    Attributes:
-        worker: The module that runs.
-        grid: Name of the grid.
-        job: The job.
-    """
+    """A job on a cluster node. submitit calls it in one process per device."""
 
     worker: str
     grid: str
@@ -53,11 +47,11 @@ class ClusterJob:
         Raises:
             RuntimeError: A run failed, or its parent is not done.
         """
-        cells = [cell for cell in self.job.cells if look(cell) != "done"]
         parent = self.job.cells[0].parent
         if parent is not None and look(parent) != "done":
             raise RuntimeError(f"{parent.key} is not done, and {self.job.title} needs it.")
-        if not cells:
+        job = Job(tuple(cell for cell in self.job.cells if look(cell) != "done"))
+        if not job.cells:
             return
         environment, signals = dict(os.environ), list[int]()
 
@@ -68,14 +62,14 @@ class ClusterJob:
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGUSR2, leave)
-        if cells[0].devices * cells[0].nodes == 1:
+        if job.cells[0].devices * job.cells[0].nodes == 1:
             # These variables would make Lightning expect several processes.
             for name in [each for each in os.environ if each.startswith("SLURM_")]:
                 del os.environ[name]
         leads = environment.get("SLURM_PROCID", "0") == "0"
         started, status = now(), 1
         with contextlib.suppress(KeyboardInterrupt):
-            status = do_job(self.worker, self.grid, Job(tuple(cells)), leads=leads)
+            status = do_job(self.worker, self.grid, job, leads=leads)
         if signals and leads:
             array = environment.get("SLURM_ARRAY_JOB_ID")
             own = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else None
@@ -84,9 +78,9 @@ class ClusterJob:
         if signals:
             time.sleep(_GRACE_SECONDS)  # until SLURM ends this process
         if leads:
-            for cell in cells:
-                if conclude(cell, started, status, self.job.log) != "done":
-                    raise RuntimeError(f"{cell.key}: {error_of(cell)}")
+            states = [conclude(cell, started, status, job.log) for cell in job.cells]
+            if failed := [c for c, s in zip(job.cells, states, strict=True) if s != "done"]:
+                raise RuntimeError(f"{failed[0].key}: {error_of(failed[0])}")
 
 
 def run_on_slurm(
@@ -110,37 +104,27 @@ def run_on_slurm(
         while waiting := [c for c in cells if report.states[c.folder] in ("open", "running")]:
             report.tick()
             time.sleep(_POLL_SECONDS)
-            queue = _queue()
-            if queue is not None:  # else try again next time
-                for cell in waiting:
-                    _update(cell, queue.get(jobs[cell.run_id]), missed, report)
+            if (queue := _queue()) is None:
+                continue
+            for cell in waiting:
+                queued, state = queue.get(jobs[cell.run_id]), look(cell)
+                parent = cell.parent and report.states.get(cell.parent.folder)
+                missed[cell.folder] = 0 if queued else missed[cell.folder] + 1
+                if state != "open":
+                    report.set(cell, state)
+                    if state == "done":
+                        report.say(f"{cell.key} done")
+                elif parent in ("failed", "skipped", "stopped"):
+                    report.set(cell, "skipped")
+                elif queued:
+                    report.set(cell, "open" if queued == "PENDING" else "running")
+                elif missed[cell.folder] >= _MISSED:
+                    report.set(cell, "stopped")
+                    report.say(f"{cell.key} left the queue without a result")
     except KeyboardInterrupt:
         report.say("The jobs keep running. The same command watches them; scancel stops them.")
         return False
     return all(report.states[cell.folder] != "stopped" for cell in cells)
-
-
-def _update(cell: Cell, state: str | None, missed: dict[Path, int], report: Report) -> None:
-    seen = look(cell)
-    parent = cell.parent and report.states.get(cell.parent.folder)
-    if seen == "done":
-        report.set(cell, "done")
-        report.say(f"{cell.key} done")
-    elif seen == "failed":
-        report.set(cell, "failed")
-        report.say(f"{cell.key} failed: {error_of(cell).splitlines()[0]}", "red")
-    elif parent in ("failed", "skipped", "stopped"):
-        assert cell.parent is not None
-        report.set(cell, "skipped")
-        report.say(f"{cell.key} skipped: {cell.parent.key} is not done", "yellow")
-    elif state is not None:
-        missed[cell.folder] = 0
-        report.set(cell, "open" if state == "PENDING" else "running")
-    else:
-        missed[cell.folder] += 1
-        if missed[cell.folder] >= _MISSED:
-            report.set(cell, "stopped")
-            report.say(f"{cell.key} left the queue without a result; the same command resumes it")
 
 
 def _submit(
@@ -176,7 +160,7 @@ def _submit(
 
 def _executor(cell: Cell, grid: str, root: Path, after: Sequence[str]) -> Any:
     resources = cell.stage.resources
-    executor = submitit.AutoExecutor(root.resolve() / ".slurm", cluster="slurm")
+    threads = resources.cpus
     asked = {
         "name": f"{grid}-{cell.stage.name}",
         "timeout_min": resources.minutes,
@@ -190,18 +174,15 @@ def _executor(cell: Cell, grid: str, root: Path, after: Sequence[str]) -> Any:
         "slurm_dependency": "afterany:" + ":".join(after) if after else None,
         "slurm_additional_parameters": {"requeue": True},
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
-        "slurm_setup": list(_setup(resources.cpus)),
+        "slurm_setup": [
+            f"export PYTHONPATH={shlex.quote(str(_HOME))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE",
+            "export PYTHONUNBUFFERED=1",
+        ],
     }
-    executor.update_parameters(
-        **{name: value for name, value in asked.items() if value is not None}
-    )
+    executor = submitit.AutoExecutor(root.resolve() / ".slurm", cluster="slurm")
+    executor.update_parameters(**{k: v for k, v in asked.items() if v is not None})
     return executor
-
-
-def _setup(threads: int) -> Iterator[str]:
-    yield f"export PYTHONPATH={shlex.quote(str(_HOME))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    yield f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE"
-    yield "export PYTHONUNBUFFERED=1"
 
 
 def _queue() -> dict[str, str] | None:

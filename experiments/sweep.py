@@ -5,13 +5,13 @@ The fork server imports this module, and so the model, once for all its children
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,10 +29,10 @@ from elip.training import cli
 from elip.training.module import MeterModule
 from elip.training.parse import ParsedRun
 from elip.training.recorder import Recorder
-from experiments.grid import BUDGET, Cell, Draft, Parsed
+from experiments.grid import BUDGET, Cell, Draft
 from reducers import Identity
 from reducers import shelf as all_reducers
-from reducers.contract import Placement, Reducer
+from reducers.contract import Reducer
 
 log = logging.getLogger(__name__)
 
@@ -45,46 +45,35 @@ def shelf() -> list[str]:
 # --------------------------------------------------------------------------------- parsing
 
 
-def parse_draft(draft: Draft, parent_id: str | None) -> Parsed | str:
-    """Parse a run. Return an error message if it is invalid.
-
-    Args:
-        draft: The run.
-        parent_id: Id of its initial weights, if an earlier stage makes them.
-    """
+def parse_draft(draft: Draft, root: Path) -> Cell | str:
+    """Return a draft as a cell of the grid in ``root``, or an error message if it is invalid."""
     args = ["--trainer.enable_progress_bar=false", *draft.args]  # a progress bar would fill the log
-    start = [] if parent_id is None else ["--model.weights=the earlier stage's"]
+    start = [] if draft.parent is None else ["--model.weights=the earlier stage's"]
     labels = dict(draft.labels)
 
-    def parse() -> cli.ParsedRun:
-        return cli.parse([draft.stage.command, *args, *start], parent_id)
+    def parse() -> ParsedRun:
+        return cli.parse([draft.stage.command, *args, *start], draft.parent_id)
 
     try:
-        parsed = parse()
+        parsed, ratio = parse(), None
         if not _reduces(parsed.config):
             # Keep ratio and budget have no effect.
             labels = {a: b for a, b in labels.items() if a not in ("keep_ratio", BUDGET)}
-            if labels != draft.labels:
-                args.append("--model.schedule.keep_ratio=1.0")
-                parsed = parse()
+            ratio = None if labels == draft.labels else 1.0
         elif draft.budget is not None:
-            args.append(
-                f"--model.schedule.keep_ratio={match_budget(draft.budget, parsed.config)!r}"
-            )
+            ratio = match_budget(draft.budget, parsed.config)
+        if ratio is not None:
+            args.append(f"--model.schedule.keep_ratio={ratio!r}")
             parsed = parse()
     except (ValueError, OSError, BudgetError) as error:
         return str(error)
-    return Parsed(labels, tuple(args), parsed.run_id, parsed.stated, parsed.config)
+    return draft.cell(root, labels, args, parsed)
 
 
 def _reduces(config: Mapping[str, Any]) -> bool:
     """Return whether the reducer acts. Raise ValueError if schedule and sizes do not fit."""
-    model = config["model"]
-    placement: Placement = "never"
-    if model["reducer"] is not None:
-        module, _, name = model["reducer"]["class_path"].rpartition(".")
-        placement = getattr(importlib.import_module(module), name).placement
-    sizes = MeterConfig(**model["meter"]).resolve()
+    placement = _reducer(config).placement
+    sizes = MeterConfig(**config["model"]["meter"]).resolve()
     blocks = sizes.fusion_layers if placement == "fusion" else sizes.image_blocks
     if placement != "never" and blocks is not None:
         patches = (sizes.image_size // sizes.patch_size) ** 2
@@ -144,11 +133,6 @@ def sweep(grid: str, cells: Sequence[Cell], arguments: Sequence[Sequence[str]]) 
     """Score many runs in one pass over the data and return the exit status.
 
     A reducer with weights of its own runs alone: building its model initialises them.
-
-    Args:
-        grid: Name of the grid.
-        cells: The runs.
-        arguments: Their command lines.
     """
     together: list[_Asked] = []
     alone: list[_Asked] = []

@@ -81,7 +81,7 @@ def test_grid_with_a_budget(tmp_path: Path) -> None:
         "stages: {fit: {}}\n"
     )
     grid = read_grid(tmp_path / "g.yaml")
-    parsed = [parse_draft(draft, None) for draft in grid.drafts(grid.stages["fit"], [])]
+    parsed = [parse_draft(draft, tmp_path) for draft in grid.drafts(grid.stages["fit"], [])]
     assert "cannot cost 35 GFLOPs" in str(parsed.pop())
     assert not any(isinstance(each, str) for each in parsed), parsed
     kept = [each.config["model"]["schedule"]["keep_ratio"] for each in parsed]

@@ -10,13 +10,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 from elip.identity import digest, run_id
 from elip.record import Evaluation, Record, Status, write_record
-from experiments.grid import Cell, Draft, Parsed
+from experiments.grid import Cell, Draft
 from experiments.jobs import now
 
 SHELF = ("ELIP", "Identity", "Random", "ToMe")
@@ -40,7 +41,7 @@ def _options(args: tuple[str, ...] | list[str]) -> dict[str, Any]:
     return found
 
 
-def parse_draft(draft: Draft, parent_id: str | None) -> Parsed | str:
+def parse_draft(draft: Draft, root: Path) -> Cell | str:
     options = _options(draft.args)
     for name in options:
         if name.split(".")[0] not in OPTIONS:
@@ -54,12 +55,12 @@ def parse_draft(draft: Draft, parent_id: str | None) -> Parsed | str:
         "seed_everything": options.get("seed_everything", 0),
         "model": {"task": {"class_path": "elip.tasks.VQA"}, "reducer": {"class_path": reducer}},
         "data": {"datasets": "shapes"},
-        "trainer": {"devices": options.get("trainer.devices", 1)},
+        "trainer": {"devices": options.get("trainer.devices", 1), "num_nodes": 1},
     }
-    identity = run_id(draft.stage.command, options, parent_id)
-    return Parsed(
-        labels, tuple(f"--{k}={v}" for k, v in options.items()), identity, options, config
-    )
+    identity = run_id(draft.stage.command, options, draft.parent_id)
+    args = [f"--{k}={v}" for k, v in options.items()]
+    parsed = SimpleNamespace(run_id=identity, stated=options, config=config)
+    return draft.cell(root, labels, args, parsed)
 
 
 class Stopped(Exception):

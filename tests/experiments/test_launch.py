@@ -113,7 +113,7 @@ def test_nothing_is_run_twice_and_a_changed_run_is_another(tmp_path: Path) -> No
     assert {log: log.read_text() for log in once} == once
     _, said = launch(grid, "--set", "fake.steps=1", "--only", "fit/*")
     assert "8 runs in the table are no longer in the grid file." in said
-    assert "study: 4 done, 0 to go. Table" in said
+    assert "study: 4 done, 0 to go.\nTable" in said
 
 
 def test_dry_run_starts_nothing(tmp_path: Path) -> None:

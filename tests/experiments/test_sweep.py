@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from elip.record import SCORES_NAME, Record, read_record, read_scores
+from elip.record import SCORES_NAME, Record, read_record
 from experiments import sweep as worker
 from experiments.grid import Cell, read_grid
 from experiments.jobs import make_jobs, start_arguments
-from experiments.launch import plan_cell
 
 ROOT = Path(__file__).parents[2]
 REDUCERS = ["Identity", "Random", "ELIP", "TRIPS"]
@@ -38,9 +37,8 @@ def cells(folder: Path, name: str, stage: str, **content: Any) -> list[Cell]:
     read = read_grid(path)
     found: dict[Path, Cell] = {}
     for draft in read.drafts(read.stages[stage], []):
-        parsed = worker.parse_draft(draft, None)
-        assert not isinstance(parsed, str), parsed
-        cell = plan_cell(draft, parsed, None, folder)
+        cell = worker.parse_draft(draft, folder)
+        assert not isinstance(cell, str), cell
         found.setdefault(cell.folder, cell)
     return list(found.values())
 
@@ -60,29 +58,35 @@ def kept(record: Record) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"),
+    ("name", "weights", "stage"),
     [
-        ("vqa", "vqa"),
-        pytest.param("retrieval", "retrieval", marks=pytest.mark.slow),
-        pytest.param("nlvr", "two_images", marks=pytest.mark.slow),
+        ("vqa", "vqa", "test"),
+        pytest.param("vqa", "vqa", "predict", marks=pytest.mark.slow),
+        pytest.param("retrieval", "retrieval", "test", marks=pytest.mark.slow),
+        pytest.param("nlvr", "two_images", "validate", marks=pytest.mark.slow),
     ],
 )
-def test_scores_equal_those_of_separate_runs(tmp_path: Path, name: str, weights: str) -> None:
+def test_results_equal_those_of_separate_runs(
+    tmp_path: Path, name: str, weights: str, stage: str
+) -> None:
     options = {"model.weights": f"experiments/shapes/models/{weights}.safetensors"}
-    alone = cells(tmp_path / "alone", name, "test", set=options)
-    together = cells(tmp_path / "together", name, "test", set=options)
+    alone = cells(tmp_path / "alone", name, stage, set=options)
+    together = cells(tmp_path / "together", name, stage, set=options)
     (job,) = make_jobs(together)
     assert len(job.cells) == 1 + 2 * (len(REDUCERS) - 1)
     arguments = [start_arguments(cell) for cell in job.cells]
     assert worker.sweep("g", job.cells, arguments) == 0
     for one, other in zip(alone, together, strict=True):
-        assert worker.run(start_arguments(one), "g", "test", one.labels) == 0
+        assert worker.run(start_arguments(one), "g", stage, one.labels) == 0
         separate, swept = read_record(one.folder), read_record(other.folder)
         assert separate.status == "completed"
         assert kept(swept) == kept(separate)
-        scores = read_scores(one.folder)
-        assert scores is not None
-        assert scores.equals(read_scores(other.folder))
-        files = [sorted(each.name for each in x.folder.iterdir()) for x in (one, other)]
-        assert SCORES_NAME in files[0]
-        assert set(files[0]) - {"metrics.csv"} == set(files[1])
+        files = {path.relative_to(one.folder) for path in one.folder.rglob("*") if path.is_file()}
+        others = {
+            path.relative_to(other.folder) for path in other.folder.rglob("*") if path.is_file()
+        }
+        assert files - {Path("metrics.csv")} == others
+        for file in others - {Path("run.json"), Path("config.yaml")}:
+            assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes(), file
+        written = {"predict": "predictions.jsonl"}.get(stage, SCORES_NAME)
+        assert Path(written) in others
