@@ -69,7 +69,8 @@ def load(places: Iterable[Path | str]) -> pd.DataFrame:
 
     Returns:
         One row per run: ``run`` (its folder), ``record`` (None if unreadable), ``outcomes`` (by
-        split, the score of each example, indexed by image and example) and ``why`` (unreadable).
+        split, the score of each example, indexed by image and example) and ``damage`` (what cannot
+        be read).
 
     Raises:
         FileNotFoundError: A place does not exist or contains no run.
@@ -88,14 +89,16 @@ def load(places: Iterable[Path | str]) -> pd.DataFrame:
             raise FileNotFoundError(f"{place} does not exist.")
     if not rows:
         raise FileNotFoundError(f"No {RECORD_NAME} in {', '.join(map(str, paths))}.")
-    return pd.DataFrame(rows.values(), columns=["run", "record", "outcomes", "why"])
+    return pd.DataFrame(rows.values(), columns=["run", "record", "outcomes", "damage"])
 
 
 def _read_folder(folder: Path, indexes: dict[bytes, pd.MultiIndex]) -> tuple[Any, ...]:
+    record: Record | None = None
     try:
-        record, table = read_record(folder), read_scores(folder)
+        record = read_record(folder)
+        table = read_scores(folder)
     except RecordError as error:
-        return str(folder), None, {}, str(error)
+        return str(folder), record, {}, str(error)
     return str(folder), record, _by_split(table.columns if table else None, indexes), ""
 
 
@@ -189,7 +192,7 @@ class Study:
 
 def study(runs: pd.DataFrame) -> Study:
     """Give every run of `load` a status, and group those with a score into settings."""
-    runs = runs.reset_index(drop=True).assign(status="unreadable")
+    runs = runs.reset_index(drop=True).assign(status="unreadable", why=runs["damage"].to_list())
     known = runs.loc[runs["record"].notna(), "record"]
     labels = [(display_name(record.reducer), record.reducer_options) for record in known]
     runs["method"] = pd.Series(method_labels(labels), known.index)
@@ -218,6 +221,8 @@ def study(runs: pd.DataFrame) -> Study:
     else:
         names = ["seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
         scores, settings = pd.DataFrame(columns=[*CELL, *names, *COSTS]), {}
+    lost = runs["record"].notna() & runs["damage"].ne("")
+    runs.loc[lost, "why"] += " Not compared by example: " + runs["damage"]
     facts = {"keep ratio": "keep_ratio_asked", "seed": "seed", "command": "command"}
     for name, field in facts.items():
         runs[name] = known.map(lambda record, field=field: getattr(record, field))

@@ -195,7 +195,7 @@ class _Scores:
         keys = rows[["label", "keep", "seed"]].itertuples(index=False)
         for number, (label, keep, seed) in enumerate(keys):
             self.rows.setdefault(label, {})[keep, seed] = number
-        # A run without per-example scores has no row, which leaves missing values.
+        self.unknown = rows["outcomes"].isna().to_numpy()
         known = {i: each for i, each in enumerate(rows["outcomes"]) if each is not None}
         wide = pd.concat(known, axis=1).T if known else pd.DataFrame()
         self.outcomes = wide.reindex(range(len(rows))).to_numpy(float)
@@ -208,6 +208,7 @@ class _Scores:
             (keep, seed): (number, two[other])
             for (keep, seed), number in one.items()
             if (other := (1.0 if b == NO_REDUCTION else keep, seed)) in two
+            if unit == "seeds" or not self.unknown[[number, two[other]]].any()
         }
         ratios = sorted({keep for keep, _ in both})
         for keeps in [(keep,) for keep in ratios] if by_ratio else [tuple(ratios)]:

@@ -11,6 +11,7 @@ import pytest
 
 from analysis.load import Study, load, study
 from analysis.report import write_report
+from analysis.statistics import comparisons
 from elip.record import Evaluation, Record, RecordError
 from experiments.results import gather, write_table
 from tests.analysis.synthetic import BASE, fit_header, record, write_run
@@ -20,7 +21,7 @@ STUDIES = Path(__file__).parents[2] / "docs" / "results"
 
 def of(*records: Record) -> Study:
     rows = [(f"run{i}", one, {}, "") for i, one in enumerate(records)]
-    return study(pd.DataFrame(rows, columns=["run", "record", "outcomes", "why"]))
+    return study(pd.DataFrame(rows, columns=["run", "record", "outcomes", "damage"]))
 
 
 def fates(found: Study) -> list[str]:
@@ -46,18 +47,32 @@ def test_a_folder_of_every_kind_of_run_is_accounted_for(tmp_path: Path) -> None:
             write_run(tmp_path / str(number), one)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "run.json").write_text('{"name": "ha')
-    damaged = write_run(tmp_path / "damaged", record("Stride", seed=1))
-    (damaged / "examples.parquet").write_bytes(b"junk")
     found = study(load([tmp_path]))
     counts = found.runs["status"].value_counts().to_dict()
-    assert counts == {name: len(several) for name, several in runs.items()} | {"unreadable": 2}
+    assert counts == {name: len(several) for name, several in runs.items()} | {"unreadable": 1}
     why = dict(zip(found.runs["status"], found.runs["why"], strict=True))
     assert why["failed"] == "out of memory"
-    assert "no per-example scores" in why["unreadable"]
+    assert "run.json" in why["unreadable"]
     assert "model.lr (0.5; there None)" in why["nothing to compare with"]
     page = write_report([tmp_path], tmp_path / "report").read_text()
     for name in ("out of memory", "not finite", "interrupted", "unreadable", "model.lr"):
         assert name in page
+
+
+def test_without_its_examples_a_run_keeps_its_score(tmp_path: Path) -> None:
+    for keep in (0.7, 0.5):
+        for name in ("ELIP", "ToMe"):
+            write_run(tmp_path, record(name, keep))
+    write_run(tmp_path, record("Identity"))
+    damaged = tmp_path / record("ELIP", 0.5).run_id / "examples.parquet"
+    damaged.write_bytes(b"junk")
+    found = study(load([tmp_path]))
+    assert set(fates(found)) == {"used"}
+    assert len(found.scores) == 5
+    (why,) = [why for why in found.runs["why"] if "Not compared by example" in why]
+    assert str(damaged) in why
+    compared = comparisons(found.scores, unit="examples").set_index("a")["keeps"]
+    assert compared.to_dict() == {"ELIP": (0.7,), "ToMe": (0.5, 0.7)}
 
 
 @pytest.mark.parametrize(
