@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -192,42 +193,41 @@ class Study:
 
 def study(runs: pd.DataFrame) -> Study:
     """Give every run of `load` a status, and group those with a score into settings."""
-    runs = runs.reset_index(drop=True).assign(status="unreadable", why=runs["damage"].to_list())
-    known = runs.loc[runs["record"].notna(), "record"]
+    runs = runs.reset_index(drop=True).assign(status="unreadable", why=list(runs["damage"]))
+    known = runs["record"].dropna()
     labels = [(display_name(record.reducer), record.reducer_options) for record in known]
     runs["method"] = pd.Series(method_labels(labels), known.index)
-    runs[["status", "why"]] = _statuses(known).combine_first(runs[["status", "why"]])
+    facts = {"keep ratio": "keep_ratio_asked", "seed": "seed", "command": "command"}
+    for name, field in facts.items():
+        runs[name] = known.map(attrgetter(field))
+    runs.loc[known.index, ["status", "why"]] = _statuses(known)
     fits = {record.run_id: record for record in known if record.command == "fit"}
     rows: list[dict[str, Any]] = []
-    scored: Any = runs.loc[runs["status"] == USED, ["method", "record", "outcomes"]].itertuples()
-    for number, label, record, outcomes in scored:
-        for row in _rows(record, fits):
+    for number, run in runs[runs["status"] == USED].iterrows():
+        for row in _rows(run["record"], fits):
             if row["score"] is None or not math.isfinite(row["score"]):
                 why = f"{row['metric']} on {row['split']} is not a number."
                 runs.loc[number, ["status", "why"]] = "not finite", why
             else:
-                row |= {"run": number, "label": label, "outcomes": outcomes.get(row["split"])}
-                rows.append(row)
+                outcomes = run["outcomes"].get(row["split"])
+                rows.append(row | {"run": number, "label": run["method"], "outcomes": outcomes})
+    settings: dict[str, Setting] = {}
     if rows:
         parts = _parts(_with_smaller_images(pd.DataFrame(rows)))
         for part in parts:
+            first = part.iloc[0]
             alone = part["label"].nunique() < 2
-            fate = (ALONE, _why_alone(part, parts)) if alone else (USED, part["setting"].iloc[0])
+            fate = (ALONE, _why_alone(first, parts)) if alone else (USED, first["setting"])
             mine = runs.index.isin(part["run"]) & runs["status"].eq(USED)
             runs.loc[mine, ["status", "why"]] = fate
-        parts = [_rounded(part).assign(seed=_seeds) for part in parts]
-        settings = {setting.name: setting for setting in map(_setting, parts)}
+            settings[first["setting"]] = _setting(part)
         scores = _with_shares(_per_seed(pd.concat(parts, ignore_index=True)))
     else:
         names = ["seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
-        scores, settings = pd.DataFrame(columns=[*CELL, *names, *COSTS]), {}
+        scores = pd.DataFrame(columns=[*CELL, *names, *COSTS])
     lost = runs["record"].notna() & runs["damage"].ne("")
     runs.loc[lost, "why"] += " Not compared by example: " + runs["damage"]
-    facts = {"keep ratio": "keep_ratio_asked", "seed": "seed", "command": "command"}
-    for name, field in facts.items():
-        runs[name] = known.map(lambda record, field=field: getattr(record, field))
-    columns = ["run", "method", *facts, "status", "why", "record"]
-    return Study(scores, runs[columns], settings)
+    return Study(scores, runs[["run", "method", *facts, "status", "why", "record"]], settings)
 
 
 def method_labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -244,14 +244,15 @@ def method_labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]
     return labels
 
 
-def _statuses(records: pd.Series) -> pd.DataFrame:
-    """Return ``status`` and ``why`` of each run: `USED` for those with a score that counts."""
-    tested = {
-        record.lineage[0].run_id
-        for record in records
-        if record.command in ("test", "validate") and record.status == "completed"
-        if record.lineage
-    }
+def _statuses(records: pd.Series) -> list[tuple[str, str]]:
+    """Return status and reason of each run: `USED` for those with a score that counts."""
+    latest: dict[str, Record] = {}
+    tested: set[str] = set()
+    for record in sorted(records, key=attrgetter("started")):
+        if record.status == "completed" and record.command in ("test", "validate"):
+            tested |= {header.run_id for header in record.lineage[:1]}
+        if record.status == "completed" and record.main_metric and record.evaluations:
+            latest[record.run_id] = record
 
     def status(record: Record) -> tuple[str, str]:
         if record.status != "completed":
@@ -262,16 +263,11 @@ def _statuses(records: pd.Series) -> pd.DataFrame:
             return "no score", "The record has no score."
         if record.command == "fit" and record.run_id in tested:
             return TESTED, "Its validation score only chose the checkpoint."
+        if record is not latest[record.run_id]:
+            return "repeated", "There is a later run of the same."
         return USED, ""
 
-    found = [status(record) for record in records]
-    frame = pd.DataFrame(found, index=records.index, columns=["status", "why"])
-    frame["run_id"] = [record.run_id for record in records]
-    frame["started"] = [record.started for record in records]
-    scored = frame[frame["status"] == USED].sort_values("started", kind="stable")
-    older = scored.index[scored.duplicated("run_id", keep="last")]
-    frame.loc[older, ["status", "why"]] = "repeated", "There is a later run of the same."
-    return frame[["status", "why"]]
+    return [status(record) for record in records]
 
 
 def _rows(record: Record, fits: Mapping[str, Record]) -> Iterator[dict[str, Any]]:
@@ -366,7 +362,7 @@ def _with_smaller_images(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _parts(scores: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the rows of each setting, with ``setting`` and ``group``.
+    """Return the rows of each setting, with ``setting``, ``group`` and ``seed``.
 
     All ways to train with a method share the runs in which no method was involved.
     """
@@ -378,7 +374,15 @@ def _parts(scores: pd.DataFrame) -> list[pd.DataFrame]:
             if not (mine["acts"] == "never").any():
                 own = mine[["mode", "weights"]].iloc[0]
                 mine = pd.concat([mine, bare.assign(**own)])
-            parts.append(mine)
+            # Scorings of one trained model are seeds only if it is the only one.
+            training = mine["training_seed"]
+            several = training.notna().all() and training.nunique() > 1
+            seeds = (training if several else mine["own_seed"]).fillna(-1).astype(int)
+            # Runs of one schedule without a configured keep ratio share their mean keep ratio.
+            measured = ~mine["asked"] & mine["acts"].isin(["encoder", "fusion"])
+            mean = mine.groupby(["label", "schedule"])["keep"].transform("mean")
+            keeps = mine["keep"].mask(measured, mean).round(3)
+            parts.append(mine.assign(seed=seeds, keep=keeps))
     firsts = [part.iloc[0] for part in parts]
     names = []
     for first in firsts:
@@ -417,11 +421,13 @@ def _first_option(same: Sequence[pd.Series]) -> list[str]:
     return [""] * len(same)
 
 
-def _why_alone(mine: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> str:
-    """Return the options in which runs differ from the most similar setting."""
-    first = mine.iloc[0]
-    others = [part.iloc[0] for part in parts if part is not mine]
-    others = [other for other in others if other["task"] == first["task"]]
+def _why_alone(first: pd.Series, parts: Sequence[pd.DataFrame]) -> str:
+    """Return the options in which a setting's runs differ from the most similar setting."""
+    others = [part.iloc[0] for part in parts]
+    others = [
+        other for other in others
+        if other["task"] == first["task"] and other["setting"] != first["setting"]
+    ]  # fmt: skip
     if not others:
         return "No other method was run on this task."
     differs = [identity.differences(first["options"], other["options"]) for other in others]
@@ -429,19 +435,6 @@ def _why_alone(mine: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> str:
     said = [f"{name} ({own}; there {there})" for name, (own, there) in differs[closest].items()]
     what = ", ".join(said[:3]) + f" and {len(said) - 3} more" * (len(said) > 3)
     return f"Differs from “{others[closest]['setting']}” in {what or 'its weights or split'}."
-
-
-def _rounded(part: pd.DataFrame) -> pd.DataFrame:
-    """Give all runs of one schedule without a configured keep ratio their mean keep ratio."""
-    measured = ~part["asked"] & part["acts"].isin(["encoder", "fusion"])
-    mean = part.groupby(["label", "schedule"])["keep"].transform("mean")
-    return part.assign(keep=part["keep"].mask(measured, mean).round(3))
-
-
-def _seeds(rows: pd.DataFrame) -> pd.Series:
-    """Return the training seeds of the runs; the scoring seeds if all share one trained model."""
-    several = rows["training_seed"].notna().all() and rows["training_seed"].nunique() > 1
-    return rows["training_seed" if several else "own_seed"].fillna(-1).astype(int)
 
 
 def _setting(rows: pd.DataFrame) -> Setting:

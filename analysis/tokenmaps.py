@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw
-from pydantic import TypeAdapter
+from PIL import Image, ImageColor
 
 from analysis.figures import FAMILY_COLOURS, INK, MUTED, style
 from analysis.load import method_labels
@@ -52,27 +51,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    file: str
-    split: str
-    example: int
-    image: int
-    text: str
-    stages: tuple[Stage, ...]
-
-
-@dataclass(frozen=True)
-class _File:
-    """The content of ``tokens.json``."""
-
-    reducer: str
-    family: str
-    keep_ratio: float | None
-    grid: tuple[int, int]
-    images: tuple[_Picture, ...]
-
-
-@dataclass(frozen=True)
 class TokenMap:
     """What one method did to one image with its text."""
 
@@ -95,41 +73,47 @@ def load_tokens(places: Iterable[Path | str], damaged: list[str] | None = None) 
     Raises:
         ValueError: A file of token maps or one of its images is damaged; the message names it.
     """
-    files: list[tuple[Path, _File]] = []
+    found: list[tuple[Path, dict[str, Any], list[TokenMap]]] = []
     for path in sorted({p for place in places for p in Path(place).rglob("tokens/tokens.json")}):
         try:
-            files.append((path, _read(path)))
-        except (OSError, ValueError) as error:
+            content = json.loads(path.read_bytes())
+            found.append(
+                (path, content, [_read(path, content, each) for each in content["images"]])
+            )
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
             message = f"{path} is not a file of token maps: {error}"
             if damaged is None:
                 raise ValueError(message) from error
             damaged.append(message)
-    labels = method_labels([(file.reducer, _options(path.parents[1])) for path, file in files])
+    labels = method_labels(
+        [(content["reducer"], _options(path.parents[1])) for path, content, _ in found]
+    )
     maps = []
-    for (path, file), label in zip(files, labels, strict=True):
-        for each in file.images:
-            ratio = file.keep_ratio if each.stages else None
-            title = label if ratio is None else f"{label} {ratio:g}"
-            key = each.split, each.example, each.image
-            about = (path.parent / each.file, key, each.text, each.stages)
-            maps.append(TokenMap(title, file.family, file.grid, *about))
+    for (_, content, mine), label in zip(found, labels, strict=True):
+        ratio = content["keep_ratio"]
+        full = label if ratio is None else f"{label} {ratio:g}"
+        maps += [replace(each, title=full if each.stages else label) for each in mine]
     return maps
 
 
-def _read(path: Path) -> _File:
-    content = TypeAdapter(_File).validate_json(path.read_bytes())
-    for picture in content.images:
-        if Path(picture.file).name != picture.file:
-            raise ValueError(f"the image {picture.file!r} is not in the same folder.")
-        try:
-            _picture(path.parent / picture.file)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read the image {picture.file!r}: {error}") from error
-        for stage in picture.stages:
-            if len(stage.origin) != content.grid[0] * content.grid[1]:
-                count, (rows, columns) = len(stage.origin), content.grid
-                raise ValueError(f"{count} patches do not fill a grid of {rows} x {columns}.")
-    return content
+def _read(path: Path, content: dict[str, Any], picture: dict[str, Any]) -> TokenMap:
+    name, (rows, columns) = picture["file"], content["grid"]
+    if Path(name).name != name:
+        raise ValueError(f"the image {name!r} is not in the same folder.")
+    try:
+        _picture(path.parent / name)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {name!r}: {error}") from error
+    stages = [
+        Stage(each["where"], each["layer"], tuple(each["origin"])) for each in picture["stages"]
+    ]
+    for stage in stages:
+        if len(stage.origin) != rows * columns:
+            count = len(stage.origin)
+            raise ValueError(f"{count} patches do not fill a grid of {rows} x {columns}.")
+    key = picture["split"], picture["example"], picture["image"]
+    about = (path.parent / name, key, picture["text"], tuple(stages))
+    return TokenMap(content["reducer"], content["family"], (rows, columns), *about)
 
 
 def _options(run: Path) -> dict[str, object]:
@@ -161,25 +145,23 @@ def draw(image: Image.Image, origin: Sequence[int], grid: tuple[int, int]) -> Im
         over[here], share[here] = ImageColor.getrgb(colour), _TINT
         bright[here] = _MERGED + (1 - _MERGED) * sizes[token] ** -0.5
     side = max(1, round(TILE / max(grid)))
-    size = (grid[1] * side, grid[0] * side)
-    pixels = np.asarray(image.convert("RGB").resize(size), dtype=float)
-    over, share, bright = (each.repeat(side, 0).repeat(side, 1) for each in (over, share, bright))
-    shaded = Image.fromarray(((pixels * (1 - share) + over * share) * bright).astype(np.uint8))
-    pen, width = ImageDraw.Draw(shaded), max(2, side // 9)
-    around = np.pad(tokens, 1, constant_values=-2)
-    for (row, column), token in np.ndenumerate(tokens):
-        x, y = column * side, row * side
-        x2, y2, inner = x + side - 1, y + side - 1, width - 1
-        edges = {
-            (0, 1): (x, y, x2, y + inner),
-            (2, 1): (x, y2 - inner, x2, y2),
-            (1, 0): (x, y, x + inner, y2),
-            (1, 2): (x2 - inner, y, x2, y2),
-        }
-        for (down, right), box in edges.items() if token in colours else ():
-            if around[row + down, column + right] != token:
-                pen.rectangle(box, fill=colours[token])
-    return shaded
+    pixels = np.asarray(image.convert("RGB").resize((grid[1] * side, grid[0] * side)), dtype=float)
+    grown = [each.repeat(side, 0).repeat(side, 1) for each in (over, share, bright, tokens)]
+    over, share, bright, tokens = grown
+    shaded = ((pixels * (1 - share) + over * share) * bright).astype(np.uint8)
+    # A pixel is in an outline if the pixel one pen's width away has another token.
+    pen = max(2, side // 9)
+    around = np.pad(tokens, pen, constant_values=-2)
+    inside = slice(pen, -pen)
+    outline = np.any(
+        [
+            np.roll(around, step, axis)[inside, inside] != tokens
+            for axis in (0, 1) for step in (-pen, pen)
+        ], axis=0,
+    )  # fmt: skip
+    for token, colour in colours.items():
+        shaded[outline & (tokens == token)] = ImageColor.getrgb(colour)
+    return Image.fromarray(shaded)
 
 
 def _colours(tokens: NDArray[np.int64], sizes: Counter[int]) -> dict[int, str]:
