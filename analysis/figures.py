@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from analysis.load import BASELINES, NO_REDUCTION, PARTS, Setting, Study
 from analysis.statistics import aggregate, over_tasks, pareto
-from analysis.tables import at_reference, method_names, slug
+from analysis.tables import Section, at_reference, method_names, slug
 
 ONE_COLUMN, TWO_COLUMN = 3.3, 6.9
 """Widths of a figure in a paper, in inches."""
@@ -63,9 +63,6 @@ _POINTS = (
     "circle is no reduction. Colours show what a method looks at: grey baselines, brown position, "
     "blue attention, orange similarity, green clusters, purple diversity, yellow the text."
 )
-
-
-Section = Literal["accuracy", "cost", "appendix"]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis.load import BASELINES, COSTS, NO_REDUCTION, SMALLER, TESTED, USED, Setting, Study
+from analysis.load import BASELINES, COSTS, NO_REDUCTION, SMALLER, TESTED, USED, Study
 from analysis.statistics import OVER_ALL, Unit, aggregate, comparisons, over_tasks
 
 MISSING = "–"
 """Shown for a missing value."""
+
+
+Section = Literal["accuracy", "ranking", "cost", "appendix"]
+"""Sections of the page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Table:
     caption: str
     shown: pd.DataFrame
     raw: pd.DataFrame
-    section: Literal["ranking", "cost", "appendix"] = "appendix"
+    section: Section = "appendix"
     bold: set[tuple[int, int]] = field(default_factory=set)  # rows and columns
     folded: bool = False  # the page shows it on request
 
@@ -142,7 +146,6 @@ class Ranking:
     acts: dict[str, str]  # where each method acts; the best comes first
     against: tuple[str, ...]  # the methods with which all are compared
     found: dict[Unit, pd.DataFrame]  # comparisons of the means over all keep ratios, by unit
-    at_ratios: dict[Unit, pd.DataFrame]  # comparisons at each keep ratio
 
     def of(self, unit: Unit, other: str) -> pd.DataFrame:
         """Return the comparisons with one method, over all tasks if there are several."""
@@ -170,10 +173,9 @@ def rank(study: Study, group: str, against: Sequence[str] = ()) -> Ranking:
     units: tuple[Unit, Unit] = ("seeds", "examples")
     found = {unit: comparisons(rows, known, False, unit) for unit in units}
     found = {unit: made for unit, made in found.items() if (made["pairs"] > 1).any()}
-    at_ratios = {unit: comparisons(rows, known, True, unit) for unit in found}
     rows = rows[rows["acts"] != "never"]
     acts = dict(zip(rows["label"], rows["acts"], strict=True))
-    ranking = Ranking(group, acts, tuple(known), found, at_ratios)
+    ranking = Ranking(group, acts, tuple(known), found)
     means = rows.groupby("label")[["share", "score"]].mean()
     gains = (means["share"] - 1).fillna(means["score"])
     for unit in list(found)[:1]:
@@ -256,7 +258,19 @@ def score_tables(study: Study, cells: pd.DataFrame) -> Iterator[Table]:
     for setting in study.settings.values():
         mine = cells[cells["setting"] == setting.name]
         title = f"{setting.name}: {setting.metric}"
-        yield from _score_tables(f"scores-{slug(setting.name)}", title, _place(setting), mine)
+        images = f" about {setting.images:,} images" if setting.images else ""
+        chance = "" if pd.isna(setting.chance) else f" Guessing scores {setting.chance:.3f}."
+        how = (
+            f"Means over up to {setting.seeds} seeds, with Student's 95% interval."
+            if setting.seeds > 1
+            else "One seed, so there is no interval over training."
+        )
+        caption = (
+            f"Data: {setting.dataset}, {setting.split} split, {setting.examples:,} examples"
+            f"{images}. {how}{chance} The best of each column is in bold; {MISSING} means no "
+            "result."
+        )
+        yield from _score_tables(f"scores-{slug(setting.name)}", title, caption, mine)
 
 
 def _score_tables(name: str, title: str, caption: str, cells: pd.DataFrame) -> Iterator[Table]:
@@ -269,18 +283,18 @@ def _score_tables(name: str, title: str, caption: str, cells: pd.DataFrame) -> I
         column=cells["keep"].mask(image, 1.0),
         text=[with_interval(*each, bounded=bounded) for each in ends],
     )
-    for acts, others, ratio, tail in (
-        ("encoder", ["never", "image"], "keep ratio", ""),
-        ("fusion", ["never"], "keep ratio in the fusion", "-fusion"),
+    for acts, ratio, tail in (
+        ("encoder", "keep ratio", ""),
+        ("fusion", "keep ratio in the fusion", "-fusion"),
     ):
-        if acts not in set(cells["acts"]):
+        mine = cells[cells["acts"].isin([acts, "never", *["image"] * (acts == "encoder")])]
+        if acts not in set(mine["acts"]):
             continue
-        raw = cells[cells["acts"].isin([acts, *others])]
-        score = raw.pivot(index="method", columns="column", values="score")
+        score = mine.pivot(index="method", columns="column", values="score")
         means = score.mean(axis=1).mask(score.index == NO_REDUCTION, np.inf)
         order = means.sort_values(ascending=False, kind="stable").index
         score = score.loc[order].sort_index(axis=1, ascending=False).round(3)
-        shown = raw.pivot(index="method", columns="column", values="text").fillna(MISSING)
+        shown = mine.pivot(index="method", columns="column", values="text").fillna(MISSING)
         shown = shown.reindex_like(score).reset_index()
         keeps = [float(keep) for keep in score.columns]
         shown.columns = pd.Index(
@@ -289,68 +303,54 @@ def _score_tables(name: str, title: str, caption: str, cells: pd.DataFrame) -> I
         best = (score.eq(score.max()) & (np.array(keeps) < 1)).to_numpy()
         bold = {(int(i), int(j) + 1) for i, j in zip(*best.nonzero(), strict=True)}
         cut = " An asterisk marks an interval cut at the end of the score's range."
-        said = caption + cut * bool(raw["text"].str.contains("*", regex=False).any())
-        raw = raw.drop(columns=["method", "column", "text"])
+        said = caption + cut * bool(mine["text"].str.contains("*", regex=False).any())
+        raw = mine.drop(columns=["method", "column", "text"])
         yield Table(name + tail, title + tail.replace("-", ", "), said, shown, raw, bold=bold)
-
-
-def _place(setting: Setting) -> str:
-    images = f" about {setting.images:,} images" if setting.images else ""
-    chance = "" if pd.isna(setting.chance) else f" Guessing scores {setting.chance:.3f}."
-    how = (
-        f"Means over up to {setting.seeds} seeds, with Student's 95% interval."
-        if setting.seeds > 1
-        else "One seed, so there is no interval over training."
-    )
-    return (
-        f"Data: {setting.dataset}, {setting.split} split, {setting.examples:,} examples{images}. "
-        f"{how}{chance} The best of each column is in bold; {MISSING} means no result."
-    )
 
 
 def cost_tables(study: Study, cells: pd.DataFrame) -> Iterator[Table]:
     """Yield the cost of each method at the reference keep ratio, a table per setting."""
-    for settings in study.groups.values():
-        for setting in settings:
-            ratio, mine = at_reference(cells[cells["setting"] == setting.name])
-            whole = mine.loc[mine["acts"] == "never", "gflops_total"]
-            if mine["gflops_total"].isna().all() or whole.empty:
-                continue
-            raw = mine.sort_values("gflops_total")[["label", "keep", "acts", "score", *COSTS]]
-            raw["flops_speedup"] = whole.iloc[0] / raw["gflops_total"]
-            raw["latency_speedup"] = 1 / raw["latency_share"]
-            raw["efficiency"] = raw["latency_speedup"] / raw["flops_speedup"]
-            heads = {
-                "gflops_total": "GFLOPs",
-                "flops_speedup": "FLOPs speed-up",
-                "latency_speedup": "latency speed-up",
-                "efficiency": "efficiency",
-                "gflops_training_step": "GFLOPs per training step",
-                "tokens_out": "tokens out",
-                "score": setting.metric,
-            }
-            shown = raw[list(heads)].map(number).rename(columns=heads)
-            shown = shown.loc[:, (shown != MISSING).any()]
-            shown.insert(0, "method", method_names(raw, ratio=True))
-            caption = (
-                f"At keep ratio {ratio:g}, cheapest first. GFLOPs: giga multiply-adds per example "
-                "(one multiply-add = 1), including the work of choosing tokens. Speed-ups are "
-                "relative to no reduction, timed alternately in the same run. Efficiency is "
-                "latency speed-up over FLOPs speed-up: 1 if time falls as much as arithmetic."
-            )
-            name, title = f"costs-{slug(setting.name)}", f"Cost: {setting.name}"
-            if setting is settings[0]:
-                yield Table(name, title, caption, shown, raw, "cost")
-            else:
-                yield Table(name, title, caption, shown, raw, folded=True)
+    for setting in [each for settings in study.groups.values() for each in settings]:
+        ratio, mine = at_reference(cells[cells["setting"] == setting.name])
+        whole = mine.loc[mine["acts"] == "never", "gflops_total"]
+        if mine["gflops_total"].isna().all() or whole.empty:
+            continue
+        raw = mine.sort_values("gflops_total")[["label", "keep", "acts", "score", *COSTS]]
+        raw["flops_speedup"] = whole.iloc[0] / raw["gflops_total"]
+        raw["latency_speedup"] = 1 / raw["latency_share"]
+        raw["efficiency"] = raw["latency_speedup"] / raw["flops_speedup"]
+        heads = {
+            "gflops_total": "GFLOPs",
+            "flops_speedup": "FLOPs speed-up",
+            "latency_speedup": "latency speed-up",
+            "efficiency": "efficiency",
+            "gflops_training_step": "GFLOPs per training step",
+            "tokens_out": "tokens out",
+            "score": setting.metric,
+        }
+        shown = raw[list(heads)].map(number).rename(columns=heads)
+        shown = shown.loc[:, (shown != MISSING).any()]
+        shown.insert(0, "method", method_names(raw, ratio=True))
+        caption = (
+            f"At keep ratio {ratio:g}, cheapest first. GFLOPs: giga multiply-adds per example "
+            "(one multiply-add = 1), including the work of choosing tokens. Speed-ups are relative "
+            "to no reduction, timed alternately in the same run. Efficiency is latency speed-up "
+            "over FLOPs speed-up: 1 if time falls as much as arithmetic."
+        )
+        first = setting is study.groups[setting.group][0]
+        name, title = f"costs-{slug(setting.name)}", f"Cost: {setting.name}"
+        section: Section = "cost" if first else "appendix"
+        yield Table(name, title, caption, shown, raw, section, folded=not first)
 
 
 def comparison_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
     """Yield every comparison of a group: over all keep ratios, and at each of them."""
     tasks = {each.name: each.task for each in study.settings.values()}
+    rows = study.scores[study.scores["group"] == ranking.group]
+    at_each = {unit: comparisons(rows, ranking.against, True, unit) for unit in ranking.found}
     for where, tail, frames in (
         ("over all keep ratios", "", ranking.found),
-        ("at each keep ratio", "-at-each", ranking.at_ratios),
+        ("at each keep ratio", "-at-each", at_each),
     ):
         for unit, frame in frames.items():
             keeps = [", ".join(f"{keep:g}" for keep in keeps) for keeps in frame["keeps"]]
