@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from analysis.load import BASELINES, NO_REDUCTION, PARTS, Setting, Study
 from analysis.statistics import aggregate, over_tasks, pareto
-from analysis.tables import Section, at_reference, method_names, slug
+from analysis.tables import Section, at_reference, method_names, number, slug
 
 ONE_COLUMN, TWO_COLUMN = 3.3, 6.9
 """Widths of a figure in a paper, in inches."""
@@ -51,18 +51,19 @@ _MANY = 26
 
 GFLOPS = "GFLOPs (one multiply-add = 1)"
 _AXES = {
-    "gflops_total": ("GFLOPs", GFLOPS),
-    "latency_share": ("time", "inference time, share of no reduction"),
-    "keep_ratio": ("keep ratio", "measured keep ratio in the image encoder"),
+    "gflops_total": ("GFLOPs", GFLOPS, ""),
+    "latency_share": (
+        "time",
+        "inference time, share of no reduction",
+        "Each run timed its batch alternately with the same batch without reduction.",
+    ),
+    "keep_ratio": (
+        "keep ratio",
+        "measured keep ratio in the image encoder",
+        "Methods that act in the fusion have another kind of keep ratio and are not shown.",
+    ),
 }
-
-_POINTS = (
-    "Each line is a method, from its lowest keep ratio to its highest; up and to the left is "
-    "better. Points are means over the seeds, bars their 95% interval (Student, cut at 0 and 1; "
-    "none with one seed). The broad grey line joins the points that no cheaper point beats. The "
-    "circle is no reduction. Colours show what a method looks at: grey baselines, brown position, "
-    "blue attention, orange similarity, green clusters, purple diversity, yellow the text."
-)
+"""Name, label and caption of each horizontal axis."""
 
 
 @dataclass(frozen=True)
@@ -133,22 +134,21 @@ def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
             _Panel(each.task, each.metric, mine[mine["setting"] == each.name], each.chance)
             for each in settings
         ]
-        about = _POINTS
-        mean = tasks
+        about, mean = "", tasks
         if len(tasks) > 1:
             over = f"mean over {len(tasks)} tasks"
             mean = [_Panel(over, "share of no reduction", over_tasks(rows))]
-            about = f"Share of the score without reduction, {over}. {_POINTS}"
-        for x, (said, _) in _AXES.items():
+            about = f"Share of the score without reduction, {over}. "
+        for x, (said, _, note) in _AXES.items():
             if _known(mean[0].cells, x)["label"].nunique() < 2:
                 continue
             title = f"Accuracy against {said}: {study.title(group)}"
             name = f"{slug(said)}-{slug(group)}"
             section: Section = "accuracy" if x == "gflops_total" else "appendix"
-            made.append(Plot(name, section, title, about, partial(draw, mean, x, foot)))
+            made.append(Plot(name, section, title, about + note, partial(draw, mean, x, foot)))
             if len(tasks) > 1 and section == "accuracy":
                 name, title = f"gflops-by-task-{slug(group)}", f"{title}, by task"
-                made.append(Plot(name, section, title, _POINTS, partial(draw, tasks, x, foot)))
+                made.append(Plot(name, section, title, "", partial(draw, tasks, x, foot)))
         ratio, at = at_reference(tasks[0].cells)
         at = at.dropna(subset=["gflops_total"]).sort_values("gflops_total")
         if len(at):
@@ -286,12 +286,13 @@ def _no_reduction(axes: Axes, cost: float, score: float) -> None:
 
 def _chance(axes: Axes, chance: float) -> None:
     low, high = axes.get_ylim()
-    if low <= chance <= high:
+    place = (chance - low) / (high - low) if low <= chance <= high else 0
+    if place:
         axes.axhline(chance, color=MUTED, lw=0.6, ls=(0, (4, 2)), zorder=1)
     if not np.isnan(chance):
         axes.text(
-            0.99, 0.02, f"guessing {chance:.3g}", transform=axes.transAxes, ha="right",
-            va="bottom", fontsize=_SMALL, color=MUTED,
+            0.99, 0.02 + place, f"guessing {chance:.3g}", transform=axes.transAxes,
+            ha="right", va="bottom", fontsize=_SMALL, color=MUTED,
         )  # fmt: skip
 
 
@@ -299,14 +300,14 @@ def _breakdown(cells: pd.DataFrame, foot: str, width: float = TWO_COLUMN) -> Fig
     """Draw the multiply-adds of each method by part of the model."""
     figure, (axes,) = _sheet(width, 0.85 + 0.135 * len(cells), 1, 1, foot)
     names = method_names(cells)
-    figure.subplots_adjust(left=(0.15 + 0.046 * max(map(len, names))) / width, right=0.98)
+    figure.subplots_adjust(left=(0.15 + 0.048 * max(map(len, names))) / width, right=0.98)
     start = np.zeros(len(cells))
     for part, colour in zip(PARTS, _PART_COLOURS, strict=True):
         values = cells[f"gflops_{part}"].to_numpy(float)
         axes.barh(names, values, left=start, color=colour, height=0.72, label=part)
         start += values
     for place, total in enumerate(start):
-        axes.text(total, place, f" {total:.3g}", va="center", fontsize=_SMALL)
+        axes.text(total, place, f" {number(total)}", va="center", fontsize=_SMALL)
     axes.set_xlabel(GFLOPS)
     axes.margins(y=0.01)
     axes.set_xlim(0, start.max() * (1 + 0.6 / width))

@@ -34,14 +34,16 @@ from analysis.load import (
     study,
 )
 from analysis.statistics import Unit, aggregate, over_tasks
-from analysis.tables import Ranking, method_names, rank, tables
+from analysis.tables import Ranking, method_names, number, rank, tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
-from elip.record import GFLOPS_UNIT
 
 REPORT_NAME = "report.html"
 
 _HELD = 0.99
 """The findings name methods that keep this share of the score without reduction."""
+
+_LEARNED = 0.1
+"""A model that closes less of the gap between guessing and 1 is said to have learned little."""
 
 _MAPS = 4
 _HOW: dict[Unit, str] = {
@@ -111,7 +113,6 @@ def write_report(
         maps=maps,
         damaged=damaged,
         provenance=_provenance(known),
-        gflops_unit=GFLOPS_UNIT,
     )
     path = out / REPORT_NAME
     path.write_text(page, encoding="utf-8")
@@ -135,7 +136,7 @@ def _summary(known: Study) -> str:
     counts = Counter(known.runs["status"])
     said = [f"{counts.pop(USED, 0)} used"]
     if tested := counts.pop(TESTED, 0):
-        said.append(f"{tested} trainings {TESTED}")
+        said.append(f"{tested} only trained a model that another run tested")
     said += [f"{count} {status}" for status, count in counts.most_common()]
     number = len(known.runs)
     return f"{number} run{'s' * (number != 1)}: {', '.join(said)}."
@@ -183,7 +184,7 @@ def findings(known: Study, ranking: Ranking) -> list[tuple[str, str]]:
             text = both.pop() if len(both) == 1 else text
         name = other.lower() if other == NO_REDUCTION else other
         said.append((f"Compared with {name}, mean over the keep ratios", text))
-    said.append(("What these runs do not show", _not_shown(ranking, rows)))
+    said.append(("What these runs do not show", _not_shown(settings, ranking, rows)))
     return [(about, text) for about, text in said if text]
 
 
@@ -211,13 +212,13 @@ def _compared(settings: Sequence[Setting], rows: pd.DataFrame) -> str:
         chance = "" if pd.isna(each.chance) else f", {each.chance:.3f} by guessing"
         images = f" about {each.images:,} images" if each.images else ""
         size = f"{each.examples:,} examples{images}"
-        tasks.append(f"{each.task} ({each.metric}{score}{chance}; {size})")
+        tasks.append(f" {_upper(each.task)}: {each.metric}{score}{chance}; {size}.")
     data = _joined(sorted({f"{each.dataset}, {each.split} split" for each in settings}))
     most = max(each.seeds for each in settings)
     seeds = f"{most} seeds per method" if most > 1 else "one seed"
     return (
-        f"{len(names)} method{'s' * (len(names) != 1)}{at}. {baselines}{how}"
-        f"{_upper(_joined(tasks))}, on {data}; {seeds}."
+        f"{len(names)} method{'s' * (len(names) != 1)}{at}; {seeds}. {baselines}{how}"
+        f"Data: {data}.{''.join(tasks)}"
     )
 
 
@@ -231,7 +232,7 @@ def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> tuple[str, str]:
     if whole.empty or reduced.empty:
         return "", ""
     base = float(whole["gflops_total"].iloc[0])
-    about = f"Within 1% of no reduction, which costs {base:.3g} GFLOPs per example"
+    about = f"Within 1% of no reduction, which costs {number(base)} GFLOPs per example"
     mean = f"Mean over the {len(settings)} tasks. " if many else ""
     held = reduced[(reduced["share"] >= _HELD) & (reduced["gflops_total"] < base)]
     if held.empty:
@@ -239,11 +240,11 @@ def _held(settings: Sequence[Setting], rows: pd.DataFrame) -> tuple[str, str]:
         return about, (
             f"{mean}No method that saves GFLOPs, at any tested keep ratio. The closest is "
             f"{best['name']}, with {best['share']:.1%} of the score at "
-            f"{best['gflops_total']:.3g} GFLOPs."
+            f"{number(best['gflops_total'])} GFLOPs."
         )
     held = held.drop_duplicates("label")
     said = [
-        f"{name} at {cost:.3g} ({1 - cost / base:.0%} less)"
+        f"{name} at {number(cost)} ({1 - cost / base:.0%} less)"
         for name, cost in zip(held["name"], held["gflops_total"], strict=True)
     ]
     text = f"{mean}The cheapest point of each method with at least 99% of the score, in GFLOPs: "
@@ -268,8 +269,15 @@ def _verdicts(found: pd.DataFrame, how: str) -> str:
     return " ".join(said)
 
 
-def _not_shown(ranking: Ranking, rows: pd.DataFrame) -> str:
+def _not_shown(settings: Sequence[Setting], ranking: Ranking, rows: pd.DataFrame) -> str:
     said = []
+    for each in settings:
+        whole = rows[(rows["setting"] == each.name) & (rows["acts"] == "never")]["score"].mean()
+        if whole - each.chance < _LEARNED * (1 - each.chance):
+            said.append(
+                f"How the methods compare on a model that has learned {each.task}: this one scores "
+                f"{whole:.3f} without reduction and {each.chance:.3f} by guessing."
+            )
     if rows.groupby(CELL)["seed"].nunique().max() == 1:
         said.append("How the methods would compare after retraining: there is one seed.")
     if "examples" not in ranking.found and rows["label"].nunique() > 1:

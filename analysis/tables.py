@@ -90,7 +90,9 @@ class Table:
 
 def number(value: Any, digits: int = 3) -> str:
     """Return a number with some significant digits, or `MISSING`."""
-    return MISSING if pd.isna(value) else f"{value:.{digits}g}"
+    if pd.isna(value):
+        return MISSING
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.{digits}g}".rstrip(".")
 
 
 def fixed(value: float, sign: bool = False) -> str:
@@ -212,7 +214,7 @@ def ranking_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
         parts = {other: ranking.of(unit, other) for other in ranking.against}
         parts = {other: part for other, part in parts.items() if len(part)}
         for other, part in parts.items():
-            said = _differences(part).reindex(list(ranking.acts), fill_value=MISSING)
+            said = differences(part).reindex(list(ranking.acts), fill_value=MISSING)
             shown[f"minus {_lower(other)}"] = said.to_numpy()
         raw = pd.concat(parts.values())
         usual = max(found["keeps"], key=len)
@@ -220,7 +222,7 @@ def ranking_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
         caption = (
             f"Difference of the scores ({metrics}), mean over the keep ratios "
             f"{', '.join(f'{keep:g}' for keep in usual)}{over}. "
-            + ("Methods without some of them are compared at those they have. " if fewer else "")
+            + ("Methods tested at only some of these are compared there. " if fewer else "")
             + f"{_HOW[unit]} {_HOLM}"
             + (_FUSION if "fusion" in ranking.acts.values() else "")
         )
@@ -233,13 +235,15 @@ def _lower(name: str) -> str:
     return name.lower() if name == NO_REDUCTION else name
 
 
-def _differences(found: pd.DataFrame) -> pd.Series:
+def differences(found: pd.DataFrame) -> pd.Series:
     """Return each difference with its interval and verdict as text."""
     columns = found[["difference", "low", "high", "verdict"]].itertuples(index=False)
-    said = [
-        f"{with_interval(value, low, high, bounded=False, sign=True)} {verdict}"
-        for value, low, high, verdict in columns
-    ]
+    said = []
+    for value, low, high, verdict in columns:
+        text = with_interval(value, low, high, bounded=False, sign=True)
+        if verdict in ("better", "worse"):  # the end that rounds to 0 is not 0
+            text = text.replace(", 0.000]", ", below 0]").replace("[0.000,", "[above 0,")
+        said.append(f"{text} {verdict}")
     return pd.Series(said, found.index, dtype=str)
 
 
@@ -305,7 +309,9 @@ def _score_tables(name: str, title: str, caption: str, cells: pd.DataFrame) -> I
         cut = " An asterisk marks an interval cut at the end of the score's range."
         said = caption + cut * bool(mine["text"].str.contains("*", regex=False).any())
         raw = mine.drop(columns=["method", "column", "text"])
-        yield Table(name + tail, title + tail.replace("-", ", "), said, shown, raw, bold=bold)
+        yield Table(
+            name + tail, title + ", in the fusion" * bool(tail), said, shown, raw, bold=bold
+        )
 
 
 def cost_tables(study: Study, cells: pd.DataFrame) -> Iterator[Table]:
@@ -337,7 +343,10 @@ def cost_tables(study: Study, cells: pd.DataFrame) -> Iterator[Table]:
             "to no reduction, timed alternately in the same run. Efficiency is latency speed-up "
             "over FLOPs speed-up: 1 if time falls as much as arithmetic."
         )
-        first = setting is study.groups[setting.group][0]
+        group = study.groups[setting.group]
+        first = setting is group[0]
+        if first and len(group) > 1:
+            caption += " The appendix has the same table for each other task."
         name, title = f"costs-{slug(setting.name)}", f"Cost: {setting.name}"
         section: Section = "cost" if first else "appendix"
         yield Table(name, title, caption, shown, raw, section, folded=not first)
@@ -360,7 +369,7 @@ def comparison_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
                     "keep ratio": keeps,
                     "method": frame["a"],
                     "against": frame["b"],
-                    "difference": _differences(frame),
+                    "difference": differences(frame),
                     "p": [number(p, 2) for p in frame["p_value"]],
                     "seeds" if unit == "seeds" else "images": frame["pairs"].astype(str),
                 }

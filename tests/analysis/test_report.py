@@ -17,8 +17,9 @@ from analysis.__main__ import main
 from analysis.figures import ONE_COLUMN, TWO_COLUMN, chosen, plots, spread, style
 from analysis.load import load, study
 from analysis.report import findings, write_report
-from analysis.tables import Table, fixed, rank, tables, with_interval
-from tests.analysis.synthetic import write_study
+from analysis.statistics import Pairing, compare, t_interval
+from analysis.tables import Table, differences, fixed, number, rank, tables, with_interval
+from tests.analysis.synthetic import record, write_run, write_study
 
 STUDIES = Path(__file__).parents[2] / "docs" / "results"
 
@@ -147,6 +148,28 @@ def test_numbers_never_leave_their_range_silently() -> None:
     assert with_interval(-0.0001, -0.01, 0.02, bounded=False, sign=True) == "0.000 [-0.010, +0.020]"
     assert with_interval(0.5, np.nan, np.nan) == "0.500"
     assert fixed(-0.0004) == "0.000"
+    assert [number(each) for each in (0.018, 36.0, 1234.5)] == ["0.0180", "36.0", "1,234"]
+
+
+def test_a_claimed_difference_never_reads_as_if_its_interval_had_zero() -> None:
+    draw = np.random.default_rng(0)
+    for sign, said in ((1, "[above 0, "), (-1, ", below 0] ")):
+        gaps = sign * (0.0041 + 0.01 * draw.permutation(np.linspace(-1, 1, 20)))
+        interval = t_interval(gaps)
+        gaps += sign * 0.0002 - (interval.low if sign > 0 else interval.high)
+        pairing = Pairing("A", "B", "here", (0.5,), gaps, 20)
+        assert said in differences(compare([pairing]))[0]
+
+
+def test_a_model_that_learned_nothing_is_said_to_show_little(tmp_path: Path) -> None:
+    for name in ("Identity", "Random", "ELIP"):
+        write_run(tmp_path, record(name, score=0.25))
+    found = study(load([tmp_path]))
+    said = dict(findings(found, rank(found, *found.groups)))
+    assert (
+        "a model that has learned VQA: this one scores 0.250 without reduction and 0.200"
+        in (said["What these runs do not show"])
+    )
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX")
