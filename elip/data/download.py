@@ -1,7 +1,7 @@
-"""Reading an official download: entries are checked against a shape, and losses are recorded.
+"""What a converter works with: the official download and the rows made from it.
 
-A shape is a type, or several (``str | int``); a mapping from keys to shapes; or, for a JSON list, a
-tuple with the shapes of its first elements.
+The entries of an annotation file are checked against a shape: a type, or several (``str | int``); a
+mapping from keys to shapes; or, for a JSON list, a tuple with the shapes of its first elements.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Row:
     """A row that a converter writes."""
 
     file: str  # name of the Arrow file
-    images: Mapping[str, Path]  # the image of each image column
+    images: Mapping[str, Path | bytes]  # for each image column the image file, or its content
     values: Mapping[str, Any]  # the other columns
-    change: Callable[[bytes], bytes] | None = None  # of each image; None keeps the bytes
+    change: Callable[[bytes], bytes] | None = None  # of each image file; None keeps the bytes
 
 
 class Download:
@@ -64,28 +64,27 @@ class Download:
         self._images.add(mark)
         return True
 
-    def items(self, path: Path, shape: Any, place: str = "item") -> Iterator[Any]:
-        """Stream the entries of a JSON file that have a shape; skip the others.
+    def items(
+        self, path: Path, shape: Any, place: str = "item", entries: Iterable[Any] | None = None
+    ) -> Iterator[Any]:
+        """Stream the entries of an annotation file that have a shape; skip the others.
 
-        The place "item" means that the file is a list; "KEY.item", that the list is in an object
-        under KEY; and "", that there is one object per line.
+        Args:
+            path: The file.
+            shape: The shape of an entry.
+            place: Where JSON has the entries: "item" for a list, "KEY.item" for a list in an object
+                under KEY, and "" for one object per line.
+            entries: The entries, if the file is not JSON.
         """
-        return self.entries(path, _json(path, place), shape, place)
-
-    def entries(self, path: Path, entries: Iterable[Any], shape: Any, place: str) -> Iterator[Any]:
-        """Stream the entries of another kind of file, like `items`."""
         before, used = self.skipped[_MALFORMED], False
-        for entry in self.fitting(entries, shape, path.name):
+        for entry in self.fitting(entries or _json(path, place), shape, path.name):
             used = True
             yield entry
         if not used:
             found = self.examples[_MALFORMED] if self.skipped[_MALFORMED] > before else "nothing"
-            key = place.removesuffix(".item")
-            where = f'in a list under "{key}"' if key != "item" else "in a list"
-            raise DataError(
-                f"{path} should have {described(shape)} {where if place else 'on each line'}. "
-                f"Found: {found}"
-            )
+            key = place.removesuffix("item").rstrip(".")
+            where = f'in a list under "{key}"' if key else "in a list" if place else "on each line"
+            raise DataError(f"{path} should have {described(shape)} {where}. Found: {found}")
 
     def fitting(self, entries: Iterable[Any], shape: Any, where: str) -> Iterator[Any]:
         """Yield the entries that have the shape; skip the others, with ``where`` in the notes."""
@@ -128,8 +127,6 @@ def fits(entry: Any, shape: Any) -> bool:
         return isinstance(entry, Mapping) and all(fits(entry.get(k), v) for k, v in shape.items())
     if isinstance(shape, tuple):
         return isinstance(entry, list) and len(entry) >= len(shape) and all(map(fits, entry, shape))
-    if isinstance(entry, str) and entry.encode(errors="replace").decode() != entry:
-        return False  # half of a surrogate pair
     return type(entry) in (get_args(shape) or (shape,))
 
 

@@ -101,7 +101,7 @@ def test_shapes_of_entries() -> None:
     shape = {"id": int | str, "parts": list, "pair": (str, float)}
     entry = {"id": 1, "parts": [], "pair": ["a", 1.0, "more"], "more": None}
     assert fits(entry, shape)
-    for changed in ({"id": None}, {"id": True}, {"id": "\ud800"}, {"parts": {}}, {"pair": ["a"]}):
+    for changed in ({"id": None}, {"id": True}, {"parts": {}}, {"pair": ["a"]}):
         assert not fits(entry | changed, shape)
     assert not fits([], shape)
 

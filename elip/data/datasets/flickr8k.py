@@ -43,7 +43,8 @@ class Flickr8k(DatasetSpec):
         path = download.find("captions.txt", "Flickr8k.token.txt")
         folder = download.find("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
         captions: dict[str, list[str]] = {}
-        for entry in download.entries(path, _entries(path), {"image": str, "caption": str}, ""):
+        shape = {"image": str, "caption": str}
+        for entry in download.items(path, shape, "", _entries(path)):
             captions.setdefault(entry["image"], []).append(entry["caption"].strip())
         splits = _listed(download.root) or _drawn(sorted(captions))
         for name in sorted(captions.keys() - splits.keys()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from elip.data.arrow_writer import ArrowWriter, arrow_writer, write_text
 from elip.data.datasets.base import SCHEMAS, DataError, DatasetSpec, View
+from elip.data.download import Download, Row
 from elip.data.shapes import language
 from elip.data.shapes.scene import Scene, draw, png, random_scene
-from elip.files import remove_remains
+from elip.files import remove_remains, whole_file
 
 SPLITS = ("train", "val", "test")
 _ANSWER_FILE = "shapes_answers.json"
@@ -53,6 +52,12 @@ def _view(kind: str, num_answers: int = 0) -> View:
     return View(splits, num_answers=num_answers, answer_file=answers)  # type: ignore[arg-type]
 
 
+def _schema(kind: str) -> pa.Schema:
+    """Return the columns of a kind, and the scene as JSON (``scene_0`` and ``_1`` in pairs)."""
+    names = ("scene_0", "scene_1") if kind == "pair" else ("scene",)
+    return pa.schema([*SCHEMAS[kind], *(pa.field(name, pa.string()) for name in names)])
+
+
 class Shapes(DatasetSpec):
     """Two or three small colored shapes on a cluttered background, made on first use.
 
@@ -68,93 +73,40 @@ class Shapes(DatasetSpec):
         "entailment": _view("entailment", 3),
         "statement": _view("statement", 2),
     }
+    files = {f"shapes_{kind}_{split}.arrow": _schema(kind) for split in SPLITS for kind in SCHEMAS}
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
 
     def prepare(self, root: Path) -> None:
         """Draw the default dataset in ``root / "shapes"``, unless it exists."""
         write_shapes(root / self.name)
 
+    def rows(self, download: Download) -> Iterator[Row]:
+        """Yield one row per scene and kind; pairs join every two scenes. Nothing is downloaded."""
+        from elip.data.tokenize import word_tokenizer  # late: it imports transformers
 
-def write_shapes(folder: Path, options: Options | None = None, progress: bool = True) -> Options:
-    """Draw the dataset in a folder, unless it is complete; return its options.
-
-    Writes ``shapes_{kind}_{split}.arrow`` in the layouts of COCO captions, VQAv2, NLVR2, SNLI-VE
-    and NLVR, with the scene as JSON in every row (``scene``, or ``scene_0`` and ``scene_1``); also
-    the list of answers and the tokenizer. If several processes call this, one draws and the others
-    wait. An incomplete dataset is drawn again with its own options.
-
-    Args:
-        folder: Folder of the files.
-        options: What to draw; None keeps what exists, or draws the default.
-        progress: Show a progress bar.
-    """
-    from elip.data.tokenize import word_tokenizer  # late: it imports transformers
-
-    stated, is_whole = _stated(folder)  # before locking: the folder may be read-only
-    if stated and is_whole and options in (None, stated):
-        return stated
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        stated, is_whole = _stated(folder)
-        if stated and is_whole and options in (None, stated):
-            return stated
-        options = options or stated or Options()
-        for path in folder.glob("shapes_*.arrow"):
-            path.unlink()
-        remove_remains(folder)
-        card = {"version": _VERSION, **asdict(options)}
-        for name, content in (("shapes.json", card), (_ANSWER_FILE, language.ANSWERS)):
-            write_text(folder / name, json.dumps(content, indent=1) + "\n")
+        download.side_files[_ANSWER_FILE] = json.dumps(language.ANSWERS, indent=1) + "\n"
         tokenizer = word_tokenizer(language.WORDS).to_str(pretty=True)
-        write_text(folder / "tokenizer" / "tokenizer.json", tokenizer)
-        columns = (TextColumn("Drawing the built-in shapes data: {task.description}"), BarColumn())
-        with Progress(*columns, MofNCompleteColumn(), disable=not progress) as bar:
-            for split in SPLITS:
-                with ExitStack() as stack:
-                    files = {
-                        kind: stack.enter_context(arrow_writer(path, _schema(kind)))
-                        for kind, path in _files(folder, split).items()
-                    }
-                    indices = bar.track(range(getattr(options, split)), description=split)
-                    _write(files, split, options, indices)
-        return options
+        download.side_files["tokenizer/tokenizer.json"] = tokenizer
+        for split in SPLITS:
+            yield from _rows(split, self.options)
 
 
-def _stated(folder: Path) -> tuple[Options | None, bool]:
-    """Return the options of a folder's dataset, and whether the dataset is complete."""
-    path = folder / "shapes.json"
-    if not path.exists():
-        return None, False
-    card = json.loads(path.read_text("utf-8"))
-    version = card.pop("version")
-    files = [file for split in SPLITS for file in _files(folder, split).values()]
-    return Options(**card), version == _VERSION and all(file.is_file() for file in files)
-
-
-def _files(folder: Path, split: str) -> dict[str, Path]:
-    return {kind: folder / f"shapes_{kind}_{split}.arrow" for kind in SCHEMAS}
-
-
-def _schema(kind: str) -> pa.Schema:
-    names = ("scene_0", "scene_1") if kind == "pair" else ("scene",)
-    return pa.schema([*SCHEMAS[kind], *(pa.field(name, pa.string()) for name in names)])
-
-
-def _write(files: dict[str, ArrowWriter], split: str, options: Options, indices: Any) -> None:
-    """Write the rows of a split, one per scene and kind; pairs join every two scenes."""
+def _rows(split: str, options: Options) -> Iterator[Row]:
     before: tuple[Scene, bytes] | None = None
-    for index in indices:
+    for index in range(getattr(options, split)):
         seed = (options.seed, SPLITS.index(split), index)
         scene = random_scene(seed, options.pixels, options.things)
         image, rng = png(draw(scene)), np.random.default_rng([*seed, 2])
-        seen = {"image": image, "scene": scene.to_json()}
         name, number = f"{split}-{index}", SPLITS.index(split) * 10_000_000 + index
         asked, answers = zip(*language.questions(scene, rng), strict=True)
         said = _truths(language.statements(scene, rng))
-        captions = language.captions(scene, rng)
-        files["caption"].write(seen | {"caption": captions, "image_id": name, "split": split})
-        files["question"].write(
-            seen
-            | {
+        rows: dict[str, dict[str, Any]] = {
+            "caption": {
+                "caption": language.captions(scene, rng), "image_id": name, "split": split,
+            },
+            "question": {
                 "questions": asked,
                 "answers": [[answer] for answer in answers],
                 "answer_labels": [[language.ANSWERS.index(answer)] for answer in answers],
@@ -162,25 +114,69 @@ def _write(files: dict[str, ArrowWriter], split: str, options: Options, indices:
                 "image_id": number,
                 "question_id": [number * 10 + place for place in range(len(asked))],
                 "split": split,
-            }
-        )
-        files["statement"].write(
-            seen | said | {"identifier": name, "directory": split, "permutation": 0}
-        )
+            },
+            "statement": said | {"identifier": name, "directory": split, "permutation": 0},
+        }  # fmt: skip
+        for kind, values in rows.items():
+            values |= {"scene": scene.to_json()}
+            yield Row(f"shapes_{kind}_{split}.arrow", {"image": image}, values)
         hidden = random_scene(seed, options.pixels, options.things, card=bool(index % 2))
         premise = language.captions(hidden, rng)[0]
         supposed, labels = zip(*language.hypotheses(hidden, rng), strict=True)
-        sentences = [[premise, hypothesis] for hypothesis in supposed]
-        files["entailment"].write(
-            {"image": png(draw(hidden)), "sentences": sentences, "labels": labels}
-            | {"scene": hidden.to_json()}
-        )
+        values = {"sentences": [[premise, each] for each in supposed], "labels": labels}
+        values |= {"scene": hidden.to_json()}
+        yield Row(f"shapes_entailment_{split}.arrow", {"image": png(draw(hidden))}, values)
         if index % 2 and before:
-            both = {"image_0": before[1], "image_1": image, "identifier": f"{split}-{index // 2}"}
-            both |= {"scene_0": before[0].to_json(), "scene_1": seen["scene"]}
-            files["pair"].write(both | _truths(language.pair_statements(before[0], scene, rng)))
+            values = _truths(language.pair_statements(before[0], scene, rng))
+            values |= {"scene_0": before[0].to_json(), "scene_1": scene.to_json()}
+            values |= {"identifier": f"{split}-{index // 2}"}
+            images = {"image_0": before[1], "image_1": image}
+            yield Row(f"shapes_pair_{split}.arrow", images, values)
         before = scene, image
 
 
 def _truths(said: list[tuple[str, bool]]) -> dict[str, Any]:
     return {"questions": [text for text, _ in said], "answers": [str(true) for _, true in said]}
+
+
+def write_shapes(folder: Path, options: Options | None = None, progress: bool = True) -> Options:
+    """Draw the dataset in a folder, unless it is complete; return its options.
+
+    Writes ``shapes_{kind}_{split}.arrow`` in the layouts of COCO captions, VQAv2, NLVR2, SNLI-VE
+    and NLVR, with the scene as JSON in every row; also the list of answers and the tokenizer. If
+    several processes call this, one draws and the others wait. An incomplete dataset is drawn again
+    with its own options.
+
+    Args:
+        folder: Folder of the files.
+        options: What to draw; None keeps what exists, or draws the default.
+        progress: Show a progress bar.
+    """
+    from elip.data.convert import convert  # late: it imports the datasets, this one too
+
+    def stated() -> tuple[Options | None, bool]:
+        """Return the options of the existing dataset, and whether it can stay."""
+        if not card.exists():
+            return None, False
+        found = json.loads(card.read_text("utf-8"))
+        is_whole = found.pop("version") == _VERSION and all(map(Path.is_file, files))
+        return Options(**found), is_whole and options in (None, Options(**found))
+
+    card, files = folder / "shapes.json", [folder / file for file in Shapes.files]
+    existing, may_stay = stated()  # before locking: the folder may be read-only
+    if existing and may_stay:
+        return existing
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        existing, may_stay = stated()  # another process may have drawn it meanwhile
+        if existing and may_stay:
+            return existing
+        options = options or existing or Options()
+        for path in files:
+            path.unlink(missing_ok=True)
+        remove_remains(folder)
+        with whole_file(card) as temporary:
+            content = {"version": _VERSION, **asdict(options)}
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        convert(Shapes(options), folder, folder, check=False, progress=progress)
+        return options
