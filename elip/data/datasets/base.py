@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from elip.data.download import Download, Row
 
 Phase = Literal["train", "val", "test"]
+PHASES: tuple[Phase, ...] = ("train", "val", "test")
 Splits = Mapping[Phase, Mapping[str, tuple[str, ...]]]
 """For each phase its named splits, and for each split the file patterns, in reading order."""
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from elip.data.datasets.base import SCHEMAS, DatasetSpec, View
+from elip.data.datasets.base import PHASES, SCHEMAS, DatasetSpec, View
 from elip.data.download import Download, Row
 
 _HELD_OUT = 1000
@@ -24,11 +24,7 @@ class Flickr8k(DatasetSpec):
     name = "flickr8k"
     views = {
         "caption": View(
-            {
-                "train": {"train": ("flickr8k_train.arrow",)},
-                "val": {"val": ("flickr8k_val.arrow",)},
-                "test": {"test": ("flickr8k_test.arrow",)},
-            },
+            {split: {split: (f"flickr8k_{split}.arrow",)} for split in PHASES},
             distinct=True,
         )
     }
@@ -36,7 +32,7 @@ class Flickr8k(DatasetSpec):
         "captions.txt and Images/, or Flickr8k.token.txt and Flicker8k_Dataset/; and "
         "Flickr_8k.trainImages.txt, devImages.txt and testImages.txt if you have them"
     )
-    files = {f"flickr8k_{split}.arrow": SCHEMAS["caption"] for split in ("train", "val", "test")}
+    files = {f"flickr8k_{split}.arrow": SCHEMAS["caption"] for split in PHASES}
 
     def rows(self, download: Download) -> Iterator[Row]:
         """Yield one row per image."""
@@ -46,12 +42,22 @@ class Flickr8k(DatasetSpec):
         shape = {"image": str, "caption": str}
         for entry in download.items(path, shape, "", _entries(path)):
             captions.setdefault(entry["image"], []).append(entry["caption"].strip())
-        splits = _listed(download.root) or _drawn(sorted(captions))
+        lists = {
+            split: download.root / f"Flickr_8k.{word}Images.txt"
+            for split, word in (("train", "train"), ("val", "dev"), ("test", "test"))
+        }
+        if all(path.exists() for path in lists.values()):
+            splits = {n: split for split, path in lists.items() for n in path.read_text().split()}
+        else:
+            names = sorted(captions)
+            count = min(_HELD_OUT, len(names) // 4)
+            held_out = random.Random(0).sample(names, 2 * count)
+            splits = dict.fromkeys(names, "train") | dict.fromkeys(held_out[:count], "val")
+            splits |= dict.fromkeys(held_out[count:], "test")
         for name in sorted(captions.keys() - splits.keys()):
             download.skip("image in no split list", name)
         for name, split in splits.items():
-            said = captions.get(name, [])
-            file = f"flickr8k_{split}.arrow"
+            said, file = captions.get(name, []), f"flickr8k_{split}.arrow"
             yield from download.caption_rows(file, folder / name, said, name, split)
 
 
@@ -63,19 +69,3 @@ def _entries(path: Path) -> Iterator[dict[str, str]]:
             for line in filter(str.strip, file):
                 name, _, caption = line.partition("\t")
                 yield {"image": name.rpartition("#")[0], "caption": caption}
-
-
-def _listed(root: Path) -> dict[str, str]:
-    """Return the split of each image by name; empty if there are no lists."""
-    words = {"train": "train", "val": "dev", "test": "test"}
-    lists = {split: root / f"Flickr_8k.{word}Images.txt" for split, word in words.items()}
-    if not all(path.exists() for path in lists.values()):
-        return {}
-    return {name: split for split, path in lists.items() for name in path.read_text().split()}
-
-
-def _drawn(names: list[str]) -> dict[str, str]:
-    count = min(_HELD_OUT, len(names) // 4)
-    held_out = random.Random(0).sample(names, 2 * count)
-    splits = dict.fromkeys(held_out[:count], "val") | dict.fromkeys(held_out[count:], "test")
-    return {name: splits.get(name, "train") for name in names}

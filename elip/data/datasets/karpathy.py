@@ -9,16 +9,22 @@ from typing import ClassVar
 from elip.data.datasets.base import SCHEMAS, DatasetSpec, View
 from elip.data.download import Download, Row
 
-_COCO = {split: f"coco_caption_karpathy_{split}.arrow" for split in ("train", "restval", "val")}
-_COCO_TRAIN = (_COCO["train"], _COCO["restval"])
-_COCO_TEST = {"test": ("coco_caption_karpathy_test.arrow",)}
-_F30K = {split: f"f30k_caption_karpathy_{split}.arrow" for split in ("train", "val")}
-_F30K_TEST = {"test": ("f30k_caption_karpathy_test.arrow",)}
+
+def _view(prefix: str, train: tuple[str, ...], official: tuple[str, ...]) -> View:
+    """Return the splits; the reference also selects the model on test."""
+    files = {part: f"{prefix}_{part}.arrow" for part in ("train", "restval", "val", "test")}
+    ours, theirs = ({"train": tuple(files[part] for part in parts)} for parts in (train, official))
+    val, test = {"val": (files["val"],)}, {"test": (files["test"],)}
+    return View(
+        {"train": ours, "val": val, "test": test},
+        official={"train": theirs, "val": test, "test": test},
+        distinct=True,
+    )
 
 
 class _Karpathy(DatasetSpec):
     annotations: ClassVar[str]
-    folder: ClassVar[str]  # of the images; "" takes each entry's "filepath"
+    folder: ClassVar[str] = ""  # of the images; "" takes each entry's "filepath"
 
     def rows(self, download: Download) -> Iterator[Row]:
         """Yield one row per image.
@@ -51,39 +57,24 @@ class Coco(_Karpathy):
     """COCO captions (Lin et al., 2014, arXiv:1405.0312): five per image, 113k training images."""
 
     name = "coco"
-    views = {
-        "caption": View(
-            {"train": {"train": _COCO_TRAIN}, "val": {"val": (_COCO["val"],)}, "test": _COCO_TEST},
-            official={"train": {"train": _COCO_TRAIN}, "val": _COCO_TEST, "test": _COCO_TEST},
-            distinct=True,
-        )
-    }
+    views = {"caption": _view("coco_caption_karpathy", ("train", "restval"), ("train", "restval"))}
     layout = "karpathy/dataset_coco.json, train2014/ and val2014/"
-    files = dict.fromkeys((*_COCO.values(), *_COCO_TEST["test"]), SCHEMAS["caption"])
+    files = {
+        f"coco_caption_karpathy_{split}.arrow": SCHEMAS["caption"]
+        for split in ("train", "restval", "val", "test")
+    }
     annotations = "dataset_coco.json"
-    folder = ""
 
 
 class Flickr30k(_Karpathy):
     """Flickr30k captions (Young et al., 2014, TACL 2:67-78): five per image, 29k to train."""
 
     name = "f30k"
-    views = {
-        "caption": View(
-            {
-                "train": {"train": (_F30K["train"],)},
-                "val": {"val": (_F30K["val"],)},
-                "test": _F30K_TEST,
-            },
-            official={
-                "train": {"train": (_F30K["train"], _F30K["val"])},
-                "val": _F30K_TEST,
-                "test": _F30K_TEST,
-            },
-            distinct=True,
-        )
-    }
+    views = {"caption": _view("f30k_caption_karpathy", ("train",), ("train", "val"))}
     layout = "karpathy/dataset_flickr30k.json and flickr30k-images/"
-    files = dict.fromkeys((*_F30K.values(), *_F30K_TEST["test"]), SCHEMAS["caption"])
+    files = {
+        f"f30k_caption_karpathy_{split}.arrow": SCHEMAS["caption"]
+        for split in ("train", "val", "test")
+    }
     annotations = "dataset_flickr30k.json"
     folder = "flickr30k-images"

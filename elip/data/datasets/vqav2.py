@@ -11,7 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
@@ -30,9 +30,6 @@ _UNANSWERED = pa.schema([  # as in the reference: the columns of answers have no
     field.with_type(pa.list_(pa.null())) if field.name.startswith("answer") else field
     for field in SCHEMAS["question"]
 ])  # fmt: skip
-
-Answers = dict[int, list[tuple[str, int, float]]]
-"""For each question: answers, their numbers and their soft scores."""
 
 
 class VqaV2(DatasetSpec):
@@ -85,8 +82,8 @@ class VqaV2(DatasetSpec):
             )
         numbers = {answer: number for number, answer in enumerate(kept)}
         download.side_files["vqav2_answers.json"] = json.dumps(kept, indent=1) + "\n"
-        yield from _rows(download, "train", _answers(download, "train", numbers))
-        val = list(_rows(download, "val", _answers(download, "val", numbers)))
+        yield from _rows(download, "train", numbers)
+        val = list(_rows(download, "val", numbers))
         images = sorted(row.values["image_id"] for row in val)
         rest = set(random.Random(0).sample(images, min(_REST, len(images))))
         for row in val:
@@ -102,20 +99,16 @@ def _annotations(download: Download, split: str) -> Iterator[dict[str, Any]]:
     return download.items(path, shape, "annotations.item")
 
 
-def _answers(download: Download, split: str, numbers: dict[str, int]) -> Answers:
-    """Return the kept answers of each question; the first of repeated annotations counts."""
-    answers: Answers = {}
-    for entry in _annotations(download, split):
+def _rows(download: Download, split: str, numbers: dict[str, int] | None) -> Iterator[Row]:
+    """Yield the rows of a split; without answers if there are no ``numbers`` of the kept ones."""
+    answers: dict[int, list[tuple[str, int, float]]] = {}  # by question; the first ones count
+    for entry in _annotations(download, split) if numbers is not None else ():
         number, where = entry["question_id"], f"question {entry['question_id']}"
         if number in answers:
             download.skip("annotation with a repeated question number", where)
-            continue
-        given = download.fitting(entry["answers"], {"answer": str}, where)
-        answers[number] = scored([one["answer"] for one in given], numbers)
-    return answers
-
-
-def _rows(download: Download, split: str, answers: Answers | None) -> Iterator[Row]:
+        else:
+            given = download.fitting(entry["answers"], {"answer": str}, where)
+            answers[number] = scored([one["answer"] for one in given], numbers or {})
     path = download.find(f"v2_OpenEnded_mscoco_{_YEARS[split]}_questions.json")
     shape = {"question_id": int, "image_id": int, "question": str}
     images: dict[int, dict[int, str]] = {}
@@ -126,30 +119,28 @@ def _rows(download: Download, split: str, answers: Answers | None) -> Iterator[R
             download.skip("question with a repeated number", f"question {number}")
         elif not entry["question"].strip():
             download.skip("empty question", f"question {number}")
-        elif answers is not None and number not in answers:
+        elif numbers is not None and number not in answers:
             download.skip("question without annotation", f"question {number}")
-        elif answers is not None and not answers[number]:
+        elif numbers is not None and not answers[number]:
             download.skip("question without a frequent answer", f"question {number}")
         else:
             asked[number] = entry["question"]
         seen.add(number)
     if split == "test":
         download.side_files["vqav2_test_questions.json"] = json.dumps(sorted(seen)) + "\n"
-    folder = "test2015" if answers is None else _YEARS[split]
+    folder = "test2015" if numbers is None else _YEARS[split]
     for image, asked in images.items():
         if not asked:
             download.skip("image without a usable question", f"image {image}")
             continue
-        found = [answers[number] for number in asked] if answers is not None else []
+        found = [answers[number] for number in asked] if numbers is not None else []
         values = {
-            "questions": list(asked.values()),
+            "questions": list(asked.values()), "question_id": list(asked), "image_id": image,
             "answers": [[word for word, _, _ in each] for each in found],
             "answer_labels": [[number for _, number, _ in each] for each in found],
             "answer_scores": [[score for _, _, score in each] for each in found],
-            "image_id": image,
-            "question_id": list(asked),
             "split": split,
-        }
+        }  # fmt: skip
         place = download.root / folder / f"COCO_{folder}_{image:012d}.jpg"
         yield Row(f"vqav2_{split}.arrow", {"image": place}, values)
 
@@ -178,6 +169,11 @@ _CONTRACTIONS = (
     "who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've "
     "y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
 )
+_RESTORED = {}  # contractions with any of their apostrophes missing, and the correct form
+for _full in _CONTRACTIONS.split():
+    for _marks in product(("'", ""), repeat=_full.count("'")):
+        _pieces = zip(_full.split("'"), (*_marks, ""), strict=True)
+        _RESTORED["".join(piece + mark for piece, mark in _pieces)] = _full
 
 
 def normalise(answer: str) -> str:
@@ -194,17 +190,3 @@ def normalise(answer: str) -> str:
     text = re.sub(r"\.(?!\d)", "", text)
     words = (_DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(_RESTORED.get(word, word) for word in words if word not in ("a", "an", "the"))
-
-
-def _restored() -> dict[str, str]:
-    """Map contractions with missing apostrophes to the correct form."""
-    table = {}
-    for full in _CONTRACTIONS.split():
-        places = [place for place, letter in enumerate(full) if letter == "'"]
-        for count in range(1, len(places) + 1):
-            for missing in combinations(places, count):
-                table["".join(c for i, c in enumerate(full) if i not in missing)] = full
-    return table
-
-
-_RESTORED = _restored()
