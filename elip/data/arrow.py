@@ -56,24 +56,17 @@ class ArrowTable:
     ) -> None:
         self.paths, self.columns = tuple(paths), columns
         self.distinct, self.num_classes = distinct, num_classes
-        self._batches: list[pa.RecordBatch] = []
-        self._files: list[tuple[Path, int]] = []  # per batch: its file, and the file's first row
-        self._starts = [0]
-        for path in self.paths:
-            first = self._starts[-1]
-            for batch in _read(path, columns):
-                self._batches.append(batch)
-                self._files.append((path, first))
-                self._starts.append(self._starts[-1] + batch.num_rows)
-        with_target = {  # in test sets the column often has no type
-            columns.target is not None and not pa.types.is_null(_leaf(batch[columns.target].type))
-            for batch in self._batches
-        }
-        if len(with_target) > 1:
-            raise DataError(f"{self}: some of these files have targets and others do not.")
-        self.has_target = with_target == {True}
-        counts = [self._num_texts(number) for number in range(len(self._batches))]
-        self._offsets = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
+        self._tables = [_open(path, columns) for path in self.paths]
+        self._starts = np.cumsum([0, *(table.num_rows for table in self._tables)]).tolist()
+        # In test sets the column of targets often has no type.
+        self.has_target = columns.target is not None and any(
+            table.num_rows and not pa.types.is_null(_leaf(table.schema.field(columns.target).type))
+            for table in self._tables
+        )
+        counts = [np.zeros(1, np.int64)]
+        for table, start in zip(self._tables, self._starts, strict=False):
+            counts.append(self._num_texts(table, start))
+        self._offsets = np.cumsum(np.concatenate(counts))
         self.num_rows, self.num_items = self._starts[-1], int(self._offsets[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -82,15 +75,18 @@ class ArrowTable:
     def __str__(self) -> str:
         return ", ".join(map(str, self.paths))
 
-    def _num_texts(self, number: int) -> NDArray[np.int64]:
-        """Return the number of texts in each row of a batch."""
-        column = self._batches[number].column(self.columns.texts)
+    def _num_texts(self, table: pa.Table, start: int) -> NDArray[np.int64]:
+        """Return the number of texts in each row of a file."""
+        column = table.column(self.columns.texts)
+        if not len(column):
+            return np.zeros(0, np.int64)
         lengths: NDArray[np.int64] = pc.list_value_length(column).fill_null(-1).to_numpy()
         if (lengths < 0).any():
-            raise self._bad(self._starts[number] + int(np.argmin(lengths)), self.columns.texts)
+            raise self._bad(start + int(np.argmin(lengths)), self.columns.texts)
         if not self.distinct:
             return lengths
-        codes = column.flatten().dictionary_encode().indices.fill_null(-1).to_numpy() + 1
+        texts = pc.list_flatten(column).combine_chunks()
+        codes = texts.dictionary_encode().indices.fill_null(-1).to_numpy() + 1
         num_codes = int(codes.max(initial=0)) + 1
         rows = np.repeat(np.arange(len(lengths)), lengths)
         distinct_pairs = np.unique(rows * num_codes + codes)
@@ -145,37 +141,39 @@ class ArrowTable:
         """Return the dataset's identifier of an item; file, row and text number if it has none."""
         name = self.columns.keys
         if name is None:
-            path, first = self._file(row)
-            return f"{path.stem}:{row - first}:{index}"
+            number, row = self._file_row(row)
+            return f"{self.paths[number].stem}:{row}:{index}"
         value = self._cell(name, row).as_py()
         return str(self._per_text(name, row, index) if isinstance(value, list) else value)
 
     def where(self, row: int) -> str:
         """Return the file and row as text, for messages."""
-        path, first = self._file(row)
-        return f"{path}, row {row - first}"
+        number, row = self._file_row(row)
+        return f"{self.paths[number]}, row {row}"
 
     def answer_words(self) -> dict[int, str]:
         """Return the word for every answer number that occurs in the files."""
         words: dict[int, str] = {}
         if not self.has_target or self.columns.answers is None:
             return words
-        for batch, (path, _) in zip(self._batches, self._files, strict=True):
-            labels = pc.list_flatten(batch.column(self.columns.target), recursive=True)
-            texts = pc.list_flatten(batch.column(self.columns.answers), recursive=True)
+        for table, path in zip(self._tables, self.paths, strict=True):
+            labels = pc.list_flatten(table.column(self.columns.target), recursive=True)
+            texts = pc.list_flatten(table.column(self.columns.answers), recursive=True)
             if len(labels) != len(texts):
                 raise DataError(f"{path}: some answers have a word or a number, but not both.")
-            numbers, first = np.unique(labels.to_numpy(zero_copy_only=False), return_index=True)
+            numbers, first = np.unique(labels.to_numpy(), return_index=True)
             for number, place in zip(numbers.tolist(), first.tolist(), strict=True):
                 words.setdefault(int(number), texts[place].as_py())
         return words
 
-    def _file(self, row: int) -> tuple[Path, int]:
-        return self._files[bisect_right(self._starts, row) - 1]
+    def _file_row(self, row: int) -> tuple[int, int]:
+        """Return the number of the file, and of the row in it."""
+        number = bisect_right(self._starts, row) - 1
+        return number, row - self._starts[number]
 
     def _cell(self, column: str, row: int) -> pa.Scalar:
-        number = bisect_right(self._starts, row) - 1
-        cell = self._batches[number].column(column)[row - self._starts[number]]
+        number, place = self._file_row(row)
+        cell = self._tables[number].column(column)[place]
         if not cell.is_valid:
             raise self._bad(row, column)
         return cell
@@ -191,34 +189,32 @@ class ArrowTable:
         return DataError(f"{self.where(row)}, column {column}: {problem}.")
 
 
-def _read(path: Path, columns: Columns) -> list[pa.RecordBatch]:
-    """Memory-map one file; return its record batches, after checking names, types and content."""
+def _open(path: Path, columns: Columns) -> pa.Table:
+    """Memory-map one file, after checking the names, types and content of its columns."""
     if not path.is_file():
         raise MissingFilesError(f"There is no file {path}.")
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        # Files without rows have columns of type null.
-        batches = [batch for batch in batches if batch.num_rows]
-        for name in columns.names if batches else ():
-            if reader.schema.names.count(name) != 1:
-                found = ", ".join(reader.schema.names)
-                raise DataError(f"{path} must have one column {name}; it has {found}.")
-            kind = reader.schema.field(name).type
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        for name in columns.names:
+            if name not in table.column_names:
+                found = ", ".join(table.column_names)
+                raise DataError(f"{path} must have a column {name}; it has {found}.")
+            kind = table.schema.field(name).type
+            if not table.num_rows:
+                continue  # files without rows have columns of type null
             if name in columns.images and kind not in (pa.binary(), pa.large_binary()):
                 raise DataError(f"{path}: column {name} has type {kind}; it must be binary.")
             is_texts = _leaf(kind) != kind and _leaf(kind) in (pa.string(), pa.large_string())
             if name == columns.texts and not is_texts:
                 raise DataError(f"{path}: column {name} has type {kind}; use list<string>.")
-        batches = [batch.select(columns.names) for batch in batches]
-        for batch in batches:
-            batch.validate(full=True)  # offsets, lengths, UTF-8
+        table = table.select(columns.names)
+        table.validate(full=True)  # offsets, lengths, UTF-8
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(
             f"{path} is damaged or not an Arrow file (IPC file format): {error}. A copy or "
             "conversion may have been interrupted; create or download the file again."
         ) from error
-    return batches
+    return table
 
 
 def _leaf(kind: pa.DataType) -> pa.DataType:

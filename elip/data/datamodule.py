@@ -68,6 +68,8 @@ class DataModule(LightningDataModule):
             image or text now and then.
     """
 
+    spec: SampleSpec  # of the task; `setup` sets it
+
     def __init__(
         self,
         datasets: str | list[str] = "shapes",
@@ -90,14 +92,15 @@ class DataModule(LightningDataModule):
         exclude_own: bool = True,
     ) -> None:
         super().__init__()
-        for name, number in (
+        for option, number in (
             ("train_limit", train_limit), ("eval_limit", eval_limit),
             ("batch_size", batch_size), ("eval_batch_size", eval_batch_size),
         ):  # fmt: skip
             if number is not None and number < 1:
-                raise DataError(f"data.{name} is {number}; it must be at least 1.")
+                raise DataError(f"data.{option} is {number}; it must be at least 1.")
         names = [datasets] if isinstance(datasets, str) else datasets
         self.datasets = [find_dataset(name) for name in names]
+        self.name = ", ".join(dataset.name for dataset in self.datasets)
         if not names or len({dataset.name for dataset in self.datasets}) < len(names):
             raise DataError(f"data.datasets is {names}; name one or several, each once.")
         self.root = Path(os.path.expanduser(root))
@@ -114,52 +117,52 @@ class DataModule(LightningDataModule):
             TRANSFORMS[train_transform], image_size, train=True, seed=seed, limit=train_limit,
             fast=fast_decode, exclude_own=exclude_own,
         )  # fmt: skip
-        self.spec: SampleSpec | None = None
         self._tables: dict[tuple[str, ...], ArrowTable] = {}
         self._examples: dict[Phase, dict[str, Examples]] = {}
         for dataset in self.datasets:
             dataset.prepare(self.root)
-        self.tokenizer = load_tokenizer(tokenizer or self._own_tokenizer())
+        if tokenizer is None:
+            folders = [path for each in self.datasets for path in each.find(self.root, "tokenizer")]
+            if not folders:
+                raise MissingFilesError(
+                    f"There is no folder `tokenizer` beside the Arrow files in {self.root}. Create "
+                    f"it with `python -m elip.data.tokenize --data {self.root}`, or set "
+                    "--data.tokenizer to bert-base-uncased, roberta-base or a local folder."
+                )
+            tokenizer = str(folders[0])
+        self.tokenizer = load_tokenizer(tokenizer)
         self.encoder = TextTokenizer(self.tokenizer, max_text_len)
-        self.info = self._info()
-
-    def _own_tokenizer(self) -> Path:
-        for dataset in self.datasets:
-            if found := dataset.find(self.root, "tokenizer"):
-                return found[0]
-        raise MissingFilesError(
-            f"There is no folder `tokenizer` beside the Arrow files in {self.root}. Create it with "
-            f"`python -m elip.data.tokenize --data {self.root}`, or set --data.tokenizer to "
-            "bert-base-uncased, roberta-base or a local folder."
-        )
-
-    def _info(self) -> DataInfo:
-        """Read the list of answers and check it against the words in the Arrow files."""
-        found: set[tuple[int, tuple[str, ...]]] = set()
-        for dataset in self.datasets:
-            view = dataset.views.get("question")
-            if view is None:
-                continue
-            paths = dataset.find(self.root, view.answer_file) if view.answer_file else []
-            listed = _read_answers(paths[0]) if paths else []
-            words: dict[int, str] = {}
-            for phase in view.chosen(self.splits).values():
-                for patterns in phase.values():
-                    with suppress(MissingFilesError):
-                        words |= self._table(dataset, "question", patterns).answer_words()
-            size = len(listed) or view.num_answers
-            for number, word in sorted(words.items()):
-                if listed and [word] != listed[number : number + 1]:
-                    other = listed[number] if number < len(listed) else None
-                    raise DataError(
-                        f"{paths[0]} does not belong to these Arrow files: answer {number} is "
-                        f"{other!r} in the list and {word!r} in the files. Convert them together."
-                    )
-            unlisted = [words.get(number, "unknown") for number in range(size)] if words else []
-            found.add((size, tuple(listed or unlisted)))
-        if len(found) > 1:
+        found = [self._answers(each) for each in self.datasets if "question" in each.views]
+        if len(set(found)) > 1:
             raise DataError("Datasets with different answers cannot be joined.")
-        return DataInfo(self.encoder.vocab_size, *next(iter(found), ()))
+        self.info = DataInfo(self.encoder.vocab_size, *(found[0] if found else ()))
+
+    def _answers(self, dataset: DatasetSpec) -> tuple[int, tuple[str, ...]]:
+        """Return the number of answers, and the answers if a list or the Arrow files have them."""
+        view = dataset.views["question"]
+        words: dict[int, str] = {}
+        for splits in view.chosen(self.splits).values():
+            for patterns in splits.values():
+                with suppress(MissingFilesError):
+                    words |= self._table(dataset, "question", patterns).answer_words()
+        paths = dataset.find(self.root, view.answer_file) if view.answer_file else []
+        if not paths:
+            unlisted = (words.get(number, "unknown") for number in range(view.num_answers))
+            return view.num_answers, tuple(unlisted) if words else ()
+        try:
+            listed = json.loads(paths[0].read_text("utf-8"))
+        except ValueError:
+            listed = None
+        if not isinstance(listed, list) or not listed:
+            raise DataError(f"{paths[0]} is not a JSON list of answers.")
+        for number, word in sorted(words.items()):
+            if [word] != listed[number : number + 1]:
+                other = listed[number] if number < len(listed) else None
+                raise DataError(
+                    f"{paths[0]} does not belong to these Arrow files: answer {number} is "
+                    f"{other!r} in the list and {word!r} in the files. Convert them together."
+                )
+        return len(listed), tuple(listed)
 
     def setup(self, stage: str | None = None) -> None:
         """Take the task's `spec` and open the files of the stage."""
@@ -184,24 +187,47 @@ class DataModule(LightningDataModule):
         """
         names = list(self.examples(_PHASES[stage]))
         if not names and stage != "fit":
-            raise DataError(f"{self._names()} has no split to {stage} on.")
+            raise DataError(f"{self.name} has no split to {stage} on.")
         return names
 
     def examples(self, phase: Phase) -> dict[str, Examples]:
         """Return the examples of a phase by split; "train" is the only split for training."""
         if phase not in self._examples:
-            spec, tables = self._needed_spec(), self._phase_tables(phase)
+            tables = self._phase_tables(phase)
             if phase != "train":
                 self._examples[phase] = {
-                    name: Examples([table], spec, self.eval_config)
+                    name: Examples([table], self.spec, self.eval_config)
                     for name, table in tables.items()
                 }
             elif tables:
-                joined = Examples(list(tables.values()), spec, self.train_config)
+                joined = Examples(list(tables.values()), self.spec, self.train_config)
                 self._examples[phase] = {"train": joined}
             else:
-                raise DataError(f"{self._names()} has no training split.")
+                raise DataError(f"{self.name} has no training split.")
         return self._examples[phase]
+
+    def _phase_tables(self, phase: Phase) -> dict[str, ArrowTable]:
+        """Return the table of each split; of joined datasets, with the dataset in its name."""
+        kind, tables = self.spec.kind, {}
+        for dataset in self.datasets:
+            if kind not in dataset.views:
+                kinds = ", ".join(dataset.views)
+                raise DataError(f"{dataset.name} has no examples of kind {kind!r}; it has {kinds}.")
+            for name, patterns in dataset.views[kind].chosen(self.splits).get(phase, {}).items():
+                whole = name if len(self.datasets) == 1 else f"{dataset.name}_{name}"
+                tables[whole] = self._table(dataset, kind, patterns)
+        return tables
+
+    def _table(self, dataset: DatasetSpec, kind: str, patterns: tuple[str, ...]) -> ArrowTable:
+        key, view = (dataset.name, kind, *patterns), dataset.views[kind]
+        if key not in self._tables:
+            self._tables[key] = ArrowTable(
+                dataset.paths(self.root, patterns),
+                view.columns or LAYOUT[kind],
+                view.distinct,
+                view.num_answers or _NUM_CLASSES.get(kind),
+            )
+        return self._tables[key]
 
     def fingerprints(self, stage: str) -> dict[str, str]:
         """Return the fingerprints of a stage's splits, of the tokenizer and of the answers."""
@@ -211,10 +237,12 @@ class DataModule(LightningDataModule):
             for phase in phases
             for name, table in self._phase_tables(phase).items()
         }
-        found["tokenizer"] = _digest(self.tokenizer.backend_tokenizer.to_str())
-        if self._needed_spec().kind == "question":
-            found["answers"] = _digest(json.dumps(self.info.answers))
-        return found
+        texts = {"tokenizer": self.tokenizer.backend_tokenizer.to_str()}
+        if self.spec.kind == "question":
+            texts["answers"] = json.dumps(self.info.answers)
+        return found | {
+            name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()
+        }
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -244,52 +272,25 @@ class DataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        """Move a batch; on a GPU without waiting."""
-        return batch.to(device, non_blocking=device.type == "cuda")
-
-    def _names(self) -> str:
-        return ", ".join(dataset.name for dataset in self.datasets)
-
-    def _phase_tables(self, phase: Phase) -> dict[str, ArrowTable]:
-        """Return the table of each split; of joined datasets, with the dataset in its name."""
-        kind, tables = self._needed_spec().kind, {}
-        for dataset in self.datasets:
-            if kind not in dataset.views:
-                kinds = ", ".join(dataset.views)
-                raise DataError(f"{dataset.name} has no examples of kind {kind!r}; it has {kinds}.")
-            for name, patterns in dataset.views[kind].chosen(self.splits).get(phase, {}).items():
-                whole = name if len(self.datasets) == 1 else f"{dataset.name}_{name}"
-                tables[whole] = self._table(dataset, kind, patterns)
-        return tables
-
-    def _table(self, dataset: DatasetSpec, kind: str, patterns: tuple[str, ...]) -> ArrowTable:
-        key, view = (dataset.name, kind, *patterns), dataset.views[kind]
-        if key not in self._tables:
-            self._tables[key] = ArrowTable(
-                dataset.paths(self.root, patterns),
-                view.columns or LAYOUT[kind],
-                view.distinct,
-                view.num_answers or _NUM_CLASSES.get(kind),
-            )
-        return self._tables[key]
-
     def _eval_loaders(self, stage: str) -> list[Loader]:
         examples = self.examples(_PHASES[stage])
         names = self.split_names(stage)
         return [self._loader(examples[name], self.eval_batch_size, train=False) for name in names]
 
     def _loader(self, examples: Examples, batch_size: int, train: bool) -> Loader:
-        trainer, seed, workers = self.trainer, self.eval_config.seed, self._resolved_workers()
+        trainer, seed, workers = self.trainer, self.eval_config.seed, self.num_workers
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = DistributedBatchSampler(len(examples), batch_size, train, seed, rank, world_size)
-        masked = self._needed_spec().masked
+        if workers is None:
+            affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores of this process
+            cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+            workers = min(16, cores // (trainer.num_devices if trainer else 1))
+            if not torch.cuda.is_available() and self.eval_config.image_size <= _TINY:
+                workers = 0
         batches: DataLoader[Any] = DataLoader(
             examples,
             batch_sampler=sampler,
-            collate_fn=Collator(self.encoder, masked, seed, self.info.num_answers),
+            collate_fn=Collator(self.encoder, self.spec.masked, seed, self.info.num_answers),
             num_workers=workers,
             prefetch_factor=self.prefetch_factor if workers else None,
             persistent_workers=workers > 0,
@@ -299,19 +300,11 @@ class DataModule(LightningDataModule):
         progress = trainer.fit_loop.epoch_loop.batch_progress if trainer and train else None
         return Loader(batches, sampler, lambda: progress.current.ready if progress else 0)
 
-    def _resolved_workers(self) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        if not torch.cuda.is_available() and self.eval_config.image_size <= _TINY:
-            return 0
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores of this process
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        return min(16, cores // (self.trainer.num_devices if self.trainer is not None else 1))
-
-    def _needed_spec(self) -> SampleSpec:
-        if self.spec is None:
-            raise DataError("The data has no task yet: call setup() or set `spec`.")
-        return self.spec
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch; on a GPU without waiting."""
+        return batch.to(device, non_blocking=device.type == "cuda")
 
 
 class Loader:
@@ -362,17 +355,3 @@ class Loader:
 def _quiet_tokenizers(_: int) -> None:
     # Avoids a warning: a forked process cannot use the threads of its parent's tokenizer.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _read_answers(path: Path) -> list[str]:
-    try:
-        answers = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(answers, list) or not answers:
-        raise DataError(f"{path} is not a list of answers; it is {str(answers)[:80]}.")
-    return answers
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -84,8 +84,9 @@ def test_targets(tmp_path: Path) -> None:
     empty = {"answers": nothing, "answer_labels": nothing, "answer_scores": nothing}
     path = write(tmp_path / "test.arrow", QUESTION | empty)
     assert ArrowTable([path], LAYOUT["question"]).target(0, 0) is None
-    with pytest.raises(DataError, match="some of these files have targets"):
-        ArrowTable([path, tmp_path / "tiny_questions.arrow"], LAYOUT["question"])
+    mixed = ArrowTable([path, tmp_path / "tiny_questions.arrow"], LAYOUT["question"])
+    with pytest.raises(DataError, match=r"test\.arrow, row 0, column answer_labels"):
+        mixed.target(0, 0)
 
 
 QUESTION = {
@@ -108,7 +109,7 @@ def falling_offsets() -> pa.Array:
 
 # Kind, columns, and the error message.
 TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no image column": ("caption", {"caption": [["a"]], "image_id": ["i"]}, "one column image"),
+    "no image column": ("caption", {"caption": [["a"]], "image_id": ["i"]}, "a column image"),
     "images as text": ("caption", two(image=["x"] * 2), "image has type string"),
     "texts as numbers": ("caption", two(caption=[[1]] * 2), "caption has type"),
     "null image": ("caption", two(image=[png(1), None]), "row 1, column image: .*missing"),
