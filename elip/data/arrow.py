@@ -44,7 +44,7 @@ class ArrowTable:
         paths: The files, in order.
         columns: Names of the columns to read; other columns are ignored.
         distinct: Keep only the first of equal texts in a row.
-        num_classes: Upper bound of the class numbers; None for no bound.
+        num_classes: Upper bound of the class or answer numbers; None for no bound.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class ArrowTable:
         name, scores = self.columns.target, self.columns.scores
         if not self.has_target or name is None:
             return None
-        value = self._per_text(name, row, index)
+        value, most = self._per_text(name, row, index), self.num_classes or math.inf
         try:
             if scores is not None:
                 answers = SoftAnswers(tuple(value), tuple(self._per_text(scores, row, index)))
                 pairs = zip(answers.labels, answers.scores, strict=True)
-                if all(label == int(label) >= 0 and 0 <= score <= 1 for label, score in pairs):
+                if all(0 <= int(a) == a < most and 0 <= score <= 1 for a, score in pairs):
                     return answers
             else:
                 number = {"true": 1, "false": 0}.get(str(value).lower(), value)
-                if 0 <= int(number) == number < (self.num_classes or math.inf):
+                if 0 <= int(number) == number < most:
                     return int(number)
         except (TypeError, ValueError):
             pass  # not even numbers

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from elip.data.arrow import SoftAnswers
+from elip.data.arrow import SoftAnswers, Target
 from elip.data.batch import Batch, TextBatch
 from elip.data.dataset import Example
-from elip.data.datasets.base import DataError
 from elip.data.sampling import sample_rng
 from elip.data.tokenize import TextTokenizer
 
@@ -39,7 +38,21 @@ class Collator:
             return None
         strings = tuple(example.text for example in kept)
         text, words = self.encoder.encode(strings)
-        masked, labels = self._masked(kept, text, words) if self.masked else (None, None)
+        masked = labels = negative_text = None
+        if self.masked:
+            if not self.encoder.whole_words:  # every token is a unit
+                words = np.where(words >= 0, np.arange(words.shape[1]), -1)
+            rngs = [sample_rng(self.seed, example.index, "masks") for example in kept]
+            pairs = [
+                mask_tokens(row, units, self.encoder.mask_id, self.encoder.vocab_size, rng)
+                for row, units, rng in zip(text.ids.numpy(), words, rngs, strict=True)
+            ]
+            ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+            masked = TextBatch(ids, text.mask)
+        if count := len(kept[0].negative_texts):
+            texts = self.encoder([each for example in kept for each in example.negative_texts])
+            shape = (len(kept), count, self.encoder.length)
+            negative_text = TextBatch(texts.ids.reshape(shape), texts.mask.reshape(shape))
         negatives = [e.negative_images for e in kept if e.negative_images is not None]
         return Batch(
             images=torch.from_numpy(np.stack([example.images for example in kept])),
@@ -50,54 +63,19 @@ class Collator:
             masked=masked,
             masked_labels=labels,
             negative_images=torch.from_numpy(np.stack(negatives)) if negatives else None,
-            negative_text=self._negative_text(kept),
-            target=self._target(kept),
+            negative_text=negative_text,
+            target=self._target([example.target for example in kept if example.target is not None]),
             keys=tuple(example.key for example in kept),
         ).trimmed()
 
-    def _masked(
-        self, examples: list[Example], text: TextBatch, words: Ids
-    ) -> tuple[TextBatch, torch.Tensor]:
-        units = (
-            words
-            if self.encoder.whole_words
-            else np.where(words >= 0, np.arange(words.shape[1]), -1)
-        )
-        masked = [
-            mask_tokens(
-                row, unit, self.encoder.mask_id, self.encoder.vocab_size,
-                sample_rng(self.seed, example.index, "masks"),
-            )
-            for row, unit, example in zip(text.ids.numpy(), units, examples, strict=True)
-        ]  # fmt: skip
-        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*masked, strict=True))
-        return TextBatch(ids, text.mask), labels
-
-    def _negative_text(self, examples: list[Example]) -> TextBatch | None:
-        count = len(examples[0].negative_texts)
-        if not count:
-            return None
-        text = self.encoder([text for example in examples for text in example.negative_texts])
-        shape = (len(examples), count, self.encoder.length)
-        return TextBatch(text.ids.reshape(shape), text.mask.reshape(shape))
-
-    def _target(self, examples: list[Example]) -> torch.Tensor | None:
-        """Return [B] classes or [B,A] scores; None without targets (all files of a split agree)."""
-        targets = [example.target for example in examples if example.target is not None]
-        if not targets:
-            return None
-        if not isinstance(targets[0], SoftAnswers):
-            return torch.tensor(targets)
-        scores = torch.zeros(len(examples), self.num_answers)
-        for example, row in zip(examples, scores, strict=True):
-            assert isinstance(example.target, SoftAnswers)
-            labels = example.target.labels
-            if max(labels, default=0) >= self.num_answers:
-                raise DataError(
-                    f"Question {example.key} has the answers {labels}, but there are only "
-                    f"{self.num_answers}. The answer list does not belong to these Arrow files."
-                )
-            row[list(labels)] = torch.tensor(example.target.scores)
+    def _target(self, targets: list[Target]) -> torch.Tensor | None:
+        """Return [B] classes or [B,A] scores; None without targets."""
+        if not targets or not isinstance(targets[0], SoftAnswers):
+            return torch.tensor(targets) if targets else None
+        scores = torch.zeros(len(targets), self.num_answers)
+        for target, row in zip(targets, scores, strict=True):
+            assert isinstance(target, SoftAnswers)
+            row[list(target.labels)] = torch.tensor(target.scores)
         return scores
 
 

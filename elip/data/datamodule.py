@@ -147,8 +147,9 @@ class DataModule(LightningDataModule):
                     words |= self._table(dataset, "question", patterns).answer_words()
         paths = dataset.find(self.root, view.answer_file) if view.answer_file else []
         if not paths:
-            unlisted = (words.get(number, "unknown") for number in range(view.num_answers))
-            return view.num_answers, tuple(unlisted) if words else ()
+            size = max([view.num_answers, *(number + 1 for number in words)])
+            unlisted = (words.get(number, "unknown") for number in range(size))
+            return size, tuple(unlisted) if words else ()
         try:
             listed = json.loads(paths[0].read_text("utf-8"))
         except ValueError:
@@ -225,7 +226,7 @@ class DataModule(LightningDataModule):
                 dataset.paths(self.root, patterns),
                 view.columns or LAYOUT[kind],
                 view.distinct,
-                view.num_answers or _NUM_CLASSES.get(kind),
+                None if view.answer_file else view.num_answers or _NUM_CLASSES.get(kind),
             )
         return self._tables[key]
 

@@ -75,10 +75,10 @@ class Examples(Dataset[Example | None]):
         self._skipped = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
         self._last: tuple[int, int, Pixels] | None = None
         if not len(self):
-            raise DataError(f"There is no example in {', '.join(map(str, tables)) or 'no file'}.")
+            raise DataError(f"There is no example in {', '.join(map(str, tables))}.")
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._ends else 0
+        return int(self._ends[-1])
 
     @property
     def num_skipped(self) -> int:
@@ -108,9 +108,7 @@ class Examples(Dataset[Example | None]):
         raise DataError(f"{_MAX_REDRAWS} examples in a row had a bad image; see the warnings.")
 
     def _example(self, index: SampleIndex) -> Example:
-        if not 0 <= index.example < len(self):
-            raise IndexError(f"example {index.example} of {len(self)}")
-        number, spec = bisect_right(self._ends, index.example), self.spec
+        number, spec, seed = bisect_right(self._ends, index.example), self.spec, self.config.seed
         table = self.tables[number]
         position = index.example - self._ends[number] + self._sizes[number]
         if spec.every_text:
@@ -119,15 +117,20 @@ class Examples(Dataset[Example | None]):
             raise DataError(f"{table.where(position)}: there is no text for this image.")
         else:
             row = position
-            text = self._rng(index, "text").randrange(len(table.items(row)))
+            text = sample_rng(seed, index, "text").randrange(len(table.items(row)))
         # The purposes seed the draws: other names would give other negatives.
-        rng = self._rng(index, "false images")
+        rng = sample_rng(seed, index, "false images")
         items = self._others(number, row, spec.negative_images, rng)
         negatives = [self._decode(table, table.locate(item)[0], rng) for item in items]
-        items = self._others(number, row, spec.negative_texts, self._rng(index, "false texts"))
+        rng = sample_rng(seed, index, "false texts")
+        items = self._others(number, row, spec.negative_texts, rng)
+        # In evaluation the texts of a row follow each other, so its pixels are kept.
+        if self.config.train or self._last is None or self._last[:2] != (number, row):
+            pixels = self._decode(table, row, sample_rng(seed, index, "image"))
+            self._last = (number, row, pixels)
         return Example(
             index=index,
-            images=self._images(index, number, row),
+            images=self._last[2],
             text=table.text(row, text),
             image_id=self._first_rows[number] + row,
             key=table.key(row, text),
@@ -136,23 +139,12 @@ class Examples(Dataset[Example | None]):
             negative_texts=tuple(table.text(*table.locate(item)) for item in items),
         )
 
-    def _rng(self, index: SampleIndex, purpose: str) -> random.Random:
-        return sample_rng(self.config.seed, index, purpose)
-
-    def _images(self, index: SampleIndex, number: int, row: int) -> Pixels:
-        # In evaluation the texts of a row follow each other, so its pixels are kept.
-        if self._last is not None and self._last[:2] == (number, row):
-            return self._last[2]
-        pixels = self._decode(self.tables[number], row, self._rng(index, "image"))
-        if not self.config.train:
-            self._last = (number, row, pixels)
-        return pixels
-
     def _decode(self, table: ArrowTable, row: int, rng: random.Random) -> Pixels:
         transform, size = self.config.transform, self.config.image_size
-        fast = self.config.fast and self.config.train
         try:
-            return np.stack([transform(each, size, rng, fast) for each in table.images(row)])
+            return np.stack(
+                [transform(each, size, rng, self.config.fast) for each in table.images(row)]
+            )
         except ImageError as error:
             raise ImageError(f"{table.where(row)}: {error}") from error
 

@@ -123,7 +123,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "score above 1": ("question", QUESTION | {"answer_scores": [[[1.5]]]}, "from 0 to 1"),
     "score missing": ("question", QUESTION | {"answer_scores": [[[]]]}, "from 0 to 1"),
     "number as text": ("question", QUESTION | {"answer_labels": [[["0"]]]}, "is no label"),
-    "unknown answer": ("question", QUESTION | {"answer_labels": [[[99]]]}, r"answers \(99,\)"),
+    "unknown answer": ("question", QUESTION | {"answer_labels": [[[99]]]}, r"\[99\] is no label"),
 }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_wrong_table_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "bad.arrow", columns)
     with pytest.raises(DataError, match=message) as refused:
         read_all(path, kind)
-    assert "bad.arrow" in str(refused.value) or "Question" in str(refused.value)
+    assert "bad.arrow" in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"image,caption\n", b"ARROW1\0\0ARROW1", 1, 5, 9])
