@@ -11,7 +11,7 @@ python -m elip.cost --reducers all --rounds 0 --check
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,18 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for phase, precision, size in product(options.phases, options.precisions, options.batch_sizes):
         table = measure(*model, phase, precision, size, options.rounds)
         if not tables:
-            counts = [*table.filter(like="gflops_").columns, "operators"]
-            show(table, counts, "G multiply-adds an example (one multiply-add = 1)")
+            show(table, _COUNTS, "G multiply-adds an example (one multiply-add = 1)")
+            for name, rows in table.dropna(subset="fusion_keep_ratio").groupby("reducer"):
+                kept = ", ".join(map(_short, rows["fusion_keep_ratio"]))
+                print(f"{name} acts in the fusion and keeps there {kept}.")  # noqa: T201
         if options.rounds:
-            times = list(table.loc[:, "flops_speedup":].dropna(axis=1).columns)
-            show(table, times, f"{_title(table)}, {device.type}")
+            show(table, _TIMES, f"{_title(table)}, {device.type}")
         tables.append(table)
     options.output.mkdir(parents=True, exist_ok=True)
-    written, rows = [options.output / "cost.csv"], pd.concat(tables)
-    rows.to_csv(written[0], index=False)
+    written, everything = [options.output / "cost.csv"], pd.concat(tables)
+    everything.to_csv(written[0], index=False)
     if options.rounds:
         written.append(options.output / "cost.pdf")
-        draw(rows, written[1])
+        draw(everything, written[1])
     print("\nWritten:", ", ".join(map(str, written)))  # noqa: T201
 
 
@@ -273,20 +274,31 @@ def _runner(meter: Meter, task: Pretraining, batch: Batch, phase: str, precision
     return step
 
 
-def show(frame: pd.DataFrame, columns: Sequence[str], title: str) -> None:
-    """Print some columns of a table."""
-    first = [name for name in ("reducer", "keep_ratio", "fusion_keep_ratio")
-             if frame[name].notna().any()]  # fmt: skip
-    shown = frame[[*first, *columns]].map(_short)
-    shown["reducer"] = shown["reducer"].str.ljust(shown["reducer"].str.len().max())
-    shown.columns = shown.columns.str.replace("gflops_", "").str.replace("latency_ms", "median_ms")
+_COUNTS = {
+    "reducer": "method", "keep_ratio": "keep", "gflops_vision": "vision", "gflops_probe": "probe",
+    "gflops_reducer": "reducer", "gflops_text": "text", "gflops_fusion": "fusion",
+    "gflops_total": "total", "gflops_training_step": "training", "operators": "ops",
+}  # fmt: skip
+_TIMES = {
+    "reducer": "method", "flops_speedup": "flops_speedup", "latency_speedup": "latency_speedup",
+    "efficiency": "efficiency", "latency_ms": "median_ms", "latency_spread": "spread",
+    "peak_memory_mb": "memory_mb",
+}  # fmt: skip
+
+
+def show(frame: pd.DataFrame, columns: Mapping[str, str], title: str) -> None:
+    """Print some columns of a table, with short names that fit 80 characters."""
+    shown = frame[[*columns]].dropna(axis=1, how="all").map(_short).rename(columns=columns)
+    shown["method"] = shown["method"].str.ljust(shown["method"].str.len().max())
     print(f"\n{title}\n{shown.to_string(index=False)}")  # noqa: T201
 
 
 def _short(value: str | float | None) -> str:
     if isinstance(value, str):
         return value
-    return "-" if pd.isna(value) else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    if pd.isna(value):
+        return "-"
+    return f"{value:.0f}" if value >= 100 else "<0.001" if 0 < value < 0.001 else f"{value:.3g}"
 
 
 def _title(table: pd.DataFrame) -> str:
