@@ -9,16 +9,16 @@ Each returns a `LoadReport` that lists every tensor. To export the weights of a 
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import pickle
 import re
 import sys
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import safetensors.torch
@@ -34,7 +34,6 @@ from elip.identity import INFO_KEY, find_checkpoint, read_checkpoint_info
 from elip.model.meter import Meter
 
 State = dict[str, Tensor]
-_NONE: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
         source: A run directory, one of our checkpoints or exports, or a METER checkpoint.
     """
     path = find_checkpoint(source)
-    state, unknown = read_state(path), _NONE
-    if _is_meter(state):
+    state, unknown = read_state(path), tuple[str, ...]()
+    if "cross_modal_text_transform.weight" in state:
         if isinstance(meter := getattr(module, "meter", None), Meter):
-            _check_activation(meter, str(path), "a METER checkpoint")
+            _check_activation(meter, f"{path} is a METER checkpoint")
         state, unknown = from_meter(state)
     elif not any(name.startswith("meter.") for name in state):
-        hint = " Load OpenAI CLIP with --model.image_weights." if _is_clip(state) else ""
+        hint = " Load OpenAI CLIP with --model.image_weights." if _CLIP_NAME in state else ""
         raise ValueError(f"{path} is not a METER checkpoint; it has {sorted(state)[:3]}.{hint}")
     if "task.rank.weight" in module.state_dict() and "task.rank.weight" not in state:
         # The rank head starts from the matching head's row for "match" (Dou et al., 2022).
@@ -95,12 +94,12 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
 
 def load_image_weights(meter: Meter, source: str) -> LoadReport:
     """Load the image encoder from an OpenAI CLIP archive, a timm file, or a timm name."""
-    path, unknown = Path(source).expanduser(), _NONE
+    path, unknown = Path(source).expanduser(), tuple[str, ...]()
     if path.exists():
         state = read_state(path)
-        if _is_clip(state):
+        if _CLIP_NAME in state:
             if "input_resolution" in state:  # OpenAI's own; OpenCLIP's models use GELU
-                _check_activation(meter, source, "an OpenAI CLIP archive")
+                _check_activation(meter, f"{source} is an OpenAI CLIP archive")
             state, unknown = from_clip(state)
     elif timm.is_model(source):
         state = timm.create_model(source, pretrained=True, num_classes=0).state_dict()
@@ -122,7 +121,7 @@ def load_text_weights(meter: Meter, source: str) -> LoadReport:
     return _copy(meter.published_parts()["text"], state, source, unknown)
 
 
-def _check_activation(meter: Meter, source: str, kind: str) -> None:
+def _check_activation(meter: Meter, what: str) -> None:
     """Refuse weights trained with QuickGELU if the encoder has another activation."""
     activation = meter.published_parts()["image"].blocks[0].mlp.act  # type: ignore[index, union-attr]
     if not isinstance(activation, QuickGELU):
@@ -131,8 +130,8 @@ def _check_activation(meter: Meter, source: str, kind: str) -> None:
         if "quickgelu" not in right or not timm.is_model(right):
             right = "vit or a timm model named *_clip_quickgelu_*"
         raise ValueError(
-            f"{source} is {kind}, trained with QuickGELU, but {name} has "
-            f"{type(activation).__name__}. Set model.meter.image_encoder to {right}."
+            f"{what}, trained with QuickGELU, but {name} has {type(activation).__name__}. Set "
+            f"model.meter.image_encoder to {right}."
         )
 
 
@@ -159,8 +158,8 @@ def _copy(module: nn.Module, state: State, source: str, unknown: tuple[str, ...]
         )
     if not used:
         raise ValueError(f"No tensor of {source} fits this model: {sorted(state)[:3]}, ...")
-    missing = [name for name in target if name not in used]
-    return LoadReport(source, tuple(used), tuple(resized), tuple(missing), tuple(unused))
+    missing = tuple(name for name in target if name not in used)
+    return LoadReport(source, tuple(used), tuple(resized), missing, tuple(unused))
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
@@ -230,12 +229,7 @@ _METER = {
 }  # fmt: skip
 
 
-def _is_meter(state: State) -> bool:
-    return "cross_modal_text_transform.weight" in state
-
-
-def _is_clip(state: State) -> bool:
-    return "visual.class_embedding" in state
+_CLIP_NAME = "visual.class_embedding"
 
 
 def from_meter(state: State) -> tuple[State, tuple[str, ...]]:
@@ -299,22 +293,12 @@ def read_state(path: Path) -> State:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     items = loaded.items() if isinstance(loaded, dict) else ()
-    state = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    state = {str(name): value.detach() for name, value in items if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no tensors by name.")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
-
-
-def _load(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    if not zipfile.is_zipfile(path):  # PyTorch before 1.6
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with zipfile.ZipFile(path) as archive:
-        loaded = _Tensors(archive).load()
-    return dict(_named_tensors(loaded)) if isinstance(loaded, _Inert) else loaded
 
 
 class _Inert:
@@ -331,56 +315,39 @@ class _Inert:
 
     __call__ = __setitem__ = append = extend = _ignore
 
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Yield all tensors in it by name."""
+        for name, part in self.parts.items():
+            if isinstance(part, Tensor):
+                yield f"{prefix}{name}", part
+            elif isinstance(part, _Inert):
+                yield from part.tensors(f"{prefix}{name}.")
+
 
 class _Tensors(pickle.Unpickler):
-    """Builds only the tensors and plain containers of a PyTorch zip archive.
+    """Builds only tensors and plain containers; everything else becomes inert.
 
-    It also reads what ``torch.load(weights_only=True)`` refuses: TorchScript archives, and
+    So it reads what ``torch.load(weights_only=True)`` refuses: TorchScript archives, and
     checkpoints with objects of other packages.
     """
 
-    _SAFE = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch", "Size"): torch.Size,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda flat, start, size, stride, *_: (
-            flat.as_strided(size, stride, start)
-        ),
-        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        **{
-            ("torch", f"{name}Storage"): dtype
-            for name, dtype in {
-                "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
-                "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32,
-                "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
-            }.items()
-        },
-    }  # fmt: skip
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        names = archive.namelist()
-        pickled = next(name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name))
-        super().__init__(io.BytesIO(archive.read(pickled)))
-        self._archive, self._folder = archive, pickled.removesuffix("data.pkl")
-        self._storages: dict[str, Tensor] = {}
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        _, dtype, key, *_ = pid
-        if key not in self._storages:
-            data = bytearray(self._archive.read(f"{self._folder}data/{key}"))
-            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            self._storages[key] = flat
-        return self._storages[key]
-
     def find_class(self, module: str, name: str) -> Any:
-        return self._SAFE.get((module, name), _Inert)
+        if f"{module}.{name}" in (
+            "collections.OrderedDict", "torch.Size",
+            "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+        ):  # fmt: skip
+            return super().find_class(module, name)
+        return _Inert
 
 
-def _named_tensors(tree: _Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    for name, part in tree.parts.items():
-        if isinstance(part, Tensor):
-            yield f"{prefix}{name}", part
-        elif isinstance(part, _Inert):
-            yield from _named_tensors(part, f"{prefix}{name}.")
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    if not zipfile.is_zipfile(path):  # PyTorch before 1.6
+        return torch.load(path, map_location="cpu", weights_only=True)
+    archive, reader = torch._C.PyTorchFileReader(str(path)), SimpleNamespace(Unpickler=_Tensors)
+    loaded = torch.serialization._load(archive, "cpu", reader)  # torch.load would run TorchScript
+    return dict(loaded.tensors()) if isinstance(loaded, _Inert) else loaded
 
 
 # --- export
