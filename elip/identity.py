@@ -23,15 +23,10 @@ from elip.record import CheckpointInfo, RunHeader, display_name
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-"""Folder of the checkpoints in a run directory."""
-
-BEST: Final = "best"
-LAST: Final = "last"
-"""The checkpoints of a run: of its best validation and of its last step."""
-
-INFO_KEY = "elip_run"
-"""Key of the `CheckpointInfo` (JSON) in a checkpoint or the metadata of a weights file."""
+FOLDER = "checkpoints"  # in a run directory
+BEST: Final = "best"  # the checkpoint of its best validation
+LAST: Final = "last"  # and of its last step
+INFO_KEY = "elip_run"  # of the `CheckpointInfo` (JSON) in a checkpoint or weights file
 
 MACHINE_OPTIONS = (
     "config", "ckpt_path", "weights_only", "return_predictions", "verbose",
@@ -148,6 +143,11 @@ def differences(
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def describe(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return differences in words."""
+    return "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differences.items())
+
+
 def arrow_fingerprint(files: Iterable[Path]) -> str:
     """Return the fingerprint of a dataset split: names, sizes, row counts, hash of the footers."""
     facts: list[Any] = []
@@ -193,22 +193,17 @@ def source_fingerprint(kind: type) -> str | None:
 
 def method_name(reducer: str, schedule: Mapping[str, Any]) -> str:
     """Return the name of a method, such as "ELIP 0.7", "ELIP 44/34/22" or "No reduction"."""
-    return " ".join([display_name(reducer), *_amount(reducer, schedule)])
+    if reducer == "Identity":
+        return display_name(reducer)
+    counts, ratio = schedule.get("counts"), schedule.get("keep_ratio")
+    amount = "profile" if ratio is None else f"{ratio:g}"
+    return f"{reducer} {'/'.join(map(str, counts)) if counts else amount}"
 
 
 def directory_name(reducer: str, schedule: Mapping[str, Any], seed: int, identity: str) -> str:
     """Return the name of a run directory: method, seed and run id."""
-    amount = [each.replace("/", "_") for each in _amount(reducer, schedule)]
-    return "-".join([reducer, *amount, f"s{seed}", identity])
-
-
-def _amount(reducer: str, schedule: Mapping[str, Any]) -> list[str]:
-    if reducer == "Identity":
-        return []
-    if schedule.get("counts"):
-        return ["/".join(str(count) for count in schedule["counts"])]
-    ratio = schedule.get("keep_ratio")
-    return ["profile" if ratio is None else f"{ratio:g}"]
+    method = reducer if reducer == "Identity" else method_name(reducer, schedule)
+    return f"{method.replace(' ', '-').replace('/', '_')}-s{seed}-{identity}"
 
 
 class CheckpointError(ValueError):
@@ -238,12 +233,14 @@ def find_checkpoint(path: str | Path, first: str = BEST) -> Path:
         raise CheckpointError(f"{path} is incomplete or not a checkpoint. Delete it.")
     if not path.is_dir():
         return path
-    choices = [checkpoint_path(path, name) for name in (first, LAST if first == BEST else BEST)]
-    for choice in choices:
-        if is_whole(choice):
-            if choice != choices[0]:
-                log.warning("%s is missing or incomplete; using %s.", *choices)
-            return choice
+    preferred, other = (
+        checkpoint_path(path, each) for each in sorted((BEST, LAST), key=first.__ne__)
+    )
+    if is_whole(preferred):
+        return preferred
+    if is_whole(other):
+        log.warning("%s is missing or incomplete; using %s.", preferred, other)
+        return other
     raise CheckpointError(f"There is no complete checkpoint in {path}. Run fit first.")
 
 

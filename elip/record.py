@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -40,6 +49,10 @@ Score = Annotated[float | None, AfterValidator(_finite)]
 def display_name(reducer: str) -> str:
     """Return the name of a reducer in tables and figures."""
     return "No reduction" if reducer == "Identity" else reducer
+
+
+# Fields that a row of a table holds as JSON.
+_AS_JSON = ("reducer_options", "tokens_per_block", "tokens_per_block_sd", "notes")
 
 
 class RecordError(ValueError):
@@ -154,7 +167,7 @@ class Record(_Model):
     # Code and machine
     version: str | None = None
     commit: str | None = None
-    dirty: bool | None = None  # the checkout had uncommitted changes
+    dirty: bool | None = None  # `elip` or `reducers` had uncommitted changes
     packages: dict[str, str] = {}  # versions of those that can change a result
     cpu: str | None = None
     cores: int | None = None  # that the process may use
@@ -180,18 +193,18 @@ class Record(_Model):
         """
         row: dict[str, Scalar] = {}
         for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Gflops):
-                costs = {**value.model_dump(), "total": value.total}
-                row |= {f"{name}_{part}": cost for part, cost in costs.items()}
-            elif name == "axes":
-                row |= {f"axis/{axis}": label for axis, label in value.items()}
-            elif name in ("datasets", "gpus"):
-                row[name] = "+".join(value)
-            elif isinstance(value, str | int | float | bool | None):
-                row[name] = value
-            elif name in ("reducer_options", "tokens_per_block", "tokens_per_block_sd", "notes"):
-                row[name] = json.dumps(value, sort_keys=True, default=str)
+            match getattr(self, name):
+                case Gflops() as gflops:
+                    costs = {**gflops.model_dump(), "total": gflops.total}
+                    row |= {f"{name}_{part}": cost for part, cost in costs.items()}
+                case dict() as labels if name == "axes":
+                    row |= {f"axis/{axis}": label for axis, label in labels.items()}
+                case tuple() as names if name in ("datasets", "gpus"):
+                    row[name] = "+".join(names)
+                case str() | int() | float() | None as value:
+                    row[name] = value
+                case value if name in _AS_JSON:
+                    row[name] = json.dumps(value, sort_keys=True, default=str)
         for evaluation in self.evaluations:
             row[f"{evaluation.split}/examples"] = evaluation.examples
             for name, score in evaluation.metrics.items():
@@ -242,12 +255,12 @@ def parse_record(text: bytes | str, path: Path | str) -> Record:
 
 
 SCORES = pa.schema(
-    [
-        pa.field("split", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("image", pa.int64()),
-        pa.field("example", pa.int64()),
-        pa.field("score", pa.float32()),
-    ]
+    {
+        "split": pa.dictionary(pa.int32(), pa.string()),
+        "image": pa.int64(),
+        "example": pa.int64(),
+        "score": pa.float32(),
+    }
 )
 """Per-example scores: the main score of each example (in retrieval: of an image with its texts).
 ``image`` is the cluster for intervals, ``example`` pairs runs with each other."""
@@ -260,22 +273,12 @@ def write_scores(scores: dict[str, NDArray[Any]], folder: Path | str) -> None:
         scores: By split, [N,3] float64: image number, example number, score.
         folder: The run directory.
     """
-    parts = [
-        pa.Table.from_arrays(
-            [
-                pa.array([split] * len(values), pa.string()).dictionary_encode(),
-                values[:, 0].astype("int64"),
-                values[:, 1].astype("int64"),
-                values[:, 2].astype("float32"),
-            ],
-            schema=SCORES,
-        )
-        for split, values in scores.items()
-        if len(values)
-    ]
-    if parts:
+    splits = [split for split, values in scores.items() for _ in values]
+    if splits:
+        image, example, score = np.concatenate(list(scores.values())).T
+        columns = {"split": splits, "image": image, "example": example, "score": score}
         with whole_file(Path(folder) / SCORES_NAME) as temporary:
-            table = pa.concat_tables(parts).unify_dictionaries()
+            table = pa.Table.from_pydict(columns, schema=SCORES)
             pq.write_table(table, temporary, compression="zstd")
 
 
@@ -292,3 +295,56 @@ def read_scores(folder: Path | str) -> pa.Table | None:
         return pq.read_table(path, schema=SCORES)
     except (pa.ArrowException, OSError) as error:
         raise RecordError(f"{path} holds no per-example scores ({error}).") from error
+
+
+_PACKAGES = (
+    "elip", "torch", "torchvision", "timm", "transformers", "tokenizers", "lightning",
+    "jsonargparse", "torchmetrics", "numpy", "pyarrow", "pillow", "fvcore",
+)  # fmt: skip
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Return the fields of a `Record` that describe code and machine."""
+    import torch
+
+    packages = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    root, commit, changes = Path(__file__).resolve().parent.parent, None, None
+    if (root / ".git").exists():  # else git would describe a repository further up
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--", "elip", "reducers")
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        named = (line.partition(":")[2].strip() for line in lines if line[:10] == "model name")
+        cpu = next(named, cpu)
+    return {
+        "version": packages.get("elip", "not installed"),
+        "commit": commit,
+        "dirty": None if changes is None else bool(changes),
+        "packages": packages,
+        "cpu": cpu or None,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")  # macOS has none
+        else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": tuple(torch.cuda.get_device_name(index) for index in gpus),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(root), *arguments]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    return None
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak resident memory of this process in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -167,10 +167,7 @@ class _Run:
 
 
 # What scoring keeps in the module; each run of a sweep has its own.
-_STATE = (
-    "notes", "schedule", "scores", "chances", "per_example", "predictions", "examples",
-    "_evaluators", "_seen",
-)  # fmt: skip
+_STATE = ("notes", "schedule", "results", "_evaluators", "_seen")
 
 
 class Sweep(Callback):

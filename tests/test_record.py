@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elip.environment import environment, peak_memory_bytes
 from elip.record import (
     RECORD_NAME,
     Evaluation,
@@ -19,6 +18,8 @@ from elip.record import (
     Record,
     RecordError,
     RunHeader,
+    environment,
+    peak_memory_bytes,
     read_record,
     read_scores,
     write_record,

@@ -35,10 +35,8 @@ log = logging.getLogger(__name__)
 SAVE_SECONDS = 120.0
 """Seconds between two saves of the last checkpoint."""
 
-_LEAST_PAUSE = 19.0
-"""Shortest pause between two saves, in save times: saving takes at most 5% of a run."""
-
-_ONE_REQUEST_SECONDS = 1.0
+_LEAST_PAUSE = 19.0  # between two saves, in save times
+_CONTINUE, _SAVE, _STOP = range(3)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -105,9 +103,6 @@ class StepFlags:
         return int(request)
 
 
-_CONTINUE, _SAVE, _STOP = range(3)
-
-
 class Checkpoints(Checkpoint):
     """Keeps the best and the last state, and stops a run between two steps.
 
@@ -141,28 +136,25 @@ class Checkpoints(Checkpoint):
 
         Lightning's handler broadcasts from inside the signal, so processes would wait forever for
         one that got no signal.
+
+        On resume, a best checkpoint that is newer than the last one is deleted. A run that is
+        killed right after a validation leaves one, and training will make it again.
         """
         self._saved = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        if self.parsed.checkpoint is not None:
-            self._match_best(trainer, self.parsed.checkpoint.with_name(f"{BEST}.ckpt"))
-
-    def _match_best(self, trainer: Trainer, source: Path) -> None:
-        """On resume, delete a best checkpoint that is newer than the last one.
-
-        A run that is killed right after a validation leaves one. Training will make it again.
-        """
-        path = checkpoint_path(self.parsed.run_dir, BEST)
+        if self.parsed.checkpoint is None:
+            return
+        source = self.parsed.checkpoint.with_name(f"{BEST}.ckpt")
+        best = checkpoint_path(self.parsed.run_dir, BEST)
         info = read_checkpoint_info(source)
-        found = info is not None and info.lineage[0].steps == self.recorder.best_step
         trainer.strategy.barrier()  # all processes have read it
-        if not found:
+        if info is None or info.lineage[0].steps != self.recorder.best_step:
             self.recorder.forget_best()
             if trainer.is_global_zero:
-                path.unlink(missing_ok=True)
-        elif source != path and trainer.is_global_zero:  # the best of the run that this one extends
-            with whole_file(path, durable=True) as temporary:
+                best.unlink(missing_ok=True)
+        elif source != best and trainer.is_global_zero:  # of the run that this one extends
+            with whole_file(best, durable=True) as temporary:
                 temporary.write_bytes(source.read_bytes())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -171,7 +163,7 @@ class Checkpoints(Checkpoint):
             self._stop_requested = now
             log.warning("Stopping after this step. Ctrl-C again stops at once.")
         # A cluster signals every process of a job, and their parent forwards it as well.
-        elif now - self._stop_requested > _ONE_REQUEST_SECONDS:
+        elif now - self._stop_requested > 1:
             raise KeyboardInterrupt
 
     def on_train_batch_start(
@@ -216,6 +208,7 @@ class Checkpoints(Checkpoint):
         begun = time.monotonic()
         self._save(trainer, LAST)
         self._saved = time.monotonic()
+        # Saving takes at most 5% of a run.
         self._pause = max(self._pause, _LEAST_PAUSE * (self._saved - begun))
         if request == _STOP:
             raise KeyboardInterrupt
@@ -243,9 +236,8 @@ class Checkpoints(Checkpoint):
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
             log.warning("Stopped at step %d.", trainer.global_step)
             if checkpoint_path(self.parsed.run_dir, LAST).exists():
-                CONSOLE.print(
-                    f"Resume: {self.parsed.again('fit', LAST)}", markup=False, soft_wrap=True
-                )
+                line = f"Resume: {self.parsed.again('fit', LAST)}"
+                CONSOLE.print(line, markup=False, soft_wrap=True)
 
 
 class Progress(RichProgressBar):

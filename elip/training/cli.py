@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import rich
@@ -41,22 +40,13 @@ from elip.training.parse import (
     first_cause,
     parse,
     parse_args,
-    parse_config,
     parsers,
     resolve,
 )
-from elip.training.predict import Predictions, TestPredictions
+from elip.training.predict import Predictions
 from elip.training.recorder import Recorder, lost_process
 
-__all__ = [
-    "ParsedRun",
-    "hold_directory",
-    "main",
-    "parse",
-    "parse_config",
-    "run",
-    "scoring_callbacks",
-]
+__all__ = ["ParsedRun", "hold_directory", "main", "parse", "run", "scoring_callbacks"]
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +123,10 @@ def _execute(
         trainer = _trainer(parsed, dict(built.trainer), recorder)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UsageError(first_cause(str(error))) from error
-    more = {} if command == "fit" else {"verbose": False}
-    if command == "predict":
-        more = {"return_predictions": False}  # `Predictions` writes them
+    more = {
+        "fit": {},
+        "predict": {"return_predictions": False},  # `Predictions` writes them
+    }.get(command, {"verbose": False})
     context = nullcontext() if around is None else around(parsed, trainer, module)
     with hold_directory(parsed, trainer, labels["grid"] is not None), context:
         getattr(trainer, command)(
@@ -149,28 +140,32 @@ def _trainer(parsed: ParsedRun, options: dict[str, Any], recorder: Recorder) -> 
     Raises:
         ValueError: The trainer's options do not fit this machine.
     """
-    asked = options["callbacks"] or []
-    asked = list(asked) if isinstance(asked, list | tuple) else [asked]
-    callbacks, checkpoints = scoring_callbacks(parsed, recorder), None
+    fit, folder = parsed.command == "fit", parsed.run_dir
+    asked, logger = _list(options["callbacks"]), options["logger"]
+    callbacks = scoring_callbacks(parsed, recorder)
     if any(isinstance(each, Predictions) for each in asked):  # the user's has options
         callbacks = [recorder]
-    fit, logs = parsed.command == "fit", options["logger"] is not False
+    checkpoints = None
     if fit:
         checkpoints = Checkpoints(parsed, recorder, options["enable_checkpointing"] is not False)
         callbacks.append(checkpoints)
-        callbacks += [LearningRateMonitor(logging_interval="step")] if logs else []
-    callbacks += asked
+    if logger is not False:
+        loggers: list[Logger] = [CSVLogger(save_dir=folder, name="", version="")]
+        if logger not in (None, True):
+            loggers += _list(logger)
+        elif fit:
+            loggers.append(TensorBoardLogger(save_dir=folder, name="", version="tensorboard"))
+        callbacks += [LearningRateMonitor(logging_interval="step")] if fit else []
+        options["logger"] = loggers
     bar = any(isinstance(each, ProgressBar) for each in asked)
     if not bar and options["enable_progress_bar"] is not False and CONSOLE.is_terminal:
         callbacks.insert(0, Progress(checkpoints))  # it ends before the summary
         bar = True
-    if logs:
-        options["logger"] = _loggers(parsed, options["logger"])
     own = {
-        "callbacks": callbacks,
+        "callbacks": [*callbacks, *asked],
         "enable_checkpointing": fit,  # by our callback
         "enable_progress_bar": bar,
-        "default_root_dir": str(parsed.run_dir),
+        "default_root_dir": str(folder),
     }
     trainer = Trainer(**options | own)
     if trainer.precision not in _PRECISIONS:
@@ -188,20 +183,13 @@ def _trainer(parsed: ParsedRun, options: dict[str, Any], recorder: Recorder) -> 
     return trainer
 
 
+def _list(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+
+
 def scoring_callbacks(parsed: ParsedRun, recorder: Recorder) -> list[Callback]:
     """Return the callbacks that write the results of a command."""
-    more: dict[str, list[Callback]] = {"predict": [Predictions()], "test": [TestPredictions()]}
-    return [recorder, *more.get(parsed.command, [])]
-
-
-def _loggers(parsed: ParsedRun, given: Any) -> list[Logger]:
-    """Return the CSV logger, and the user's loggers or, for training, TensorBoard."""
-    loggers: list[Logger] = [CSVLogger(save_dir=parsed.run_dir, name="", version="")]
-    if given not in (None, True):
-        loggers += list(given) if isinstance(given, list | tuple) else [given]
-    elif parsed.command == "fit":
-        loggers.append(TensorBoardLogger(save_dir=parsed.run_dir, name="", version="tensorboard"))
-    return loggers
+    return [recorder, *([Predictions()] if parsed.command in ("test", "predict") else [])]
 
 
 def _accumulated(config: Mapping[str, Any], processes: int) -> int:
@@ -224,42 +212,15 @@ def _accumulated(config: Mapping[str, Any], processes: int) -> int:
 def hold_directory(parsed: ParsedRun, trainer: Trainer, in_grid: bool) -> Iterator[None]:
     """Lock the run directory while the run lasts, and remove what an earlier attempt left.
 
-    An older run in it is moved aside, unless this run resumes it or a grid manages it.
+    The files of an older run are moved aside, unless this run resumes it or a grid manages it.
 
     Raises:
         CheckpointError: Another process is writing there.
     """
-    folder, checkpoint = parsed.run_dir, parsed.checkpoint
     if not trainer.is_global_zero:
         yield
         return
-    lock = _lock(folder)
-    try:
-        resumes_here = (
-            parsed.command == "fit"
-            and checkpoint is not None
-            and checkpoint.resolve().parent == (folder / FOLDER).resolve()
-        )
-        older = any((folder / name).exists() for name in (RECORD_NAME, "metrics.csv", FOLDER))
-        if older and not (resumes_here or in_grid):
-            taken = (folder.with_name(f"{folder.name}~{number}") for number in count(1))
-            aside = next(name for name in taken if not name.exists())
-            folder.rename(aside)
-            lock.release()
-            lock = _lock(folder)
-            log.warning("%s held an earlier run, now moved to %s.", folder, aside)
-        remove_remains(folder)
-        remove_remains(folder / FOLDER)
-        (folder / RECORD_NAME).unlink(missing_ok=True)
-        set_aside(folder / "metrics.csv")  # the logger would delete it
-        with whole_file(folder / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(parsed.config, sort_keys=False), encoding="utf-8")
-        yield
-    finally:
-        lock.release()
-
-
-def _lock(folder: Path) -> FileLock:
+    folder, checkpoint = parsed.run_dir, parsed.checkpoint
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".running")
     try:
@@ -271,7 +232,30 @@ def _lock(folder: Path) -> FileLock:
         ) from error
     except (OSError, NotImplementedError):  # this file system has no locks
         pass
-    return lock
+    try:
+        resumes_here = (
+            parsed.command == "fit"
+            and checkpoint is not None
+            and checkpoint.resolve().parent == (folder / FOLDER).resolve()
+        )
+        older = any((folder / name).exists() for name in (RECORD_NAME, "metrics.csv", FOLDER))
+        if older and not (resumes_here or in_grid):
+            taken = (folder.with_name(f"{folder.name}~{number}") for number in count(1))
+            aside = next(name for name in taken if not name.exists())
+            aside.mkdir()
+            for each in [*folder.iterdir()]:
+                if each.name != ".running":
+                    each.rename(aside / each.name)
+            log.warning("%s held an earlier run, now moved to %s.", folder, aside)
+        remove_remains(folder)
+        remove_remains(folder / FOLDER)
+        (folder / RECORD_NAME).unlink(missing_ok=True)
+        set_aside(folder / "metrics.csv")  # the logger would delete it
+        with whole_file(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(parsed.config, sort_keys=False), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 # Warnings of Lightning that come with every run and that no user can act on.

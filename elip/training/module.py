@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins import MixedPrecision, Precision
-from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
-from torch.optim import Optimizer
 
 from elip.data.batch import Batch
-from elip.identity import CheckpointError, find_checkpoint
+from elip.identity import CheckpointError
 from elip.model.config import MeterConfig
 from elip.model.guard import refuse_namesake
 from elip.model.meter import Meter
@@ -37,6 +34,25 @@ class LossError(RuntimeError):
             f"The loss is {loss:g} at step {step}. Lower the learning rate, clip gradients "
             "(trainer.gradient_clip_val), or use bf16-mixed or 32-true precision."
         )
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """The scores of one split; see `elip.tasks.base.Evaluator`.
+
+    Attributes:
+        examples: How many this process scored.
+        metrics: Scores by name.
+        chance: The same by guessing.
+        per_example: [N,3], the main score of each example.
+        predictions: Rows of this process.
+    """
+
+    examples: int
+    metrics: dict[str, float]
+    chance: dict[str, float]
+    per_example: Tensor
+    predictions: list[dict[str, Any]]
 
 
 class MeterModule(LightningModule):
@@ -85,38 +101,26 @@ class MeterModule(LightningModule):
         self.meter = Meter(meter.resolve(), reducer, schedule, vocab_size)
         self.task = task
         task.build(self.meter, num_answers)
-        self._load(weights, image_weights, text_weights)
+        if image_weights is not None:
+            log.info("%s", load_image_weights(self.meter, image_weights))
+        if text_weights is not None:
+            log.info("%s", load_text_weights(self.meter, text_weights))
+        if weights is not None:
+            report = load_weights(self, weights)
+            self.missing = report.missing
+            self._left_out = [name for name in report.unused if name.startswith("meter.")]
+            log.info("%s", report)
         self.compiled = compile
         self._allow_untrained = allow_untrained
         if recompute:
             self.meter.recompute_activations()
         if compile:
             self.meter.compile_parts()
-        self._seed = 0
+        self._seed = torch.initial_seed()
         self._evaluators: list[Evaluator] = []
         self._seen: list[int] = []
-        self.examples: dict[str, int] = {}
-        self.scores: dict[str, dict[str, float]] = {}
-        self.chances: dict[str, dict[str, float]] = {}
-        self.per_example: dict[str, Tensor] = {}
-        self.predictions: dict[str, list[dict[str, Any]]] = {}
+        self.results: dict[str, SplitResult] = {}
         self.notes: list[str] = []  # for the record
-
-    def _load(self, weights: str | None, image: str | None, text: str | None) -> None:
-        if image is not None:
-            log.info("%s", load_image_weights(self.meter, image))
-        if text is not None:
-            log.info("%s", load_text_weights(self.meter, text))
-        if weights is not None:
-            report = load_weights(self, weights)
-            self.missing = report.missing
-            self._left_out = [name for name in report.unused if name.startswith("meter.")]
-            log.info("%s", report)
-
-    @property
-    def weights_file(self) -> Path | None:
-        """The file of ``weights``."""
-        return None if self.weights is None else find_checkpoint(self.weights)
 
     def refuse_untrained(self) -> None:
         """Refuse to score a model whose given weights do not fit it.
@@ -137,34 +141,12 @@ class MeterModule(LightningModule):
         optimizer = build_optimizer(self, self.optimization)
         num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, num_steps, self.optimization)
+        # Let Lightning unscale fp16 gradients; a fused optimiser would do so after clipping.
+        optimizer._step_supports_amp_scaling = False
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip gradients, also in mixed precision.
-
-        Lightning refuses to clip for a fused optimiser there, because that one unscales fp16
-        gradients inside its step. We unscale them here instead.
-        """
-        plugin = self.trainer.precision_plugin
-        if not isinstance(plugin, MixedPrecision):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            if plugin.scaler is not None:
-                plugin.scaler.unscale_(optimizer)
-            kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, kind)
-
-    def on_fit_start(self) -> None:
-        """Remember the seed of the run."""
-        self._seed = torch.initial_seed()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch. `StepFlags` stops the run if it is not finite."""
@@ -178,7 +160,10 @@ class MeterModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start one evaluator per split."""
-        self._start("validate")
+        self._evaluators = [self.task.evaluator() for _ in self._splits()]
+        self._seen = [0] * len(self._evaluators)
+        for each in self._evaluators:
+            each.keeps_predictions = self.trainer.testing
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Pass a batch to the evaluator of its split."""
@@ -186,48 +171,34 @@ class MeterModule(LightningModule):
         self._seen[dataloader_idx] += len(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log each split's scores, and the mean main metric as ``val/main``."""
-        self._finish("validate", "val")
+        """Log each split's scores, and the mean main metric as ``val/main`` or ``test/main``."""
+        self.results = {
+            name: SplitResult(
+                seen, each.compute(self.meter), each.chance(self.meter),
+                each.per_example_scores(self.meter), each.predictions,
+            )
+            for name, each, seen in zip(self._splits(), self._evaluators, self._seen, strict=True)
+        }  # fmt: skip
+        self._evaluators = []
+        prefix = "test" if self.trainer.testing else "val"
+        for name, result in self.results.items():
+            middle = "" if len(self.results) == 1 else f"{name}/"
+            self.log_dict(
+                {f"{prefix}/{middle}{key}": value for key, value in result.metrics.items()}
+            )
+        main = [result.metrics[self.task.main_metric] for result in self.results.values()]
+        self.log(f"{prefix}/main", sum(main) / len(main))
 
-    def on_test_epoch_start(self) -> None:
-        """Start one evaluator per split."""
-        self._start("test")
-
+    on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
-    def on_test_epoch_end(self) -> None:
-        """Log each split's scores, and the mean main metric as ``test/main``."""
-        self._finish("test", "test")
+    def _splits(self) -> list[str]:
+        stage = "test" if self.trainer.testing else "validate"
+        return self.trainer.datamodule.split_names(stage)  # type: ignore[attr-defined, no-any-return]
 
     def predict_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, Any]]:
         """Return one row of plain values per example."""
         return self.task.predict(self.meter, batch)
-
-    def _splits(self, stage: str) -> list[str]:
-        names: list[str] = self.trainer.datamodule.split_names(stage)  # type: ignore[attr-defined]
-        return names
-
-    def _start(self, stage: str) -> None:
-        self._evaluators = [self.task.evaluator() for _ in self._splits(stage)]
-        self._seen = [0] * len(self._evaluators)
-        for each in self._evaluators:
-            each.keeps_predictions = stage == "test"
-
-    def _finish(self, stage: str, prefix: str) -> None:
-        names = self._splits(stage)
-        evaluators = dict(zip(names, self._evaluators, strict=True))
-        self.scores = {name: each.compute(self.meter) for name, each in evaluators.items()}
-        self.chances = {name: each.chance(self.meter) for name, each in evaluators.items()}
-        self.per_example = {
-            name: each.per_example_scores(self.meter) for name, each in evaluators.items()
-        }
-        self.predictions = {name: each.predictions for name, each in evaluators.items()}
-        self.examples = dict(zip(names, self._seen, strict=True))
-        self._evaluators = []
-        for name, scores in self.scores.items():
-            middle = "" if len(names) == 1 else f"{name}/"
-            self.log_dict({f"{prefix}/{middle}{key}": value for key, value in scores.items()})
-        main = [scores[self.task.main_metric] for scores in self.scores.values()]
-        self.log(f"{prefix}/main", sum(main) / len(main))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from torch import nn
 from torch.optim import AdamW
@@ -22,14 +22,6 @@ log = logging.getLogger(__name__)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 Owner = Literal["backbone", "cross_modal", "head"]
-
-_OWNERS: dict[str, Owner] = {
-    "image": "backbone",
-    "text": "backbone",
-    "cross_modal": "cross_modal",
-    "token_types": "cross_modal",
-    "head": "head",
-}
 
 
 @dataclass(frozen=True)
@@ -64,8 +56,7 @@ class Optimization:
     grouping: Literal["ownership", "reference"] = "ownership"
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """The owner of a parameter, and whether it decays."""
 
     owner: Owner
@@ -80,12 +71,14 @@ def placements(
     group_of = {f"meter.{name}": group for group, names in groups.items() for name in names}
     places: dict[str, Placement] = {}
     for name, _ in module.named_parameters():
-        owner_name, _, kind = name.rpartition(".")
-        is_norm = isinstance(module.get_submodule(owner_name), _NORMS)
         group = group_of.get(name, "head")
-        owner, decays = _OWNERS[group], not is_norm
+        owner: Owner = "head" if group == "head" else "cross_modal"
+        if group in ("image", "text"):
+            owner = "backbone"
+        owner_name, _, kind = name.rpartition(".")
+        decays = not isinstance(module.get_submodule(owner_name), _NORMS)
         if grouping == "reference":
-            decays = not is_norm or group == "image" or name.startswith("task.classifier.")
+            decays |= group == "image" or name.startswith("task.classifier.")
             if group == "token_types" or name.startswith("task.rank."):
                 owner = "backbone"
         places[name] = Placement(owner, decays and not kind.endswith("bias"))
@@ -107,11 +100,11 @@ def build_optimizer(module: nn.Module, options: Optimization) -> AdamW:
     groups = [
         {
             "params": parameters,
-            "lr": rates[place.owner],
-            "weight_decay": options.weight_decay if place.decays else 0.0,
-            "name": f"{place.owner}{'' if place.decays else ' without decay'}",
+            "lr": rates[owner],
+            "weight_decay": options.weight_decay if decays else 0.0,
+            "name": f"{owner}{'' if decays else ' without decay'}",
         }
-        for place, parameters in members.items()
+        for (owner, decays), parameters in members.items()
     ]
     fused = all(p.device.type in ("cpu", "cuda") for ps in members.values() for p in ps)
     return AdamW(

@@ -7,13 +7,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
-from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from elip.data.batch import Batch
@@ -38,21 +37,10 @@ one patch was kept; a token of several patches was merged.
 """
 
 
-class TestPredictions(Callback):
-    """Write the answers of a test run, and the file for the evaluation server."""
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the predictions of all processes, in order."""
-        assert isinstance(pl_module, MeterModule)
-        splits = pl_module.predictions.items()
-        rows = [{"split": split, **row} for split, rows in splits for row in rows]
-        write_predictions(trainer, pl_module, "test", rows)
-
-
 class Predictions(Callback):
-    """Write the task's predictions, and the token maps of the first images.
+    """Write the predictions of ``test`` and ``predict``, and the file for the evaluation server.
 
-    Every ``predict`` run has this callback. To draw more images or fewer:
+    ``predict`` also writes token maps of the first images. To draw more images or fewer:
     ``--trainer.callbacks+=elip.training.predict.Predictions --trainer.callbacks.images=4``.
 
     Args:
@@ -65,20 +53,27 @@ class Predictions(Callback):
         self._left = images
         self._shown: Counter[int] = Counter()
         self._fused: list[Fused] = []
-        self._pictures: list[dict[str, Any]] = []
+        self._maps: list[dict[str, Any]] = []
         self._hook: RemovableHandle | None = None
         self._rows: list[dict[str, Any]] = []
 
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows that evaluation computed."""
+        results = cast(MeterModule, pl_module).results.items()
+        rows = [{"split": name, **row} for name, result in results for row in result.predictions]
+        _write_rows(trainer, cast(MeterModule, pl_module), "test", rows)
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the fusion for the first images."""
-        assert isinstance(pl_module, MeterModule)
-        meter, own = pl_module.meter, pl_module.meter.reducer
+        meter = cast(MeterModule, pl_module).meter
+        own = meter.reducer
+        self._where = "fusion layer" if own.placement == "fusion" else "block"
 
         def listen(fused: Fused) -> None:
-            if meter.reducer is own:  # a sweep also runs other reducers
+            if self._left and meter.reducer is own:  # a sweep also runs other reducers
                 self._fused.append(fused)
 
-        if trainer.is_global_zero and self._left:
+        if trainer.is_global_zero:
             self._hook = meter.on_fused(listen)
 
     def on_predict_batch_end(
@@ -93,67 +88,66 @@ class Predictions(Callback):
         """Keep the rows of a batch, and write the first images."""
         split = trainer.datamodule.split_names("predict")[dataloader_idx]  # type: ignore[attr-defined]
         self._rows += [{"split": split, **row} for row in outputs]
-        if self._hook is None:
-            return
-        for row, image_id in enumerate(batch.image_id.tolist()):
+        for row, image_id in enumerate(batch.image_id.tolist() if self._fused else []):
             if self._left and self._shown[image_id] < self.texts:
                 self._shown[image_id] += 1
                 self._left -= 1
-                self._draw(trainer, split, batch, row)
+                self._draw(Path(trainer.default_root_dir) / TOKENS_NAME, split, batch, row)
         self._fused.clear()
-        if not self._left:
-            self._stop_listening()
 
-    def _draw(self, trainer: Trainer, split: str, batch: Batch, row: int) -> None:
-        """Save the images of an example, and keep their token maps."""
-        folder, example = _tokens_file(trainer).parent, int(batch.example[row])
-        folder.mkdir(parents=True, exist_ok=True)
+    def _draw(self, file: Path, split: str, batch: Batch, row: int) -> None:
+        """Save the images of an example beside the file, and keep their token maps."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        example = int(batch.example[row])
         # A task fuses the images of an example once each, in order.
         for which, fused in enumerate(self._fused[: batch.images.shape[1]]):
             name = f"{_safe(split)}-{example}-{which}.png"
-            _image(batch.images[row, which]).save(folder / name)
             stages = [
-                {"layer": stage.layer, "origin": stage.patch_to_token[row].tolist()}
-                for stage in fused.stages
+                {
+                    "where": self._where,
+                    "layer": each.layer,
+                    "origin": each.patch_to_token[row].tolist(),
+                }
+                for each in fused.stages
             ]
-            self._pictures.append(
+            pixels = batch.images[row, which]
+            if pixels.is_floating_point():
+                low, high = pixels.aminmax()
+                pixels = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
+            Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(
+                file.with_name(name)
+            )
+            self._maps.append(
                 {
                     "file": name, "split": split, "example": example, "image": which,
-                    "text": batch.strings[row], "stages": stages,
+                    "text": batch.strings[row],
+                    "stages": stages,
                 }
             )  # fmt: skip
 
-    def _stop_listening(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = None
-
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all processes and the token maps."""
-        assert isinstance(pl_module, MeterModule)
-        self._stop_listening()
-        write_predictions(trainer, pl_module, "predict", self._rows)
-        if not self._pictures:
-            return
-        reducer, schedule = pl_module.meter.reducer, pl_module.schedule
-        where = "fusion layer" if reducer.placement == "fusion" else "block"
-        for picture in self._pictures:
-            picture["stages"] = [{"where": where, **stage} for stage in picture["stages"]]
-        content = {
-            "reducer": type(reducer).__name__,
-            "family": reducer.family,
-            "keep_ratio": None if schedule.counts else schedule.keep_ratio,
-            "grid": list(pl_module.meter.grid),
-            "images": self._pictures,
-        }
-        text = json.dumps(content, separators=(",", ":"))
-        _tokens_file(trainer).write_text(text, encoding="utf-8")
+        module = cast(MeterModule, pl_module)
+        if self._hook is not None:
+            self._hook.remove()
+        _write_rows(trainer, module, "predict", self._rows)
+        if self._maps:
+            reducer, schedule = module.meter.reducer, module.schedule
+            content = {
+                "reducer": type(reducer).__name__,
+                "family": reducer.family,
+                "keep_ratio": None if schedule.counts else schedule.keep_ratio,
+                "grid": list(module.meter.grid),
+                "images": self._maps,
+            }
+            file = Path(trainer.default_root_dir) / TOKENS_NAME
+            file.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
 
-def write_predictions(
+def _write_rows(
     trainer: Trainer, module: MeterModule, stage: str, rows: list[dict[str, Any]]
 ) -> None:
-    """Write the rows of all processes to `PREDICTIONS_NAME`, and the file for the server if any.
+    """Write the rows of all processes to `PREDICTIONS_NAME`, and the files for the server if any.
 
     Rows are sorted by split and example, and each example is written once. Without any row no file
     is written. All processes must call this function. The module gets notes for the record.
@@ -164,29 +158,29 @@ def write_predictions(
         dist.all_gather_object(shares, rows)
     if not (trainer.is_global_zero and any(shares)):
         return
-    splits: list[str] = trainer.datamodule.split_names(stage)  # type: ignore[attr-defined]
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    splits: list[str] = data.split_names(stage)
     once = {(splits.index(row["split"]), row["example"]): row for share in shares for row in share}
     rows = [once[key] for key in sorted(once)]
-    target = Path(trainer.default_root_dir) / PREDICTIONS_NAME
-    with whole_file(target) as temporary:
+    folder = Path(trainer.default_root_dir)
+    with whole_file(folder / PREDICTIONS_NAME) as temporary:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         temporary.write_text(lines, encoding="utf-8")
     if type(module.task).submission is not Task.submission:
-        for note in _write_submissions(trainer, module.task, rows, splits):
+        for note in _write_submissions(folder, data, module.task, rows, splits):
             module.notes.append(note)
             log.warning(note)
-    log.info("%d predictions: %s", len(rows), target)
+    log.info("%d predictions: %s", len(rows), folder / PREDICTIONS_NAME)
 
 
 def _write_submissions(
-    trainer: Trainer, task: Task, rows: list[dict[str, Any]], splits: list[str]
+    folder: Path, data: Any, task: Task, rows: list[dict[str, Any]], splits: list[str]
 ) -> Iterator[str]:
     """Write one file per split for the evaluation server; yield notes on problems.
 
     The server expects every test question in each file. Questions without a text or a readable
     image get the most common answer.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if data.eval_config.limit is not None:
         yield "No submission: data.eval_limit omits questions."
         return
@@ -206,21 +200,9 @@ def _write_submissions(
                 "readable image; they get the most common answer."
             )
         name = "submission.json" if len(splits) == 1 else f"submission-{_safe(split)}.json"
-        with whole_file(Path(trainer.default_root_dir) / name) as temporary:
+        with whole_file(folder / name) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _tokens_file(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / TOKENS_NAME
 
 
 def _safe(split: str) -> str:
     return split.replace("/", "-")
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    """Return [3,S,S] as an image."""
-    if pixels.is_floating_point():
-        low, high = pixels.aminmax()
-        pixels = ((pixels - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

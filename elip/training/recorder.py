@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from elip.cost.cached import COSTS_NAME, cached_cost
 from elip.data.batch import Batch
-from elip.environment import environment, peak_memory_bytes
 from elip.identity import (
     BEST,
     CheckpointError,
     content_fingerprint,
+    describe,
     differences,
     digest,
+    find_checkpoint,
     protocol_options,
     read_checkpoint_info,
     source_fingerprint,
@@ -35,6 +37,8 @@ from elip.record import (
     Record,
     RunHeader,
     Status,
+    environment,
+    peak_memory_bytes,
     write_record,
     write_scores,
 )
@@ -48,6 +52,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class _State:
+    """What a resumed run needs; ``kept`` and ``scores`` are those of the best validation."""
+
+    best: float = -math.inf
+    best_step: int | None = None
+    kept: dict[str, Any] = field(default_factory=dict)  # fields of the record
+    scores: dict[str, Tensor] = field(default_factory=dict)  # of examples, by split
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    images: int = 0
+
+
 class Recorder(Callback):
     """Identifies the run, keeps the scores of its best validation, and writes its record.
 
@@ -59,16 +76,15 @@ class Recorder(Callback):
     def __init__(self, parsed: ParsedRun, labels: dict[str, Any]) -> None:
         self.parsed = parsed
         self.labels = labels
-        self.best = -math.inf
-        self.best_step: int | None = None
-        self._notes: list[str] = []
+        self._state = _State()
         self._started = _now()
         self._written = False
-        self._kept: dict[str, Any] = {}  # fields of the record: scores and token counts
-        self._scores: dict[str, Tensor] = {}  # of examples, by split
         self._skipped: Counter[str] = Counter()
-        self._images = 0
-        self._validation_seconds = 0.0
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best validation."""
+        return self._state.best_step
 
     # ------------------------------------------------------------------ identity
 
@@ -86,11 +102,11 @@ class Recorder(Callback):
         self._identify()
         self._check_weights()
         if parsed.command != "fit" and parsed.checkpoint is None and pl_module.weights is None:
-            self._notes.append("Untrained: no weights of a run were given.")
-            log.warning("%s Give --ckpt_path or --model.weights.", self._notes[-1])
+            pl_module.notes.append("Untrained: no weights of a run were given.")
+            log.warning("%s Give --ckpt_path or --model.weights.", pl_module.notes[-1])
         if trainer.strategy.root_device.type == "cuda" and trainer.precision == "32-true":
             torch.set_float32_matmul_precision("high")
-            self._notes.append("Precision: float32 with TF32 products.")
+            pl_module.notes.append("Precision: float32 with TF32 products.")
 
     def _identify(self) -> None:
         """Fingerprint data, weights and foreign code, and collect the options of the protocol."""
@@ -116,9 +132,8 @@ class Recorder(Callback):
 
     def _check_weights(self) -> None:
         """Compare the run with what the checkpoint of its weights says."""
-        path = self.parsed.checkpoint or self._module.weights_file
-        info = None if path is None else read_checkpoint_info(path)
-        if info is None:
+        path = self.parsed.checkpoint or self._module.weights
+        if path is None or (info := read_checkpoint_info(find_checkpoint(path))) is None:
             return
         if self.parsed.resumes:
             differ = differences(info.protocol_options, self._options, ())
@@ -130,8 +145,7 @@ class Recorder(Callback):
             differ = {name: pair for name, pair in differ.items() if None not in pair}
             what = f"{path} fits, but was trained as a different model"
         if differ:
-            said = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in differ.items())
-            raise CheckpointError(f"{what}: {said}.")
+            raise CheckpointError(f"{what}: {describe(differ)}.")
 
     def _model_facts(self) -> dict[str, Any]:
         """Return facts about the model and its data that tensor shapes do not show."""
@@ -171,7 +185,7 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, idx: int
     ) -> None:
         """Count images."""
-        self._images += len(batch) * batch.images.shape[1] * trainer.world_size
+        self._state.images += len(batch) * batch.images.shape[1] * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time."""
@@ -179,18 +193,19 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the scores of the best validation."""
-        self._validation_seconds += time.perf_counter() - self._validation_start
+        state, step = self._state, trainer.global_step
+        state.validation_seconds += time.perf_counter() - self._validation_start
         if self.parsed.command != "fit":
             self._keep()
         elif not trainer.sanity_checking:
             main = float(trainer.callback_metrics["val/main"])
-            if main > self.best or self.best_step is None:
-                self.best = main if math.isfinite(main) else -math.inf
-                self.best_step = trainer.global_step
+            if main > state.best or state.best_step is None:
+                state.best = main if math.isfinite(main) else -math.inf
+                state.best_step = step
                 self._keep()
-            best = " (best so far)" if self.best_step == trainer.global_step else ""
+            best = " (best so far)" if state.best_step == step else ""
             name = self._module.task.main_metric
-            log.info("Step %d: validation %s %.4f%s", trainer.global_step, name, main, best)
+            log.info("Step %d: validation %s %.4f%s", step, name, main, best)
         self._watch.clear()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -199,28 +214,27 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count skipped images while all processes are still alive."""
-        self._skipped = _all_skipped(trainer)
+        self._skipped = _skipped(trainer)
 
     on_predict_end = on_train_end
 
     def _keep(self) -> None:
-        module, datasets = self._module, self._datasets()
-        self._scores = {name: rows.cpu() for name, rows in module.per_example.items()}
-        self._watch.add_up(lambda sums: _sum(self._trainer, sums))
-        self._kept = self._count_tokens()
-        self._kept["evaluations"] = [
-            {
-                "split": name,
-                "dataset": next(
-                    (each for each in datasets if name.startswith(f"{each}_")), "+".join(datasets)
-                ),
-                "examples": int(_sum(self._trainer, torch.tensor(module.examples[name]))),
-                "metrics": dict(scores),
-                "chance": dict(module.chances[name]),
+        trainer, datasets, evaluations = self._trainer, self._datasets(), []
+        for split, found in self._module.results.items():
+            own = (name for name in datasets if split.startswith(f"{name}_"))
+            evaluation = {
+                "split": split,
+                "dataset": next(own, "+".join(datasets)),
+                "examples": int(_sum(trainer, torch.tensor(found.examples))),
+                "metrics": found.metrics,
+                "chance": found.chance,
             }
-            for name, scores in module.scores.items()
-        ]
-        self._skipped = _all_skipped(self._trainer)
+            evaluations.append(evaluation)
+        results = self._module.results.items()
+        self._state.scores = {split: found.per_example.cpu() for split, found in results}
+        self._watch.add_up(lambda sums: _sum(trainer, sums))
+        self._state.kept = {**self._count_tokens(), "evaluations": evaluations}
+        self._skipped = _skipped(trainer)
 
     def _count_tokens(self) -> dict[str, Any]:
         """Return the record's token counts; they are measured if they depend on content."""
@@ -247,28 +261,18 @@ class Recorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs; Lightning saves it."""
-        return {
-            "best": self.best,
-            "best_step": self.best_step,
-            "kept": self._kept,
-            "scores": self._scores,
-            "seconds": time.perf_counter() - self._train_start,
-            "validation_seconds": self._validation_seconds,
-            "images": self._images,
-        }
+        return {**vars(self._state), "seconds": time.perf_counter() - self._train_start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of an interrupted training run."""
         if self.parsed.command == "fit":
-            self.best, self.best_step = state_dict["best"], state_dict["best_step"]
-            self._kept, self._scores = state_dict["kept"], state_dict["scores"]
-            self._train_start -= state_dict["seconds"]
-            self._validation_seconds = state_dict["validation_seconds"]
-            self._images = state_dict["images"]
+            self._state = _State(**state_dict)
+            self._train_start -= self._state.seconds
 
     def forget_best(self) -> None:
         """Make the next validation the best one."""
-        self.best, self.best_step, self._kept, self._scores = -math.inf, None, {}, {}
+        state = self._state
+        state.best, state.best_step, state.kept, state.scores = -math.inf, None, {}, {}
 
     # ------------------------------------------------------------------ the record
 
@@ -295,7 +299,7 @@ class Recorder(Callback):
             return
         self._written = True
         folder = self.parsed.run_dir
-        write_scores({name: rows.numpy() for name, rows in self._scores.items()}, folder)
+        write_scores({name: rows.numpy() for name, rows in self._state.scores.items()}, folder)
         record = self._record(status, error)
         if status == "completed":
             record = record.model_copy(update=self._costs(record.notes))
@@ -304,19 +308,11 @@ class Recorder(Callback):
             print_summary(record, path, self._next_command())
 
     def _record(self, status: Status, error: str | None) -> Record:
-        parsed, config, module, trainer = (
-            self.parsed,
-            self.parsed.config,
-            self._module,
-            self._trainer,
-        )
+        parsed, config, module = self.parsed, self.parsed.config, self._module
+        trainer, reducer, state = self._trainer, module.meter.reducer, self._state
         # If the run ended before its processes shared their counts, use those of this process.
         skipped = self._skipped | _own_skipped(trainer)
-        notes = [
-            *self._notes,
-            *module.notes,
-            *(f"{name}: {count} skipped" for name, count in skipped.items()),
-        ]
+        notes = [*module.notes, *(f"{name}: {count} skipped" for name, count in skipped.items())]
         if parsed.command != "fit" and parsed.checkpoint is None and module.missing:
             notes.append(f"Untrained, not in the weights: {', '.join(module.missing[:3])}, ...")
         training: dict[str, Any] = {}
@@ -327,41 +323,23 @@ class Recorder(Callback):
                 "train_steps": trainer.global_step,
                 "train_epochs": batches / (trainer.num_training_batches or 1),
                 "train_seconds": seconds,
-                "train_images_per_second": self._images / (seconds - self._validation_seconds),
+                "train_images_per_second": state.images / (seconds - state.validation_seconds),
             }
         cuda = trainer.strategy.root_device.type == "cuda"
         return Record(
-            name=parsed.run_dir.name,
-            run_id=parsed.run_id,
-            command=parsed.command,
-            status=status,
-            started=self._started,
-            ended=_now(),
-            protocol=digest(self._options, 16),
-            protocol_options=self._options,
-            stated_config=parsed.stated,
-            config=config,
-            lineage=parsed.lineage,
-            weights=self._weights(),
-            fingerprints=self._fingerprints,
-            seed=config["seed_everything"],
-            task=type(module.task).__name__,
-            datasets=tuple(self._datasets()),
-            reducer=parsed.reducer,
-            reducer_family=module.meter.reducer.family,
+            name=parsed.run_dir.name, run_id=parsed.run_id, command=parsed.command, status=status,
+            started=self._started, ended=_now(), error=error, notes=tuple(notes),
+            protocol=digest(self._options, 16), protocol_options=self._options,
+            stated_config=parsed.stated, config=config, seed=config["seed_everything"],
+            lineage=parsed.lineage, weights=self._weights(), fingerprints=self._fingerprints,
+            task=type(module.task).__name__, main_metric=module.task.main_metric,
+            datasets=tuple(self._datasets()), reducer=parsed.reducer, reducer_family=reducer.family,
             reducer_options=(config["model"]["reducer"] or {}).get("init_args") or {},
-            main_metric=module.task.main_metric,
-            precision=str(trainer.precision),
+            precision=str(trainer.precision), processes=trainer.world_size,
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if cuda else None,
-            processes=trainer.world_size,
-            error=error,
-            notes=tuple(notes),
-            **training,
-            **self.labels,
-            **(self._kept or self._count_tokens()),
-            **environment(),
-        )
+            **training, **self.labels, **(state.kept or self._count_tokens()), **environment(),
+        )  # fmt: skip
 
     def _costs(self, notes: tuple[str, ...]) -> dict[str, Any]:
         """Return GFLOPs and times, which all runs of one model share."""
@@ -415,11 +393,10 @@ def _own_skipped(trainer: Trainer) -> Counter[str]:
     return Counter(trainer.datamodule.skipped)  # type: ignore[attr-defined]
 
 
-def _all_skipped(trainer: Trainer) -> Counter[str]:
+def _skipped(trainer: Trainer) -> Counter[str]:
     """Count skipped images by split, over all processes."""
-    every = [_own_skipped(trainer)]
+    every = [_own_skipped(trainer)] * trainer.world_size
     if trainer.world_size > 1:
-        every *= trainer.world_size
         dist.all_gather_object(every, every[0])
     return sum(every, Counter())
 

@@ -16,9 +16,9 @@ from reducers.contract import Reduced, Reducer
 class ReducerWatch:
     """Examines what a reducer returns in the first batch, and counts tokens that content decides.
 
-    Later batches are not examined, because on a GPU the host would wait for the result. Their
-    number of tokens is checked by the model, and values that are not finite stop the run by the
-    loss. A compiled model is not examined.
+    Later batches are not examined, because on a GPU the host would wait for the result; their
+    shapes are checked by the model, and values that are not finite stop the run by the loss. A
+    compiled model is not examined.
 
     Args:
         reducer: The method.
@@ -76,7 +76,7 @@ class ReducerWatch:
         means, spreads, stage, before = [], [], -1, plan.num_patches
         for planned in plan.tokens_per_block:
             stage, before = stage + (planned < before), planned
-            images, total, squares = (1, planned, planned**2)
+            images, total, squares = 1, planned, planned**2
             if stage >= 0 and counted[stage][0]:
                 images, total, squares = counted[stage]
             means.append(total / images)

@@ -19,8 +19,8 @@ from elip.tasks.base import Task
 from elip.tasks.nlvr2 import NLVR2
 from elip.tasks.statement import Statement
 from elip.tasks.vqa import VQA
-from elip.training.module import MeterModule
-from elip.training.predict import PREDICTIONS_NAME, TOKENS_NAME, Predictions, TestPredictions
+from elip.training.module import MeterModule, SplitResult
+from elip.training.predict import PREDICTIONS_NAME, TOKENS_NAME, Predictions
 from reducers.contract import Reducer
 from reducers.elip import ELIP
 from reducers.pumer import PuMer
@@ -90,6 +90,11 @@ def predict(module: MeterModule, batches: list[Batch], watched: Predictions, at:
     watched.on_predict_end(at, module)
 
 
+def finish(module: MeterModule, rows: list[dict[str, Any]], at: Any) -> None:
+    module.results = {"test": SplitResult(len(rows), {}, {}, torch.zeros(0, 3), rows)}
+    Predictions().on_test_end(at, module)
+
+
 def read(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / PREDICTIONS_NAME).read_text().splitlines()]
 
@@ -117,15 +122,14 @@ def test_rows_of_all_processes_are_written_once_in_order(tmp_path: Path, shares:
 def test_a_test_run_writes_its_rows_and_the_servers_file(tmp_path: Path) -> None:
     module = experiment(VQA(), TopK())
     batch = batch_for(module.task.spec, 6)
-    at, written = trainer(tmp_path), TestPredictions()
+    at = trainer(tmp_path)
     for answered in (batch, replace(batch, target=None)):
         evaluator = module.task.evaluator()
         evaluator.keeps_predictions = True
         with torch.no_grad():
             evaluator.update(module.meter, take(answered, [4, 1, 0]))
             evaluator.update(module.meter, take(answered, [2, 5, 3]))
-        module.predictions = {"test": evaluator.predictions}
-        written.on_test_end(at, module)
+        finish(module, evaluator.predictions, at)
         rows = read(tmp_path)
         assert [row["example"] for row in rows] == [0, 1, 2, 3, 4, 5]
         for row, known in zip(rows, module.predict_step(batch, 0), strict=True):
@@ -135,19 +139,17 @@ def test_a_test_run_writes_its_rows_and_the_servers_file(tmp_path: Path) -> None
 
 
 def test_a_process_without_examples_joins_the_gathering(tmp_path: Path, shares: list[Any]) -> None:
-    module, written = experiment(VQA(), None), TestPredictions()
+    module = experiment(VQA(), None)
     batch = batch_for(module.task.spec, 6)
     for rank, rows in ((1, []), (0, module.task.predict(module.meter, batch))):
-        module.predictions = {"test": rows}
-        written.on_test_end(trainer(tmp_path, rank, world=2), module)
+        finish(module, rows, trainer(tmp_path, rank, world=2))
     assert [len(rows) for rows in shares] == [0, 6]
     assert [row["example"] for row in read(tmp_path)] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_task_without_rows_writes_no_file(tmp_path: Path) -> None:
     module = experiment(Statement(), None)
-    module.predictions = {"test": []}
-    TestPredictions().on_test_end(trainer(tmp_path), module)
+    finish(module, [], trainer(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
