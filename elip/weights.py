@@ -38,21 +38,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to every tensor.
+    """What happened to every tensor."""
 
-    Attributes:
-        source: Where the weights came from.
-        used: Tensors that were copied.
-        resized: Copied tensors that were interpolated first.
-        missing: Tensors of the model that the source lacks; they keep their initial values.
-        unused: Tensors of the source that the model does not have.
-    """
-
-    source: str
-    used: tuple[str, ...]
-    resized: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
+    source: str  # where the weights came from
+    used: tuple[str, ...]  # tensors that were copied
+    resized: tuple[str, ...]  # those of them that were interpolated first
+    missing: tuple[str, ...]  # tensors that the source lacks; they keep their initial values
+    unused: tuple[str, ...]  # tensors of the source that the model does not have
 
     def __str__(self) -> str:
         """Summarise the report in a few lines."""

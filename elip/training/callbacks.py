@@ -278,8 +278,9 @@ class Progress(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, done)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the loss."""
-        return {} if self.checkpoints is None else {"loss": self.checkpoints.flags.loss}
+        """Return the loss, once it is known."""
+        loss = math.nan if self.checkpoints is None else self.checkpoints.flags.loss
+        return {} if math.isnan(loss) else {"loss": loss}
 
 
 class LogLines(logging.Handler):

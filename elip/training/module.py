@@ -38,21 +38,13 @@ class LossError(RuntimeError):
 
 @dataclass(frozen=True)
 class SplitResult:
-    """The scores of one split; see `elip.tasks.base.Evaluator`.
+    """The scores of one split; see `elip.tasks.base.Evaluator`."""
 
-    Attributes:
-        examples: How many this process scored.
-        metrics: Scores by name.
-        chance: The same by guessing.
-        per_example: [N,3], the main score of each example.
-        predictions: Rows of this process.
-    """
-
-    examples: int
+    examples: int  # scored by this process
     metrics: dict[str, float]
-    chance: dict[str, float]
-    per_example: Tensor
-    predictions: list[dict[str, Any]]
+    chance: dict[str, float]  # the same by guessing
+    per_example: Tensor  # [N,3], the main score of each example
+    predictions: list[dict[str, Any]]  # rows of this process
 
 
 class MeterModule(LightningModule):

@@ -63,31 +63,18 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class ParsedRun:
-    """A requested run; nothing is built or written yet.
-
-    Attributes:
-        command: ``fit``, ``validate``, ``test`` or ``predict``.
-        config: The full resolved configuration, as plain values.
-        stated: The stated config: options that differ from the defaults.
-        run_id: Its identity, see `elip.identity.run_id`.
-        run_dir: The directory it writes to.
-        parent_id: Identity of the weights it starts from, see `elip.identity.run_id`.
-        lineage: The runs whose weights it starts from, newest first.
-        checkpoint: The file of ``--ckpt_path``, to resume or to score.
-        resumes: Whether it resumes the run that wrote that checkpoint.
-        args: The command line.
-    """
+    """A requested run; nothing is built or written yet."""
 
     command: Command
-    config: dict[str, Any]
-    stated: dict[str, Any]
-    run_id: str
-    run_dir: Path
-    parent_id: str | None = None
-    lineage: tuple[RunHeader, ...] = ()
-    checkpoint: Path | None = None
-    resumes: bool = False
-    args: tuple[str, ...] = ()
+    config: dict[str, Any]  # the full resolved configuration, as plain values
+    stated: dict[str, Any]  # the options that differ from the defaults
+    run_id: str  # see `elip.identity.run_id`
+    run_dir: Path  # where it writes
+    parent_id: str | None = None  # of the weights it starts from, see `elip.identity.run_id`
+    lineage: tuple[RunHeader, ...] = ()  # the runs behind those weights, newest first
+    checkpoint: Path | None = None  # the file of --ckpt_path, to resume or to score
+    resumes: bool = False  # whether it resumes the run that wrote that checkpoint
+    args: tuple[str, ...] = ()  # the command line
 
     @property
     def reducer(self) -> str:

@@ -17,20 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from elip import identity
 from elip.cost.cached import COSTS_NAME, cached_cost
 from elip.data.batch import Batch
-from elip.identity import (
-    BEST,
-    CheckpointError,
-    content_fingerprint,
-    describe,
-    differences,
-    digest,
-    find_checkpoint,
-    protocol_options,
-    read_checkpoint_info,
-    source_fingerprint,
-)
 from elip.record import (
     RECORD_NAME,
     CheckpointInfo,
@@ -115,17 +104,17 @@ class Recorder(Callback):
         source.spec = module.task.spec
         data = source.fingerprints(parsed.command)
         files = {
-            f"model.{name}": content_fingerprint(path)
+            f"model.{name}": identity.content_fingerprint(path)
             for name in ("image_weights", "text_weights")
             if model[name] is not None and (path := Path(model[name]).expanduser()).exists()
         }
         if parsed.parent_id and not parsed.lineage and not files:
             files["weights"] = parsed.parent_id
         kinds = (type(module.task), type(module.meter.reducer))
-        code = {f"code/{kind.__name__}": source_fingerprint(kind) for kind in kinds}
+        code = {f"code/{kind.__name__}": identity.source_fingerprint(kind) for kind in kinds}
         self._fingerprints = {**data, **files, **{k: v for k, v in code.items() if v}}
         processes = self._trainer.accumulate_grad_batches * self._trainer.world_size
-        self._options = protocol_options(
+        self._options = identity.protocol_options(
             parsed.command, parsed.stated, {**data, **files}, next(iter(parsed.lineage), None),
             processes * parsed.config["data"]["batch_size"],
         )  # fmt: skip
@@ -133,19 +122,20 @@ class Recorder(Callback):
     def _check_weights(self) -> None:
         """Compare the run with what the checkpoint of its weights says."""
         path = self.parsed.checkpoint or self._module.weights
-        if path is None or (info := read_checkpoint_info(find_checkpoint(path))) is None:
+        info = path and identity.read_checkpoint_info(identity.find_checkpoint(path))
+        if not info:
             return
         if self.parsed.resumes:
-            differ = differences(info.protocol_options, self._options, ())
+            differ = identity.differences(info.protocol_options, self._options, ())
             if info.processes != self._trainer.world_size:
                 differ["processes"] = (info.processes, self._trainer.world_size)
             what = "A run can resume only with the data and number of processes it began with"
         else:
-            differ = differences(info.model, self._model_facts(), ())
+            differ = identity.differences(info.model, self._model_facts(), ())
             differ = {name: pair for name, pair in differ.items() if None not in pair}
             what = f"{path} fits, but was trained as a different model"
         if differ:
-            raise CheckpointError(f"{what}: {describe(differ)}.")
+            raise identity.CheckpointError(f"{what}: {identity.describe(differ)}.")
 
     def _model_facts(self) -> dict[str, Any]:
         """Return facts about the model and its data that tensor shapes do not show."""
@@ -167,7 +157,7 @@ class Recorder(Callback):
         parsed = self.parsed
         header = RunHeader(
             run_id=parsed.run_id, command=parsed.command, reducer=parsed.reducer,
-            method=parsed.method, protocol=digest(self._options, 16),
+            method=parsed.method, protocol=identity.digest(self._options, 16),
             seed=parsed.config["seed_everything"], steps=self._trainer.global_step,
             checkpoint=checkpoint,
         )  # fmt: skip
@@ -329,7 +319,7 @@ class Recorder(Callback):
         return Record(
             name=parsed.run_dir.name, run_id=parsed.run_id, command=parsed.command, status=status,
             started=self._started, ended=_now(), error=error, notes=tuple(notes),
-            protocol=digest(self._options, 16), protocol_options=self._options,
+            protocol=identity.digest(self._options, 16), protocol_options=self._options,
             stated_config=parsed.stated, config=config, seed=config["seed_everything"],
             lineage=parsed.lineage, weights=self._weights(), fingerprints=self._fingerprints,
             task=type(module.task).__name__, main_metric=module.task.main_metric,
@@ -375,7 +365,7 @@ class Recorder(Callback):
         if self.labels["grid"] is not None:
             return None
         if self.parsed.command == "fit":
-            return self.parsed.again("test", BEST)
+            return self.parsed.again("test", identity.BEST)
         folder = self.parsed.run_dir
         found_by_name = folder.name == self.parsed.command  # it is inside the directory of its fit
         return f"python -m analysis {(folder.parents if found_by_name else [0, folder])[1]}"
