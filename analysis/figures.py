@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -85,24 +86,9 @@ class _Panel:
     chance: float = np.nan
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw with the project's settings: small type, embedded fonts, no frame, no background."""
-    settings: Any = {
-        "figure.dpi": 150, "savefig.dpi": 300, "savefig.transparent": True,
-        "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "analysis",
-        "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 7,
-        "axes.titlesize": 7.5, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
-        "axes.titleweight": "normal", "axes.titlelocation": "left",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-        "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.4, "grid.alpha": 0.35,
-        "grid.color": MUTED, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-        "xtick.major.size": 2.5, "ytick.major.size": 2.5, "lines.linewidth": 0.9,
-        "lines.markersize": 3.4, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-        "xtick.color": INK, "ytick.color": INK, "axes.titlecolor": INK,
-    }  # fmt: skip
-    with mpl.rc_context(settings):
-        yield
+def style() -> AbstractContextManager[None]:
+    """Draw with the project's settings, those of ``paper.mplstyle``."""
+    return matplotlib.style.context(Path(__file__).with_name("paper.mplstyle"))
 
 
 def styles(scores: pd.DataFrame) -> dict[str, tuple[str, str]]:
@@ -230,7 +216,15 @@ def _scores_against(
         axes.set_ylabel(panel.metric)
         axes.locator_params(axis="x", nbins=5)
         points = _curves(axes, mine, x, names, looks)
-        _chance(axes, panel.chance)
+        low, high = axes.get_ylim()
+        place = (panel.chance - low) / (high - low) if low <= panel.chance <= high else 0
+        if place:
+            axes.axhline(panel.chance, color=MUTED, lw=0.6, ls=(0, (4, 2)), zorder=1)
+        if not np.isnan(panel.chance):
+            axes.text(
+                0.99, 0.02 + place, f"guessing {panel.chance:.3g}", transform=axes.transAxes,
+                ha="right", va="bottom", fontsize=_SMALL, color=MUTED,
+            )  # fmt: skip
         if points:
             _write_labels(figure, axes, points)
     return figure
@@ -247,22 +241,26 @@ def _curves(
     points: list[Label] = []
     for label, group in cells.sort_values("keep").groupby("label"):
         name, (colour, marker) = str(label), looks[str(label)]
-        acts = group["acts"].iloc[0]
         front = name in named
+        fusion = group["acts"].iloc[0] == "fusion"
+        left = group.sort_values(x).iloc[0]
+        cost, score = float(left[x]), float(left["score"])
         if name == NO_REDUCTION:
-            _no_reduction(axes, float(group[x].iloc[0]), float(group["score"].iloc[0]))
             colour = INK
+            axes.axhline(score, color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
+            axes.plot(cost, score, "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
+            axes.annotate(
+                "no\nreduction", (1, score), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
+                textcoords="offset points", va="center", fontsize=_SMALL, linespacing=0.95,
+            )  # fmt: skip
         else:
             axes.plot(
                 group[x], group["score"], marker=marker, mec="none", ms=3.4 if front else 2.2,
                 color=colour if front else MUTED, lw=0.8 if front else 0.5,
-                alpha=0.95 if front else 0.45, zorder=4 if front else 2,
-                ls=":" if acts == "fusion" else "-",
+                alpha=0.95 if front else 0.45, zorder=4 if front else 2, ls=":" if fusion else "-",
             )  # fmt: skip
             if front:
-                left = group.sort_values(x).iloc[0]
-                said = f"{name} (fusion)" if acts == "fusion" else name
-                points.append((float(left[x]), float(left["score"]), said, colour, marker))
+                points.append((cost, score, name + " (fusion)" * fusion, colour, marker))
         known = group.dropna(subset=["score_low", "score_high"])
         if front and len(known):
             highest = np.inf if known["metric"].iloc[0] == "share" else 1
@@ -273,27 +271,6 @@ def _curves(
         axes.step(best[x], best["score"], where="post", color=INK, lw=2.2, alpha=0.2, zorder=1)
     axes.margins(x=0.04, y=0.08)
     return points
-
-
-def _no_reduction(axes: Axes, cost: float, score: float) -> None:
-    axes.axhline(score, color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
-    axes.plot(cost, score, "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
-    axes.annotate(
-        "no\nreduction", (1, score), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
-        textcoords="offset points", va="center", fontsize=_SMALL, linespacing=0.95,
-    )  # fmt: skip
-
-
-def _chance(axes: Axes, chance: float) -> None:
-    low, high = axes.get_ylim()
-    place = (chance - low) / (high - low) if low <= chance <= high else 0
-    if place:
-        axes.axhline(chance, color=MUTED, lw=0.6, ls=(0, (4, 2)), zorder=1)
-    if not np.isnan(chance):
-        axes.text(
-            0.99, 0.02 + place, f"guessing {chance:.3g}", transform=axes.transAxes,
-            ha="right", va="bottom", fontsize=_SMALL, color=MUTED,
-        )  # fmt: skip
 
 
 def _breakdown(cells: pd.DataFrame, foot: str, width: float = TWO_COLUMN) -> Figure:
