@@ -432,7 +432,10 @@ def _why_alone(first: pd.Series, parts: Sequence[pd.DataFrame]) -> str:
         return "No other method was run on this task."
     differs = [identity.differences(first["options"], other["options"]) for other in others]
     closest = min(range(len(others)), key=lambda number: len(differs[number]))
-    said = [f"{name} ({own}; there {there})" for name, (own, there) in differs[closest].items()]
+    said = [
+        f"{name} ({'; there '.join('default' if each is None else str(each) for each in pair)})"
+        for name, pair in differs[closest].items()
+    ]
     what = ", ".join(said[:3]) + f" and {len(said) - 3} more" * (len(said) > 3)
     return f"Differs from “{others[closest]['setting']}” in {what or 'its weights or split'}."
 

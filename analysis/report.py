@@ -24,17 +24,15 @@ from analysis.load import (
     RANDOM,
     SHELF,
     SMALLER,
-    TESTED,
     TRAINED,
     TUNED,
-    USED,
     Setting,
     Study,
     load,
     study,
 )
 from analysis.statistics import Unit, aggregate, over_tasks
-from analysis.tables import Ranking, method_names, number, rank, tables
+from analysis.tables import Ranking, method_names, number, rank, summary, tables
 from analysis.tokenmaps import gallery, load_tokens, save_png
 
 REPORT_NAME = "report.html"
@@ -45,7 +43,8 @@ _HELD = 0.99
 _LEARNED = 0.1
 """A model that closes less of the gap between guessing and 1 is said to have learned little."""
 
-_MAPS = 4
+_MAPS, _MOST = 4, 6
+"""The page shows this many token maps, and different values of one fact about the runs."""
 _HOW: dict[Unit, str] = {
     "seeds": "by seed (what retraining would show)",
     "examples": "by example (what other test examples would show)",
@@ -97,7 +96,14 @@ def write_report(
             (plot, _write_figure(plot, out / "figures", width))
             for plot in bar(plots(known, highlight), "Figures")
         ]
-    maps, damaged = _token_maps(folders, out / "figures")
+    damaged: list[str] = []
+    tokens = load_tokens([place for place in folders if place.is_dir()], damaged)
+    maps = [
+        save_png(
+            gallery(tokens, 1, 7, first=image), out / "figures" / f"token_maps_{image + 1}.png"
+        )
+        for image in range(min(_MAPS, len({each.key for each in tokens})))
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -106,11 +112,11 @@ def write_report(
     )
     page = environment.get_template("report.html.j2").render(
         title=title,
-        summary=_summary(known),
+        summary=summary(known),
         findings=[(_upper(known.title(one.group)), findings(known, one)) for one in rankings],
         pictures=pictures,
         tables=made,
-        maps=maps,
+        maps=[base64.b64encode(path.read_bytes()).decode("ascii") for path in maps],
         damaged=damaged,
         provenance=_provenance(known),
     )
@@ -132,16 +138,6 @@ def _labels(known: Study, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _summary(known: Study) -> str:
-    counts = Counter(known.runs["status"])
-    said = [f"{counts.pop(USED, 0)} used"]
-    if tested := counts.pop(TESTED, 0):
-        said.append(f"{tested} only trained a model that another run tested")
-    said += [f"{count} {status}" for status, count in counts.most_common()]
-    number = len(known.runs)
-    return f"{number} run{'s' * (number != 1)}: {', '.join(said)}."
-
-
 def _write_figure(plot: Plot, folder: Path, width: float) -> Markup:
     """Write a figure as PDF and SVG; return the drawing for use inside the page.
 
@@ -158,17 +154,6 @@ def _write_figure(plot: Plot, folder: Path, width: float) -> Markup:
     )
     head = f'<svg role="img" aria-label="{html.escape(plot.title, quote=True)}"'
     return Markup(text.replace("<svg", head, 1))
-
-
-def _token_maps(places: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:
-    """Draw the token maps of a few images; return them in base64, and messages on damaged files."""
-    damaged: list[str] = []
-    maps = load_tokens([place for place in places if place.is_dir()], damaged)
-    pictures = []
-    for image in range(min(_MAPS, len({each.key for each in maps}))):
-        path = save_png(gallery(maps, 1, 7, first=image), folder / f"token_maps_{image + 1}.png")
-        pictures.append(base64.b64encode(path.read_bytes()).decode("ascii"))
-    return pictures, damaged
 
 
 def findings(known: Study, ranking: Ranking) -> list[tuple[str, str]]:
@@ -307,24 +292,21 @@ def _joined(names: Sequence[str]) -> str:
 
 def _provenance(known: Study) -> dict[str, str]:
     """Return code, packages, machines and times of the runs."""
-    facts: dict[str, list[str]] = defaultdict(list)
+    facts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in known.runs["record"].dropna():
         changed = " with uncommitted changes" if record.dirty else ""
-        facts["grid"].append(record.grid or "none")
-        facts["commit of the code"].append(f"{record.commit or 'unknown'}{changed}")
-        facts["day"].append(record.started[:10])
-        facts["processor"].append(record.cpu or "unknown")
-        facts["GPUs"].append("+".join(record.gpus) or "none")
-        facts["weights from"].append(re.sub(r"\brun [0-9a-f]{8}\b", "a run", record.weights))
-        facts["packages"].append(" ".join(f"{k} {v}" for k, v in sorted(record.packages.items())))
-        facts["notes of the runs"] += record.notes
-    return {name: _counted(values) for name, values in facts.items()}
-
-
-def _counted(values: Iterable[str], most: int = 6) -> str:
-    counts = Counter(values)
-    said = [
-        f"{value} ({count} run{'s' * (count > 1)})" for value, count in counts.most_common(most)
-    ]
-    more = [f"and {len(counts) - most} more"] if len(counts) > most else []
-    return "; ".join(said + more) or "none"
+        facts["grid"][record.grid or "none"] += 1
+        facts["commit of the code"][f"{record.commit or 'unknown'}{changed}"] += 1
+        facts["day"][record.started[:10]] += 1
+        facts["processor"][record.cpu or "unknown"] += 1
+        facts["GPUs"]["+".join(record.gpus) or "none"] += 1
+        facts["weights from"][re.sub(r"\brun [0-9a-f]{8}\b", "a run", record.weights)] += 1
+        facts["packages"][" ".join(f"{k} {v}" for k, v in sorted(record.packages.items()))] += 1
+        facts["notes of the runs"].update(record.notes)
+    said = {}
+    for name, counts in facts.items():
+        most = counts.most_common(_MOST)
+        values = [f"{value} ({count} run{'s' * (count > 1)})" for value, count in most]
+        more = [f"and {len(counts) - _MOST} more"] if len(counts) > _MOST else []
+        said[name] = "; ".join(values + more) or "none"
+    return said

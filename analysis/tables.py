@@ -380,6 +380,17 @@ def comparison_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
             yield Table(name, title, f"{_HOW[unit]} {_HOLM}", shown, raw, folded=True)
 
 
+def summary(study: Study) -> str:
+    """Say how many runs there are, and what happened to them."""
+    counts = study.runs["status"].value_counts().to_dict()
+    said = [f"{counts.pop(USED, 0)} used"]
+    if tested := counts.pop(TESTED, 0):
+        said.append(f"{tested} only trained a model that another run tested")
+    said += [f"{count} {status}" for status, count in counts.items()]
+    number = len(study.runs)
+    return f"{number} run{'s' * (number != 1)}: {', '.join(said)}."
+
+
 def status_tables(study: Study) -> Iterator[Table]:
     """Yield the runs that are not used, then the status of every run."""
     used = study.runs["status"].isin((USED, TESTED))
@@ -389,8 +400,7 @@ def status_tables(study: Study) -> Iterator[Table]:
     if other.any():
         title, caption = "Runs that are not used, and why", "Scores of these runs are in no mean."
         yield Table("runs-not-used", title, caption, shown[other], runs[other])
-    counts = ", ".join(f"{n} {status}" for status, n in runs["status"].value_counts().items())
-    yield Table("runs", "All runs", f"{len(runs)} runs: {counts}.", shown, runs, folded=True)
+    yield Table("runs", "All runs", summary(study), shown, runs, folded=True)
 
 
 def tables(study: Study, rankings: Sequence[Ranking]) -> Iterator[Table]:

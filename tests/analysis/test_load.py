@@ -53,7 +53,7 @@ def test_a_folder_of_every_kind_of_run_is_accounted_for(tmp_path: Path) -> None:
     why = dict(zip(found.runs["status"], found.runs["why"], strict=True))
     assert why["failed"] == "out of memory"
     assert "run.json" in why["unreadable"]
-    assert "model.lr (0.5; there None)" in why["nothing to compare with"]
+    assert "model.lr (0.5; there default)" in why["nothing to compare with"]
     page = write_report([tmp_path], tmp_path / "report").read_text()
     for name in ("out of memory", "not finite", "interrupted", "unreadable", "model.lr"):
         assert name in page
