@@ -137,15 +137,11 @@ def plots(study: Study, highlight: Sequence[str] = ()) -> list[Plot]:
                 made.append(Plot(name, section, title, "", partial(draw, tasks, x, foot)))
         ratio, at = at_reference(tasks[0].cells)
         at = at.dropna(subset=["gflops_total"]).sort_values("gflops_total")
-        if len(at):
+        if at["label"].nunique() > 1:
             title = f"Where the cost goes: {settings[0].name}"
-            about = (
-                "Multiply-adds of one example by part of the model. Vision is the image encoder. "
-                "Probe: extra passes that only score tokens. Reducer: the method's own work."
-            )
             said = f"{_foot(pd.Series([ratio]), settings[:1])} Task: {settings[0].task}."
             draw_cost = partial(_breakdown, at, said)
-            made.append(Plot(f"cost-{slug(group)}", "cost", title, about, draw_cost))
+            made.append(Plot(f"cost-{slug(group)}", "cost", title, "", draw_cost))
     return made
 
 

@@ -113,7 +113,12 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         summary=summary(known),
-        findings=[(_upper(known.title(one.group)), findings(known, one)) for one in rankings],
+        findings=[
+            (_upper(known.title(one.group)), findings(known, one))
+            for one in rankings
+            if len({*one.acts, *one.against}) > 1
+        ],
+        scored=len(known.scores),
         pictures=pictures,
         tables=made,
         maps=[base64.b64encode(path.read_bytes()).decode("ascii") for path in maps],
@@ -177,7 +182,7 @@ def _compared(settings: Sequence[Setting], rows: pd.DataFrame) -> str:
     own = rows[rows["acts"].isin(["encoder", "fusion"]) & (rows["label"] != RANDOM)]
     names = sorted(own["label"].unique())
     keeps = _joined([f"{keep:g}" for keep in sorted(own["keep"].unique())])
-    at = f" at keep ratios {keeps}" if keeps else ""
+    at = f" at keep ratio{'s' * (' ' in keeps)} {keeps}" if keeps else ""
     others = [label for label in (NO_REDUCTION, RANDOM, SMALLER) if label in set(rows["label"])]
     baselines = f"Baselines: {_joined(others)}. " if others else ""
     group = settings[0].group

@@ -85,7 +85,8 @@ def test_a_report_clears_the_files_of_an_earlier_one_only(tmp_path: Path) -> Non
     (out / "figures").mkdir(parents=True)
     (out / "figures" / "mine.pdf").write_text("mine")
     write_study(tmp_path / "runs", ("ELIP",), (0.7,), 1, ("VQA",), 20)
-    write_report([tmp_path / "runs"], out)
+    page = write_report([tmp_path / "runs"], out).read_text()
+    assert "No two methods share a setting, so there is nothing to compare" in page
     assert (out / "figures" / "mine.pdf").is_file()
     (out / "figures" / "old.pdf").write_text("old")
     write_report([tmp_path / "runs"], out)
