@@ -203,23 +203,30 @@ def _scores_against(
         foot += " Dotted: acts in the fusion."
     across = 1 if width <= ONE_COLUMN or len(panels) == 1 else 2
     height = max(1.95 if width <= ONE_COLUMN else 2.3, 0.75 + _LINE * 1.12 * lines)
-    figure, places = _sheet(width, height, across, -(-len(panels) // across), foot)
-    for empty in places[len(panels) :]:
+    figure, sheet = _sheet(width, height, across, -(-len(panels) // across), foot)
+    for empty in sheet[len(panels) :]:
         empty.set_axis_off()
-    for axes, panel, mine, names in zip(places, panels, cells, named, strict=False):
+    for axes, panel, mine, names in zip(sheet, panels, cells, named, strict=False):
         axes.set_title(panel.title)
         axes.set_xlabel(_AXES[x][1])
         axes.set_ylabel(panel.metric)
         axes.locator_params(axis="x", nbins=5)
         points = _curves(axes, mine, x, names, looks)
         low, high = axes.get_ylim()
-        place = (panel.chance - low) / (high - low) if low <= panel.chance <= high else 0
-        if place:
-            axes.axhline(panel.chance, color=MUTED, lw=0.6, ls=(0, (4, 2)), zorder=1)
+        whole = mine.loc[mine["label"] == NO_REDUCTION, "score"]
+        notes = [(float(score), "no\nreduction", INK) for score in whole[:1]]
         if not np.isnan(panel.chance):
-            axes.text(
-                0.99, 0.02 + place, f"guessing {panel.chance:.3g}", transform=axes.transAxes,
-                ha="right", va="bottom", fontsize=_SMALL, color=MUTED,
+            side = " ↓" if panel.chance < low else " ↑" if panel.chance > high else ""
+            if not side:
+                axes.axhline(panel.chance, color=MUTED, lw=0.6, ls=(0, (4, 2)), zorder=1)
+            notes.append((panel.chance, f"guessing\n{panel.chance:.3g}{side}", MUTED))
+        inches = axes.get_position().height * figure.get_figheight()
+        gap = 2.2 * _LINE * (high - low) / inches
+        places = spread((note[0] for note in notes), gap, low + gap / 2, high - gap / 2)
+        for (_, text, colour), place in zip(notes, places, strict=True):
+            axes.annotate(
+                text, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(2, 0), color=colour,
+                textcoords="offset points", va="center", fontsize=_SMALL, linespacing=0.95,
             )  # fmt: skip
         if points:
             _write_labels(figure, axes, points)
@@ -245,10 +252,6 @@ def _curves(
             colour = INK
             axes.axhline(score, color=MUTED, lw=0.6, ls=(0, (1, 2)), zorder=1)
             axes.plot(cost, score, "o", ms=4.6, mfc="none", mec=INK, mew=1.0, zorder=5)
-            axes.annotate(
-                "no\nreduction", (1, score), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
-                textcoords="offset points", va="center", fontsize=_SMALL, linespacing=0.95,
-            )  # fmt: skip
         else:
             axes.plot(
                 group[x], group["score"], marker=marker, mec="none", ms=3.4 if front else 2.2,
