@@ -272,14 +272,14 @@ def read_state(path: Path) -> State:
     DeepSpeed (``module``), and OpenAI CLIP archives. Objects other than tensors are ignored. A
     prefix ``module.`` of all names is removed.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weight file {path}.")
     try:
         loaded = _load(path)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
-            f"{path} is damaged or not a weight file: {error} Supported are .safetensors, PyTorch "
-            "state dicts, Lightning and DeepSpeed checkpoints, and OpenAI CLIP archives."
+            f"{path} is damaged or not a weight file. Supported are .safetensors, PyTorch state "
+            "dicts, Lightning and DeepSpeed checkpoints, and OpenAI CLIP archives."
         ) from error
     for wrapper in ("state_dict", "module"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
