@@ -165,7 +165,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     whole = new(description="METER with token reduction.")
     commands, found = whole.add_subcommands(dest="command"), {}
     for command, description in COMMANDS.items():
-        parser = found[command] = new(description=description)
+        usage = f"python run_experiment.py {command} --config FILE [options]"
+        parser = found[command] = new(description=description, usage=usage)
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file.")
         parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run.")
         parser.add_argument(

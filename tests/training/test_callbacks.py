@@ -90,6 +90,7 @@ def test_a_terminal_shows_one_bar_over_all_epochs(
     assert "Training" in shown
     assert "9/9" in shown
     assert "loss: " in shown
+    assert "loss: nan" not in shown  # before the first step
 
 
 @pytest.mark.parametrize("terminal", [True, False])

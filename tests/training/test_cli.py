@@ -64,7 +64,7 @@ def test_a_reducer_is_chosen_by_name_or_import_path() -> None:
     [
         ("--model.reducer=ELPI", ["ELPI", "ELIP", "Random"]),
         ("--model.task=Pretrainin", ["Pretrainin", "Pretraining"]),
-        ("--model.reducer.mixx=0.5", ["mixx", "mix"]),
+        ("--model.reducer.mixx=0.5", ["mixx", "fit --model.reducer.help=reducers.elip.ELIP"]),
         ("--model.schedule.keep_ratios=0.5", ["model.schedule.keep_ratio"]),
         ("--trainer.max_stepz=3", ["trainer.max_steps"]),
         ("--model.meter.preset=tinny", ["tiny", "clip16_roberta"]),
