@@ -209,7 +209,7 @@ class Sweep(Callback):
             for stage in ("validation", "test"):
                 for name in (f"on_{stage}_epoch_start", f"{stage}_step", f"on_{stage}_epoch_end"):
                     setattr(module, name, self._for_all_runs(getattr(module, name)))
-            vars(module)["predict_step"] = lambda *given: None  # see `on_predict_batch_end`
+            vars(module)["predict_step"] = lambda *given: []  # see `on_predict_batch_end`
             yield
 
     def _for_each(self, do: Callable[[_Run], Any]) -> None:
