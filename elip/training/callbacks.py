@@ -51,7 +51,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write a checkpoint. If that fails, an older one of that name is untouched."""
         with whole_file(Path(path), durable=True) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch hides the cause, such as a full disk
+                raise (error.__context__ or error) from None
 
 
 class StepFlags:
