@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ from elip.training.recorder import Recorder
 from experiments.grid import BUDGET, Cell, Draft
 from reducers import Identity
 from reducers import shelf as all_reducers
-from reducers.contract import Reducer
+from reducers.contract import Placement, Reducer
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,10 @@ def parse_draft(draft: Draft, root: Path) -> Cell | str:
 
 def _reduces(config: Mapping[str, Any]) -> bool:
     """Return whether the reducer acts. Raise ValueError if schedule and sizes do not fit."""
-    placement = _reducer(config).placement
+    placement: Placement = "never"
+    if (given := config["model"]["reducer"]) is not None:
+        module, _, name = given["class_path"].rpartition(".")
+        placement = getattr(import_module(module), name).placement
     sizes = MeterConfig(**config["model"]["meter"]).resolve()
     blocks = sizes.fusion_layers if placement == "fusion" else sizes.image_blocks
     if placement != "never" and blocks is not None:
