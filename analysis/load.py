@@ -220,7 +220,15 @@ def study(runs: pd.DataFrame) -> Study:
             fate = (ALONE, _why_alone(first, parts)) if alone else (USED, first["setting"])
             mine = runs.index.isin(part["run"]) & runs["status"].eq(USED)
             runs.loc[mine, ["status", "why"]] = fate
-            settings[first["setting"]] = _setting(part)
+            outcomes = next((each for each in part["outcomes"] if each is not None), None)
+            settings[first["setting"]] = Setting(
+                name=first["setting"],
+                **{name: first[name] for name in ("group", "task", "dataset", "split", "metric")},
+                seeds=int(part.groupby(["label", "keep"])["seed"].nunique().max()),
+                examples=int(part["examples"].max()),
+                images=None if outcomes is None else outcomes.index.unique("image").size,
+                chance=float(part["chance"].astype(float).mean()),
+            )
         scores = _with_shares(_per_seed(pd.concat(parts, ignore_index=True)))
     else:
         names = ["seed", "group", "family", "acts", "score", "share", "outcomes", "metric"]
@@ -438,19 +446,6 @@ def _why_alone(first: pd.Series, parts: Sequence[pd.DataFrame]) -> str:
     ]
     what = ", ".join(said[:3]) + f" and {len(said) - 3} more" * (len(said) > 3)
     return f"Differs from “{others[closest]['setting']}” in {what or 'its weights or split'}."
-
-
-def _setting(rows: pd.DataFrame) -> Setting:
-    first = rows.iloc[0]
-    outcomes = next((each for each in rows["outcomes"] if each is not None), None)
-    return Setting(
-        name=first["setting"],
-        **{name: first[name] for name in ("group", "task", "dataset", "split", "metric")},
-        seeds=int(rows.groupby(["label", "keep"])["seed"].nunique().max()),
-        examples=int(rows["examples"].max()),
-        images=None if outcomes is None else outcomes.index.get_level_values("image").nunique(),
-        chance=float(rows["chance"].astype(float).mean()),
-    )
 
 
 def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:

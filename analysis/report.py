@@ -172,7 +172,7 @@ def findings(known: Study, ranking: Ranking) -> list[tuple[str, str]]:
         if len(tables) == 2:
             both = {_verdicts(found, "by seed and by example") for found in tables.values()}
             text = both.pop() if len(both) == 1 else text
-        name = other.lower() if other == NO_REDUCTION else other
+        name = other.replace(NO_REDUCTION, NO_REDUCTION.lower())
         said.append((f"Compared with {name}, mean over the keep ratios", text))
     said.append(("What these runs do not show", _not_shown(settings, ranking, rows)))
     return [(about, text) for about, text in said if text]

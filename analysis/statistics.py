@@ -181,7 +181,17 @@ def comparisons(
             found = [each for one in settings for each in one.pairings(a, b, by_ratio, unit)]
             for keeps in dict.fromkeys(each.keeps for each in found):
                 mine = [each for each in found if each.keeps == keeps]
-                pairings += [*mine, *_over_all(mine, len(settings), unit)]
+                pairings += mine
+                gaps = [each.gaps for each in mine if len(each.gaps) > 1]
+                if len(settings) > 1 and len(gaps) == len(settings):
+                    if unit == "examples":
+                        mean = stacked(gaps)
+                    elif len(set(map(len, gaps))) == 1:  # one value a seed: its mean over tasks
+                        mean = np.mean(gaps, axis=0)
+                    else:
+                        continue
+                    differing = min(len(mean), sum(each.differing for each in mine))
+                    pairings.append(Pairing(a, b, OVER_ALL, keeps, mean, differing))
     return compare(pairings)
 
 
@@ -229,21 +239,6 @@ class _Scores:
                 if whole:
                     gaps = np.mean(whole, axis=1)
                     yield Pairing(a, b, self.name, keeps, gaps, int(np.count_nonzero(gaps)))
-
-
-def _over_all(mine: Sequence[Pairing], settings: int, unit: Unit) -> Iterator[Pairing]:
-    """Yield the mean over all settings, if each of them has the pair."""
-    gaps = [each.gaps for each in mine if len(each.gaps) > 1]
-    if settings < 2 or len(gaps) < settings:
-        return
-    if unit == "examples":
-        mean = stacked(gaps)
-    elif len(set(map(len, gaps))) == 1:  # one value a seed: its mean over tasks
-        mean = np.mean(gaps, axis=0)
-    else:
-        return
-    differing = min(len(mean), sum(each.differing for each in mine))
-    yield Pairing(mine[0].a, mine[0].b, OVER_ALL, mine[0].keeps, mean, differing)
 
 
 def aggregate(scores: pd.DataFrame) -> pd.DataFrame:

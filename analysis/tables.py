@@ -48,11 +48,6 @@ class Table:
         number = re.compile(rf"[+-]?\d[\d.e+-]*|{MISSING}")
         return [all(map(number.fullmatch, column)) for column in self.shown.to_numpy().T]
 
-    @cached_property
-    def long(self) -> list[bool]:
-        """Which columns hold long texts, which wrap."""
-        return [any(len(cell) > 40 for cell in column) for column in self.shown.to_numpy().T]
-
     def markdown(self) -> str:
         """Return the table in Markdown."""
         cells = self.shown.map(lambda cell: html.escape(cell, quote=False).replace("|", r"\|"))
@@ -215,7 +210,7 @@ def ranking_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
         parts = {other: part for other, part in parts.items() if len(part)}
         for other, part in parts.items():
             said = differences(part).reindex(list(ranking.acts), fill_value=MISSING)
-            shown[f"minus {_lower(other)}"] = said.to_numpy()
+            shown[f"minus {other.replace(NO_REDUCTION, NO_REDUCTION.lower())}"] = said.to_numpy()
         raw = pd.concat(parts.values())
         usual = max(found["keeps"], key=len)
         fewer = (raw["keeps"] != usual).any()
@@ -229,10 +224,6 @@ def ranking_tables(study: Study, ranking: Ranking) -> Iterator[Table]:
         title = f"Ranking by {unit[:-1]}: {study.title(ranking.group)}"
         name = f"ranking-{slug(ranking.group)}-{unit}"
         yield Table(name, title, caption, shown, raw, "ranking")
-
-
-def _lower(name: str) -> str:
-    return name.lower() if name == NO_REDUCTION else name
 
 
 def differences(found: pd.DataFrame) -> pd.Series:
