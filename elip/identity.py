@@ -233,14 +233,12 @@ def find_checkpoint(path: str | Path, first: str = BEST) -> Path:
         raise CheckpointError(f"{path} is incomplete or not a checkpoint. Delete it.")
     if not path.is_dir():
         return path
-    preferred, other = (
-        checkpoint_path(path, each) for each in sorted((BEST, LAST), key=first.__ne__)
-    )
-    if is_whole(preferred):
-        return preferred
-    if is_whole(other):
-        log.warning("%s is missing or incomplete; using %s.", preferred, other)
-        return other
+    preferred, other = (LAST, BEST) if first == LAST else (BEST, LAST)
+    if is_whole(found := checkpoint_path(path, preferred)):
+        return found
+    if is_whole(instead := checkpoint_path(path, other)):
+        log.warning("%s is missing or incomplete; using %s.", found, instead)
+        return instead
     raise CheckpointError(f"There is no complete checkpoint in {path}. Run fit first.")
 
 
