@@ -196,6 +196,7 @@ class Sweep(Callback):
     def around(self, first: ParsedRun, trainer: Trainer, module: MeterModule) -> Iterator[None]:
         """Make module and trainer of the first run serve all runs."""
         self._module, self._trainer = module, cast(Any, trainer)
+        module.eval()  # so that every reducer is set in this mode; Lightning reaches only one
         with ExitStack() as stack:
             for args, grid, cell_stage, axes in self._asked:
                 parsed = cli.parse(args)

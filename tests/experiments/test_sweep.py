@@ -15,7 +15,7 @@ from experiments.grid import Cell, read_grid
 from experiments.jobs import make_jobs, start_arguments
 
 ROOT = Path(__file__).parents[2]
-REDUCERS = ["Identity", "Random", "ELIP", "TRIPS"]
+REDUCERS = ["Identity", "Random", "ATS", "ELIP", "TRIPS"]  # content decides how much ATS keeps
 MEASURED = {
     "name", "started", "ended", "config", "batch_size", "latency_ms", "latency_p95_ms",
     "latency_unreduced_ms", "examples_per_second", "peak_memory_bytes", "log_tail",
