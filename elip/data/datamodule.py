@@ -92,12 +92,13 @@ class DataModule(LightningDataModule):
         exclude_own: bool = True,
     ) -> None:
         super().__init__()
-        for option, number in (
-            ("train_limit", train_limit), ("eval_limit", eval_limit),
-            ("batch_size", batch_size), ("eval_batch_size", eval_batch_size),
+        for option, number, least in (
+            ("train_limit", train_limit, 1), ("eval_limit", eval_limit, 1),
+            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
+            ("max_text_len", max_text_len, 3),
         ):  # fmt: skip
-            if number is not None and number < 1:
-                raise DataError(f"data.{option} is {number}; it must be at least 1.")
+            if number is not None and number < least:
+                raise DataError(f"data.{option} is {number}; it must be at least {least}.")
         names = [datasets] if isinstance(datasets, str) else datasets
         self.datasets = [find_dataset(name) for name in names]
         self.name = ", ".join(dataset.name for dataset in self.datasets)

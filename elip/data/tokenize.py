@@ -42,10 +42,7 @@ class TextTokenizer:
         missing = [name for name in _SPECIAL if getattr(tokenizer, name, None) is None]
         if missing:
             raise DataError(f"The tokenizer has no {', '.join(missing)}; the model needs them.")
-        if length < 3:
-            raise DataError(f"max_text_len is {length}; it must be at least 3.")
         self.length = length
-        self.vocab_size = len(tokenizer)  # with added tokens
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (
             int(tokenizer.convert_tokens_to_ids(getattr(tokenizer, name))) for name in _SPECIAL
         )
@@ -55,6 +52,7 @@ class TextTokenizer:
         self._backend.enable_padding(
             length=length, pad_id=self.pad_id, pad_token=str(tokenizer.pad_token)
         )
+        self.vocab_size = max(self._backend.get_vocab().values()) + 1  # with added tokens
         self.whole_words = isinstance(self._backend.model, models.WordPiece)  # to be masked whole
         ids = self._backend.encode("a").ids
         if ids[0] != self.cls_id or self.sep_id not in ids:
@@ -62,8 +60,6 @@ class TextTokenizer:
                 "The tokenizer does not enclose a text in its cls_token and sep_token; its "
                 "post_processor is missing."
             )
-        if max(self._backend.get_vocab().values()) >= self.vocab_size:
-            raise DataError("The numbers of the tokens have gaps; the model cannot embed them.")
 
     def encode(self, texts: Sequence[str]) -> tuple[TextBatch, NDArray[np.int64]]:
         """Return [B,L] ids and mask; and [B,L] word numbers, -1 at special tokens and padding."""
@@ -84,8 +80,17 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     The folder has `tokenizer.json`, or `vocab.txt` (BERT), or `vocab.json` and `merges.txt`
     (RoBERTa).
     """
+    folder = Path(name).expanduser()
     try:
-        tokenizer = _load(Path(name).expanduser())
+        if (folder / "config.json").is_file() or not folder.is_dir():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        elif (folder / "tokenizer_config.json").is_file():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        elif (folder / "tokenizer.json").is_file():
+            tokenizer = wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        else:
+            kind = BertTokenizer if (folder / "vocab.txt").is_file() else RobertaTokenizer
+            tokenizer = kind.from_pretrained(str(folder))
     except Exception as error:  # tokenizers raises nothing narrower
         raise DataError(
             f"No tokenizer in {str(name)!r}: {error} Use a folder with tokenizer.json, or a hub "
@@ -96,25 +101,13 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _load(folder: Path) -> PreTrainedTokenizerFast:
-    if (folder / "config.json").is_file() or not folder.is_dir():
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    if (folder / "tokenizer_config.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(str(folder))
-    if (folder / "tokenizer.json").is_file():
-        return wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))
-    kind = BertTokenizer if (folder / "vocab.txt").is_file() else RobertaTokenizer
-    return kind.from_pretrained(str(folder))
-
-
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Wrap a bare tokenizer for transformers, with BERT's or RoBERTa's special tokens."""
-    found = [
-        dict(zip(_SPECIAL, names, strict=True))
-        for names in (("[PAD]", "[CLS]", "[SEP]", "[MASK]"), ("<pad>", "<s>", "</s>", "<mask>"))
-        if all(tokenizer.token_to_id(name) is not None for name in names)
-    ]
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(found[0] if found else {}))
+    for names in (("[PAD]", "[CLS]", "[SEP]", "[MASK]"), ("<pad>", "<s>", "</s>", "<mask>")):
+        if all(tokenizer.token_to_id(name) is not None for name in names):
+            special = dict(zip(_SPECIAL, names, strict=True))
+            return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>")

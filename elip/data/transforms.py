@@ -56,7 +56,11 @@ def decode_image(
         if short_side is not None:
             image.draft("RGB", _scaled(image.size, short_side))
         image.load()
-        image = _trimmed(_eight_bits(image))
+        image = _eight_bits(image)
+        # Cut off the ends of a very long strip: they are not used, but would fill the memory.
+        (width, height), most = image.size, _MAX_ASPECT_RATIO * min(image.size)
+        left, top = max(0, width - most) // 2, max(0, height - most) // 2
+        image = image.crop((left, top, left + min(width, most), top + min(height, most)))
         if keep_alpha and image.has_transparency_data:
             return image.convert("RGBA")
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -95,14 +99,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         whites = [65535]
     white = next((white for white in whites if values.max() <= white), values.max())
     return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
-
-
-def _trimmed(image: Image.Image) -> Image.Image:
-    """Cut off the ends of a very long strip, which are not used but would fill the memory."""
-    width, height = image.size
-    most = _MAX_ASPECT_RATIO * min(image.size)
-    left, top = max(0, width - most) // 2, max(0, height - most) // 2
-    return image.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 @dataclass(frozen=True)
@@ -184,14 +180,15 @@ def _signed(value: float, rng: random.Random) -> float:
     return -value if rng.random() > 0.5 else value
 
 
-def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix)
+def _affine(place: int, strength: float) -> Operation:
+    """Return a shear or shift: a strength with random sign at a place of the identity matrix."""
 
+    def operation(image: Image.Image, rng: random.Random) -> Image.Image:
+        matrix = [1.0, 0, 0, 0, 1, 0]
+        matrix[place] = _signed(strength, rng)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
-def _solarize_add(image: Image.Image, _: random.Random) -> Image.Image:
-    brighter = np.asarray(image).astype(np.int64) + int(110 * _LEVEL)
-    pixels = np.clip(brighter, 0, 255).astype(np.uint8)
-    return ImageOps.solarize(Image.fromarray(pixels), 128)
+    return operation
 
 
 def _enhanced(enhance: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
@@ -205,15 +202,15 @@ OPERATIONS: dict[str, Operation] = {
     "Rotate": lambda image, rng: image.rotate(_signed(30 * _LEVEL, rng)),  # degrees
     "Posterize": lambda image, _: ImageOps.posterize(image, int(4 * _LEVEL)),  # bits left
     "Solarize": lambda image, _: ImageOps.solarize(image, math.ceil(256 * _LEVEL)),
-    "SolarizeAdd": _solarize_add,
+    "SolarizeAdd": lambda image, _: ImageOps.solarize(
+        image.point(lambda value: min(value + int(110 * _LEVEL), 255)), 128
+    ),
     "Color": _enhanced(ImageEnhance.Color),
     "Contrast": _enhanced(ImageEnhance.Contrast),
     "Brightness": _enhanced(ImageEnhance.Brightness),
     "Sharpness": _enhanced(ImageEnhance.Sharpness),
-    "ShearX": lambda image, rng: _affine(image, 1, _signed(0.3 * _LEVEL, rng), 0, 0, 1, 0),
-    "ShearY": lambda image, rng: _affine(image, 1, 0, 0, _signed(0.3 * _LEVEL, rng), 1, 0),
-    "TranslateXabs": lambda image, rng: _affine(  # pixels of the original image
-        image, 1, 0, _signed(100 * _LEVEL, rng), 0, 1, 0
-    ),
-    "TranslateYabs": lambda image, rng: _affine(image, 1, 0, 0, 0, 1, _signed(100 * _LEVEL, rng)),
+    "ShearX": _affine(1, 0.3 * _LEVEL),
+    "ShearY": _affine(3, 0.3 * _LEVEL),
+    "TranslateXabs": _affine(2, 100 * _LEVEL),  # pixels of the original image
+    "TranslateYabs": _affine(5, 100 * _LEVEL),
 }

@@ -407,7 +407,6 @@ def test_names_of_datasets() -> None:
     for name, said in (
         ("shape", "'shape'. Did you mean shapes"),
         ("tests.data.tiny.Absent", "cannot be imported"),
-        ("elip.data.datasets.base.DatasetSpec", "must be a DatasetSpec with"),
     ):
         with pytest.raises(DataError, match=said):
             find_dataset(name)

@@ -68,8 +68,9 @@ def test_a_list_of_answers_must_match_the_files(root: Path) -> None:
 def test_wrong_options(root: Path) -> None:
     with pytest.raises(DataError, match=r"Did you mean coco"):
         DataModule("cocoa")
-    with pytest.raises(DataError, match=r"data\.batch_size is 0; it must be at least"):
-        module(root, batch_size=0)
+    for option, number in (("batch_size", 0), ("max_text_len", 2)):
+        with pytest.raises(DataError, match=rf"data\.{option} is {number}; it must be at least"):
+            module(root, **{option: number})
     for names in ([], ["coco", "elip.data.datasets.karpathy.Coco"]):
         with pytest.raises(DataError, match="name one or several, each once"):
             module(root, datasets=names)

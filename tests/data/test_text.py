@@ -47,17 +47,13 @@ def test_any_text_becomes_tokens(text: str) -> None:
 def test_a_tokenizer_that_no_model_can_use_is_refused(tmp_path: Path) -> None:
     made = json.loads(tokenizer().to_str())
     vocab = made["model"]["vocab"] | {"x": 500}
-    for changed, message in (
-        ({"model": made["model"] | {"vocab": vocab}}, "numbers of the tokens have gaps"),
-        ({"post_processor": None}, "post_processor is missing"),
-    ):
-        with pytest.raises(DataError, match=message):
-            TextTokenizer(wrap(Tokenizer.from_str(json.dumps(made | changed))), 8)
+    sparse = Tokenizer.from_str(json.dumps(made | {"model": made["model"] | {"vocab": vocab}}))
+    assert TextTokenizer(wrap(sparse), 8).vocab_size == 501  # every number can be embedded
+    with pytest.raises(DataError, match="post_processor is missing"):
+        TextTokenizer(wrap(Tokenizer.from_str(json.dumps(made | {"post_processor": None}))), 8)
     bare = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(DataError, match="no pad_token, cls_token, sep_token, mask_token"):
         TextTokenizer(wrap(bare), 8)
-    with pytest.raises(DataError, match="at least 3"):
-        TextTokenizer(wrap(tokenizer()), 2)
     for name, content in (("none", ""), ("tokenizer.json", ""), ("config.json", "[]")):
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=str(tmp_path)):

@@ -33,9 +33,7 @@ def find_dataset(name: str) -> DatasetSpec:
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DataError(f"There is no dataset {name!r}.{hint} Known: {', '.join(known)}.")
     try:
-        found = getattr(importlib.import_module(module), member)()
+        found: DatasetSpec = getattr(importlib.import_module(module), member)()
     except (ImportError, AttributeError) as error:
         raise DataError(f"The dataset {name!r} cannot be imported: {error}") from error
-    if not (isinstance(found, DatasetSpec) and hasattr(found, "views")):
-        raise DataError(f"{name!r} must be a DatasetSpec with `name` and `views`.")
     return found
