@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from elip.data.datasets.base import SCHEMAS, DataError, DatasetSpec, View
+from elip.data.datasets.base import PHASES, SCHEMAS, DataError, DatasetSpec, Phase, Splits, View
 from elip.data.download import Download, Row
 from elip.data.shapes import language
 from elip.data.shapes.scene import Scene, draw, png, random_scene
 from elip.files import remove_remains, whole_file
 
-SPLITS = ("train", "val", "test")
 _ANSWER_FILE = "shapes_answers.json"
 _VERSION = 3
 """Increase it when the same options give other files."""
@@ -37,7 +36,7 @@ class Options:
 
     def __post_init__(self) -> None:
         # A pair needs two scenes; the numbers of images leave room for ten million per split.
-        scenes = dict.fromkeys(SPLITS, (2, 10_000_000))
+        scenes = dict.fromkeys(("train", "val", "test"), (2, 10_000_000))
         ranges = {"pixels": (48, 4096), "things": (2, 4), "seed": (0, 2**32 - 1), **scenes}
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
@@ -46,10 +45,9 @@ class Options:
 
 
 def _view(kind: str, num_answers: int = 0) -> View:
-    train, val, test = ({split: (f"shapes_{kind}_{split}.arrow",)} for split in SPLITS)
+    splits: Splits = {phase: {phase: (f"shapes_{kind}_{phase}.arrow",)} for phase in PHASES}
     answers = _ANSWER_FILE if kind == "question" else None
-    splits = {"train": train, "val": val, "test": test}
-    return View(splits, num_answers=num_answers, answer_file=answers)  # type: ignore[arg-type]
+    return View(splits, num_answers=num_answers, answer_file=answers)
 
 
 def _schema(kind: str) -> pa.Schema:
@@ -73,7 +71,7 @@ class Shapes(DatasetSpec):
         "entailment": _view("entailment", 3),
         "statement": _view("statement", 2),
     }
-    files = {f"shapes_{kind}_{split}.arrow": _schema(kind) for split in SPLITS for kind in SCHEMAS}
+    files = {f"shapes_{kind}_{split}.arrow": _schema(kind) for split in PHASES for kind in SCHEMAS}
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -89,17 +87,17 @@ class Shapes(DatasetSpec):
         download.side_files[_ANSWER_FILE] = json.dumps(language.ANSWERS, indent=1) + "\n"
         tokenizer = word_tokenizer(language.WORDS).to_str(pretty=True)
         download.side_files["tokenizer/tokenizer.json"] = tokenizer
-        for split in SPLITS:
+        for split in PHASES:
             yield from _rows(split, self.options)
 
 
-def _rows(split: str, options: Options) -> Iterator[Row]:
+def _rows(split: Phase, options: Options) -> Iterator[Row]:
     before: tuple[Scene, bytes] | None = None
     for index in range(getattr(options, split)):
-        seed = (options.seed, SPLITS.index(split), index)
+        seed = (options.seed, PHASES.index(split), index)
         scene = random_scene(seed, options.pixels, options.things)
         image, rng = png(draw(scene)), np.random.default_rng([*seed, 2])
-        name, number = f"{split}-{index}", SPLITS.index(split) * 10_000_000 + index
+        name, number = f"{split}-{index}", PHASES.index(split) * 10_000_000 + index
         asked, answers = zip(*language.questions(scene, rng), strict=True)
         said = _truths(language.statements(scene, rng))
         rows: dict[str, dict[str, Any]] = {
