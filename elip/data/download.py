@@ -77,7 +77,7 @@ class Download:
             entries: The entries, if the file is not JSON.
         """
         before, used = self.skipped[_MALFORMED], False
-        for entry in self.fitting(entries or _json(path, place), shape, path.name):
+        for entry in self.fitting(entries or json_entries(path, place), shape, path.name):
             used = True
             yield entry
         if not used:
@@ -112,7 +112,8 @@ class Download:
             self.skip("image without a caption", image_id)
 
 
-def _json(path: Path, place: str) -> Iterator[Any]:
+def json_entries(path: Path, place: str) -> Iterator[Any]:
+    """Stream the entries of a JSON file; see `Download.items` for ``place``."""
     with path.open("rb") as file:
         try:
             yield from ijson.items(file, place, multiple_values=not place, use_float=True)

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from elip.data.datasets.base import SCHEMAS, DataError, DatasetSpec, View
-from elip.data.download import Download, Row
+from elip.data.download import Download, Row, fits, json_entries
 
 MIN_COUNT = 9
 """An answer is kept if it is the most common one of at least this many questions."""
@@ -93,16 +93,18 @@ class VqaV2(DatasetSpec):
             yield from _rows(download, split, None)
 
 
-def _annotations(download: Download, split: str) -> Iterator[dict[str, Any]]:
-    path = download.find(f"v2_mscoco_{_YEARS[split]}_annotations.json")
+def _annotations(download: Download, split: str, again: bool = False) -> Iterator[dict[str, Any]]:
+    path, place = download.find(f"v2_mscoco_{_YEARS[split]}_annotations.json"), "annotations.item"
     shape = {"question_id": int, "multiple_choice_answer": str, "answers": list}
-    return download.items(path, shape, "annotations.item")
+    if again:  # the first reading has counted the malformed entries
+        return (entry for entry in json_entries(path, place) if fits(entry, shape))
+    return download.items(path, shape, place)
 
 
 def _rows(download: Download, split: str, numbers: dict[str, int] | None) -> Iterator[Row]:
     """Yield the rows of a split; without answers if there are no ``numbers`` of the kept ones."""
     answers: dict[int, list[tuple[str, int, float]]] = {}  # by question; the first ones count
-    for entry in _annotations(download, split) if numbers is not None else ():
+    for entry in _annotations(download, split, again=True) if numbers is not None else ():
         number, where = entry["question_id"], f"question {entry['question_id']}"
         if number in answers:
             download.skip("annotation with a repeated question number", where)
