@@ -59,13 +59,13 @@ def _scores(record: Record) -> Table:
 
 def _tokens(record: Record) -> Text:
     *entering, leaving = (f"{count:g}" for count in record.tokens_per_block)
-    asked = "" if record.keep_ratio_asked is None else f", asked {record.keep_ratio_asked:g}"
-    where, kind, ratio = "block", "", record.keep_ratio
+    asked = "" if record.keep_ratio_asked is None else f" (asked {record.keep_ratio_asked:g})"
+    where, kind, ratio = "block", "Keep ratio", record.keep_ratio
     if record.fusion_keep_ratio is not None:
-        where, kind, ratio = "fusion layer", "fusion ", record.fusion_keep_ratio
+        where, kind, ratio = "fusion layer", "Fusion keep ratio", record.fusion_keep_ratio
     return Text(
         f"Patch tokens entering each {where}: {' '.join(entering)}; leaving: {leaving} of "
-        f"{record.patches} ({kind}keep ratio {_fixed(ratio, 3)}{asked})."
+        f"{record.patches}.\n{kind}: {_fixed(ratio, 3)}{asked}."
     )
 
 
