@@ -11,17 +11,19 @@ training loop itself does. The first steps are dropped.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 from torch.optim import AdamW
 
-from elip.cost.timing import report
 from elip.data.datamodule import Loader
 from elip.model import guard
+from elip.record import environment
 from elip.training import cli
 from elip.training.module import MeterModule
 from elip.training.watch import ReducerWatch
@@ -88,7 +90,10 @@ def main() -> None:
         cli.run(["fit", "--config", given.config, f"--trainer.default_root_dir={folder}",
                  f"--trainer.max_steps={last}", "--trainer.limit_val_batches=0",
                  "--trainer.enable_progress_bar=false"])  # fmt: skip
-    report(_rows(marks), given.out)
+    rows = _rows(marks)
+    print(pd.DataFrame(rows).to_string(index=False, float_format="%.3g"))  # noqa: T201
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps({"machine": environment(), "rows": rows}, indent=1))
 
 
 def _rows(marks: list[tuple[float, dict[str, float]]]) -> list[dict[str, Any]]:

@@ -40,11 +40,12 @@ from PIL import Image
 from torch import nn
 
 from elip.cost.count import GIGA, count_run, random_batch
-from elip.cost.timing import inference, machine, peak_memory
+from elip.cost.timing import inference, peak_memory
 from elip.data.batch import Batch
 from elip.data.transforms import TRANSFORMS
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter
+from elip.record import environment
 from elip.schedule import Schedule
 from elip.tasks import tasks
 from elip.tasks.base import Task
@@ -373,7 +374,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.tiny and not torch.cuda.is_available():
         parser.exit(2, "error: there is no GPU here; --tiny tries the script on the CPU.\n")
     bench = Bench(options)
-    bench.say("machine", **machine())
+    bench.say("machine", **environment())
     for part in PARTS:
         if options.only and part.__name__ not in options.only:
             continue

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from elip.cost.timing import report, time_interleaved
+from elip.cost.timing import time_interleaved
 from elip.data.transforms import TRANSFORMS
+from elip.record import environment
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
 
@@ -85,13 +88,15 @@ def main() -> None:
                     "pixels": size,
                     "way": name,
                     "images/s": times[name].examples_per_second,
-                    "ratio": times["plain"].median / times[name].median,
-                    "spread": times[name].spread,
+                    "ratio": times["plain"].latency_ms / times[name].latency_ms,
+                    "spread": times[name].latency_spread,
                     "largest difference": int(max(each.max() for each in off)),
                     "mean difference": float(np.mean([each.mean() for each in off])),
                 }
             )
-    report(rows, options.out)
+    print(pd.DataFrame(rows).to_string(index=False, float_format="%.3g"))  # noqa: T201
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"machine": environment(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

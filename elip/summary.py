@@ -77,7 +77,7 @@ def _gflops(record: Record) -> Table:
     rows += [("No reduction", full)] if own != full else []
     for label, cost in rows:
         values = [getattr(cost, name) for name in (*names, "total", "training_step")]
-        table.add_row(label, *(_short(value) for value in values))
+        table.add_row(label, *(three_digits(value) for value in values))
     if own != full:
         pairs = (own.total, full.total), (own.training_step, full.training_step)
         shares = (f"{100 * part / whole:.0f}%" if part and whole else "-" for part, whole in pairs)
@@ -88,14 +88,14 @@ def _gflops(record: Record) -> Table:
 def _pace(record: Record) -> str:
     facts = []
     if record.train_images_per_second is not None:
-        facts.append(f"{_short(record.train_images_per_second)} images a second in training")
+        facts.append(f"{three_digits(record.train_images_per_second)} images a second in training")
     if record.train_steps is not None and record.train_seconds is not None:
         minutes, seconds = divmod(round(record.train_seconds), 60)
         hours, minutes = divmod(minutes, 60)
         took = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
         facts.append(f"{record.train_steps:,} steps in {took}")
     if record.examples_per_second is not None:
-        speed = _short(record.examples_per_second)
+        speed = three_digits(record.examples_per_second)
         facts.append(f"inference {speed} examples a second at batch {record.batch_size}")
     if record.peak_memory_bytes is not None:
         facts.append(f"peak memory {record.peak_memory_bytes / 1e9:.2f} GB")
@@ -116,8 +116,8 @@ def _fixed(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _short(value: float | None) -> str:
-    """Three significant digits, without an exponent."""
+def three_digits(value: float | None) -> str:
+    """Return a number with three significant digits and without an exponent."""
     if value is None or value == 0:
         return "-" if value is None else "0"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}" if value >= 1e-3 else "<0.001"

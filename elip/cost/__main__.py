@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,8 @@ import pandas as pd
 import torch
 import yaml
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 from torch.optim import AdamW
 
@@ -39,16 +41,28 @@ from elip.cost.timing import Run, inference, peak_memory, time_interleaved
 from elip.data.batch import Batch
 from elip.model.config import MeterConfig
 from elip.model.meter import Meter, Reduction
-from elip.record import Gflops
+from elip.record import display_name
 from elip.schedule import Schedule
+from elip.summary import three_digits
 from elip.tasks.pretrain import Pretraining
 from reducers import Identity, shelf
 from reducers.__main__ import find
 from reducers.contract import Reducer
 
-NO_REDUCTION = "No reduction"
 PHASES = {"encoder": "image encoder", "inference": "inference", "training": "training step"}
 _VOCAB = 1000  # for text encoders whose vocabulary comes from the data
+
+# Printed columns and their headings; the CSV has more.
+_KEEP = {"keep_ratio": "keep", "fusion_keep_ratio": "fusion\nkeep"}
+_COUNTS = {
+    **{f"gflops_{part}": part for part in ("vision", "probe", "reducer", "fusion", "total")},
+    "gflops_training_step": "training\nstep",
+}
+_TIMES = {
+    "latency_ms": "median\nms", "latency_spread": "spread", "peak_memory_mb": "peak\nMB",
+    "flops_speedup": "FLOPs\nspeed-up", "latency_speedup": "latency\nspeed-up",
+    "efficiency": "efficiency",
+}  # fmt: skip
 
 Methods = dict[str, Callable[[], Reducer]]
 
@@ -68,17 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # torch raises AssertionError for CUDA in a build without it.
     except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
         parser.exit(2, f"error: {error}\n")
+    counts = model[-1]
+    text, head = map(three_digits, counts.loc[0, ["gflops_text", "gflops_head"]])
+    show(counts, _COUNTS, "G multiply-adds an example (one multiply-add = 1)\n"
+         f"Every method: {text} in the text encoder, {head} in the head.")  # fmt: skip
     tables: list[pd.DataFrame] = []
     for phase, precision, size in product(options.phases, options.precisions, options.batch_sizes):
-        table = measure(*model, phase, precision, size, options.rounds)
-        if not tables:
-            show(table, _COUNTS, "G multiply-adds an example (one multiply-add = 1)")
-            for name, rows in table.dropna(subset="fusion_keep_ratio").groupby("reducer"):
-                kept = ", ".join(map(_short, rows["fusion_keep_ratio"]))
-                print(f"{name} acts in the fusion and keeps there {kept}.")  # noqa: T201
+        tables.append(measure(*model, phase, precision, size, options.rounds))
         if options.rounds:
-            show(table, _TIMES, f"{_title(table)}, {device.type}")
-        tables.append(table)
+            show(tables[-1], _TIMES, f"{_title(tables[-1])}, {device.type}")
     options.output.mkdir(parents=True, exist_ok=True)
     written, everything = [options.output / "cost.csv"], pd.concat(tables)
     everything.to_csv(written[0], index=False)
@@ -90,24 +102,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m elip.cost", description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+        prog="python -m elip.cost", description=(__doc__ or "").splitlines()[0]
+    )
     add, several = parser.add_argument, partial(parser.add_argument, nargs="+")
     several("--config", type=Path, default=[],
             help="experiment files, later ones win; only model.meter, model.schedule and "
             "model.reducer are read")  # fmt: skip
-    several("--reducers", help="names or import paths, with options after colons "
-            "(ELIP:probe_depth=1); all: every built-in reducer")  # fmt: skip
+    several(
+        "--reducers",
+        help="names or import paths, with options after colons "
+        "(ELIP:probe_depth=1); all: every built-in reducer; default: the experiment's, or all",
+    )
     several("--keep_ratios", type=lambda text: None if text == "own" else float(text),
-            default=[0.9, 0.7, 0.5], help="own: keep the experiment's schedule")  # fmt: skip
-    several("--batch_sizes", type=int, default=[1, 8])
-    several("--precisions", choices=("fp32", "bf16"), default=["fp32"])
-    several("--phases", choices=PHASES, default=["inference"])
-    add("--rounds", type=int, default=10, help="timed runs of each; 0 only counts")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+            default=[0.9, 0.7, 0.5],
+            help="own: keep the experiment's schedule; default: %(default)s")  # fmt: skip
+    several("--batch_sizes", type=int, default=[1, 8], help="default: %(default)s")
+    several("--precisions", choices=("fp32", "bf16"), default=["fp32"], help="default: fp32")
+    several("--phases", choices=PHASES, default=["inference"], help="default: inference")
+    add("--rounds", type=int, default=10, help="timed runs of each, 0 only counts; default: 10")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s")  # fmt: skip
     add("--check", action="store_true", help="also count with torch; fail if the counts differ")
-    add("--output", type=Path, default=Path("runs/cost"), help="folder for the CSV and the figure")
+    add("--output", type=Path, default=Path("runs/cost"),
+        help="folder for the CSV and the figure; default: %(default)s")  # fmt: skip
     return parser
 
 
@@ -151,24 +168,18 @@ def read_experiment(
     return config, made, methods
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A method and its costs; assign ``reduction`` to `Meter.reduction` to switch to it."""
-
-    name: str
-    reduction: Reduction
-    gflops: Gflops
-    operators: int
-
-
 def build(
     config: MeterConfig,
     methods: Methods,
     schedules: Sequence[Schedule],
     device: torch.device,
     check: bool = False,
-) -> tuple[Meter, Pretraining, list[Candidate]]:
-    """Build the model, and count every method on every schedule, no reduction first."""
+) -> tuple[Meter, Pretraining, list[Reduction], pd.DataFrame]:
+    """Build the model, and count every method on every schedule, no reduction first.
+
+    Returns:
+        Model, task, the values of `Meter.reduction`, and a table with one row for each of them.
+    """
     sizes = config.resolve()
     vocab = _VOCAB if sizes.text_encoder in ("roberta", "bert") else None
 
@@ -180,55 +191,53 @@ def build(
 
     (meter, task), (shapes, dry) = on(device), on("meta")
     one, two = (random_batch(meter, count) for count in (1, 2))
-    found = []
     acting = {name: make for name, make in methods.items() if make().placement != "never"}
-    for (name, make), schedule in [
-        ((NO_REDUCTION, Identity), Schedule()), *product(acting.items(), schedules)
-    ]:  # fmt: skip
-        meter.set_reduction(make(), schedule)
+    full = (display_name("Identity"), Identity), Schedule()
+    reductions, rows = [], []
+    for (name, make), schedule in [full, *product(acting.items(), schedules)]:
+        ratio = meter.set_reduction(make(), schedule).keep_ratio
+        reductions.append(meter.reduction)
+        fusion = meter.reducer.placement == "fusion"
         cost = (check_count if check else count_forward)(meter, task, one.to(device))
         # The rest needs only shapes. Pre-training needs two examples: one gets a negative image.
         shapes.set_reduction(make(), schedule)
-        step = count_training_step(shapes, dry, two.to("meta"))
-        cost = cost.model_copy(update={"training_step": step})
-        operators = count_operators(shapes, dry, one.to("meta"))
-        found.append(Candidate(name, meter.reduction, cost, operators))
-    return meter, task, found
+        rows.append({
+            "reducer": name, "keep_ratio": 1.0 if fusion else ratio,
+            "fusion_keep_ratio": ratio if fusion else None,
+            **{f"gflops_{part}": getattr(cost, part) for part in (*PARTS, "total")},
+            "gflops_training_step": count_training_step(shapes, dry, two.to("meta")),
+            "operators": count_operators(shapes, dry, one.to("meta")),
+        })  # fmt: skip
+    return meter, task, reductions, pd.DataFrame(rows)
 
 
 def measure(
     meter: Meter,
     task: Pretraining,
-    candidates: Sequence[Candidate],
+    reductions: Sequence[Reduction],
+    counts: pd.DataFrame,
     phase: str,
     precision: str,
     size: int,
     rounds: int,
 ) -> pd.DataFrame:
-    """Return one row per candidate, no reduction first; without rounds it has no times.
+    """Return the counts with the times of a phase; without rounds there are no times.
 
     ``gflops`` (G multiply-adds per example) covers the timed phase and ``gflops_*`` the parts.
     """
-    rows = []
-    for each in candidates:
-        meter.reduction = each.reduction
-        ratio, cost = meter.plan.keep_ratio, each.gflops
-        fusion = meter.reducer.placement == "fusion"
-        counted = {part: getattr(cost, part) for part in (*PARTS, "total", "training_step")}
-        of_phase = {
-            "encoder": counted["vision"] + counted["probe"] + counted["reducer"],
-            "inference": counted["total"],
-            "training": counted["training_step"],
-        }
-        rows.append({
-            "reducer": each.name, "keep_ratio": 1.0 if fusion else ratio,
-            "fusion_keep_ratio": ratio if fusion else None,
-            "phase": phase, "precision": precision, "batch_size": size, "gflops": of_phase[phase],
-            **{f"gflops_{part}": value for part, value in counted.items()},
-            "operators": each.operators,
-        })  # fmt: skip
-    frame = pd.DataFrame(rows)
-    frame["flops_speedup"] = frame["gflops"][0] / frame["gflops"]
+    gflops = {
+        "encoder": counts["gflops_vision"] + counts["gflops_probe"] + counts["gflops_reducer"],
+        "inference": counts["gflops_total"],
+        "training": counts["gflops_training_step"],
+    }[phase]
+    setting: dict[str, Any] = {
+        "phase": phase,
+        "precision": precision,
+        "batch_size": size,
+        "gflops": gflops,
+    }
+    frame = counts.assign(**setting, flops_speedup=gflops[0] / gflops)
+    frame = frame[[*counts.columns[:3], *setting, *counts.columns[3:], "flops_speedup"]]
     if not rounds:
         return frame
     run = _runner(meter, task, random_batch(meter, size).to(meter.device), phase, precision)
@@ -237,15 +246,12 @@ def measure(
         meter.reduction = reduction
         run()
 
-    runs = {str(i): partial(with_reduction, each.reduction) for i, each in enumerate(candidates)}
+    runs = {str(i): partial(with_reduction, each) for i, each in enumerate(reductions)}
     half = "bf16-mixed" if precision == "bf16" else None
     with nullcontext() if phase == "training" else inference(meter, task, precision=half):
-        times = list(time_interleaved(runs, rounds, 2, size, meter.device).values())
+        times = pd.DataFrame(time_interleaved(runs, rounds, 2, size, meter.device).values())
         memory = [peak_memory(run, meter.device) for run in runs.values()]
-    frame["latency_ms"] = [1e3 * each.median for each in times]
-    frame["latency_p95_ms"] = [1e3 * each.p95 for each in times]
-    frame["latency_spread"] = [each.spread for each in times]
-    frame["examples_per_second"] = [each.examples_per_second for each in times]
+    frame = frame.join(times)
     frame["peak_memory_mb"] = [None if each is None else each / 1e6 for each in memory]
     frame["latency_speedup"] = frame["latency_ms"][0] / frame["latency_ms"]
     frame["efficiency"] = frame["latency_speedup"] / frame["flops_speedup"]
@@ -274,31 +280,18 @@ def _runner(meter: Meter, task: Pretraining, batch: Batch, phase: str, precision
     return step
 
 
-_COUNTS = {
-    "reducer": "method", "keep_ratio": "keep", "gflops_vision": "vision", "gflops_probe": "probe",
-    "gflops_reducer": "reducer", "gflops_text": "text", "gflops_fusion": "fusion",
-    "gflops_total": "total", "gflops_training_step": "training", "operators": "ops",
-}  # fmt: skip
-_TIMES = {
-    "reducer": "method", "flops_speedup": "flops_speedup", "latency_speedup": "latency_speedup",
-    "efficiency": "efficiency", "latency_ms": "median_ms", "latency_spread": "spread",
-    "peak_memory_mb": "memory_mb",
-}  # fmt: skip
-
-
 def show(frame: pd.DataFrame, columns: Mapping[str, str], title: str) -> None:
-    """Print some columns of a table, with short names that fit 80 characters."""
-    shown = frame[[*columns]].dropna(axis=1, how="all").map(_short).rename(columns=columns)
-    shown["method"] = shown["method"].str.ljust(shown["method"].str.len().max())
-    print(f"\n{title}\n{shown.to_string(index=False)}")  # noqa: T201
-
-
-def _short(value: str | float | None) -> str:
-    if isinstance(value, str):
-        return value
-    if pd.isna(value):
-        return "-"
-    return f"{value:.0f}" if value >= 100 else "<0.001" if 0 < value < 0.001 else f"{value:.3g}"
+    """Print the keep ratios and those ``columns`` that have values, under their headings."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
+    table.add_column("method", overflow="fold", vertical="bottom")
+    shown = {**_KEEP, **columns}
+    shown = {name: shown[name] for name in shown if name in frame and frame[name].notna().any()}
+    for heading in shown.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _, row in frame.iterrows():
+        numbers = [None if pd.isna(row[name]) else row[name] for name in shown]
+        table.add_row(row["reducer"], *map(three_digits, numbers))
+    Console(highlight=False).print(f"\n{title}", table)
 
 
 def _title(table: pd.DataFrame) -> str:

@@ -20,10 +20,10 @@ from torch import nn
 import elip
 import reducers
 from elip.cost.count import count_forward, count_training_step, random_batch
-from elip.cost.timing import Timing, inference, time_interleaved, time_once
+from elip.cost.timing import inference, time_interleaved, time_once
 from elip.data.batch import Batch
 from elip.identity import digest
-from elip.model.meter import Meter
+from elip.model.meter import Meter, Reduction
 from elip.record import Gflops
 from elip.tasks.base import Task
 
@@ -83,35 +83,34 @@ def cached_cost(
         precision: Lightning's name of the precision for timing.
         facts: Other facts that change a cost, such as ``{"compile": True}``.
     """
-    store_ = _Store(store)
-    shared = _shared_facts(meter, task, facts)
+    known = _Store(store)
 
-    def gflops(key: Mapping[str, Any]) -> Gflops:
-        def forward() -> dict[str, Any]:
-            return count_forward(meter, task, _batch(meter, task, 1)).model_dump()
-
-        def step() -> float:
-            # Two examples: in pre-training, half of a batch gets a negative image.
-            return count_training_step(meter, task, _batch(meter, task, 2))
-
-        found = dict(store_.get({"what": "forward", **shared, **key}, forward))
+    def gflops() -> Gflops:
+        own = _facts(meter, task, facts)
+        found = dict(known.get(
+            {"what": "forward", **own},
+            lambda: count_forward(meter, task, _batch(meter, task, 1)).model_dump(),
+        ))  # fmt: skip
         if training:
-            found["training_step"] = store_.get({"what": "training", **shared, **key}, step)
+            # Two examples: in pre-training, half of a batch gets a negative image.
+            found["training_step"] = known.get(
+                {"what": "training", **own},
+                lambda: count_training_step(meter, task, _batch(meter, task, 2)),
+            )
         return Gflops(**found)
 
     notes, parts = [], dict[str, Any]()
     # A reducer may fail under tracing, memory may run out, an operator may be unknown. The run is
     # complete all the same and must be recorded.
     try:
-        parts["gflops"] = gflops(_own_facts(meter))
+        parts["gflops"] = gflops()
         with meter.reduction_disabled():
-            parts["gflops_unreduced"] = gflops({"reducer": None})
+            parts["gflops_unreduced"] = gflops()
     except Exception as error:  # noqa: BLE001
         notes.append(f"No GFLOPs: {error}")
     if timed:
         try:
-            (times,) = _times(store_, meter, task, [meter.reduction], precision, facts)
-            parts |= times
+            parts |= _times(known, meter, task, [meter.reduction], precision, facts)[0]
         except Exception as error:  # noqa: BLE001
             notes.append(f"No times: {error}")
     return RunCost(**parts, notes=tuple(notes))
@@ -120,7 +119,7 @@ def cached_cost(
 def time_together(
     meter: Meter,
     task: Task,
-    reductions: Sequence[Any],
+    reductions: Sequence[Reduction],
     store: Path,
     precision: str = "32-true",
     facts: Mapping[str, Any] | None = None,
@@ -132,80 +131,76 @@ def time_together(
     ``reductions`` are values of `Meter.reduction`, which have run before. The other arguments are
     those of `cached_cost`.
     """
-    kept = meter.reduction
     try:
         _times(_Store(store), meter, task, reductions, precision, facts)
     except Exception as error:  # noqa: BLE001
         log.warning("Methods are timed one by one: %s", error)
-        meter.reduction = kept
 
 
 def _times(
-    store: _Store,
+    known: _Store,
     meter: Meter,
     task: Task,
-    reductions: Sequence[Any],
+    reductions: Sequence[Reduction],
     precision: str,
     facts: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """Return the times of each reduction; measure those that the store does not contain."""
-    device, kept = meter.device, meter.reduction
-    where = {"precision": precision, "device": _device_name(device)}
-    names, keys, candidates = [], [], dict[str, Callable[[], object]]()
+    """Return the times of each reduction; measure those that are not known."""
+    where: dict[str, Any] = {"precision": precision, "device": _device_name(meter.device)}
+    kept, keys, candidates = meter.reduction, dict[str, Any](), dict[str, Callable[[], object]]()
 
-    def run(reduction: Any) -> None:
+    def run(reduction: Reduction) -> None:
         meter.reduction = reduction
         task.infer(meter, batch)
 
     with inference(meter, task, precision=precision):
-        count = store.get(
-            {"what": "batch size", **_shared_facts(meter, task, facts), **where},
-            lambda: choose_batch(meter, task),
-        )
+        with meter.reduction_disabled():
+            unreduced, plain = meter.reduction, _facts(meter, task, facts)
+            count = known.get(
+                {"what": "batch size", **plain, **where}, lambda: choose_batch(meter, task)
+            )
         batch = _batch(meter, task, count)
-        where["batch_size"] = count
-        for number, reduction in enumerate(reductions):
-            meter.reduction = reduction
-            own = {**_shared_facts(meter, task, facts), **_own_facts(meter)}
-            keys.append({"what": "time", **own, **where})
-            names.append(str(number) if meter.plan.keep else "unreduced")
-            if keys[-1] not in store:
-                with meter.reduction_disabled():
-                    candidates["unreduced"] = partial(run, meter.reduction)
-                candidates[names[-1]] = partial(run, reduction)
-        timings = dict[str, Timing]()
-        if candidates:
+        try:
+            for number, reduction in enumerate(reductions):
+                meter.reduction = reduction
+                name = str(number) if meter.plan.keep else "unreduced"
+                own = _facts(meter, task, facts)
+                keys[name] = {"what": "time", **own, **where, "batch_size": count}
+                if keys[name] not in known:
+                    candidates["unreduced"] = partial(run, unreduced)
+                    candidates[name] = partial(run, reduction)
             rounds = _ROUNDS if len(reductions) == 1 else _ROUNDS_TOGETHER
-            timings = time_interleaved(candidates, rounds, 1, count, device)
-        meter.reduction = kept
+            timings = {}
+            if candidates:
+                timings = time_interleaved(candidates, rounds, 1, count, meter.device)
+        finally:
+            meter.reduction = kept
 
-    def summary(name: str) -> dict[str, Any]:
-        timing = timings[name]
+    def values(name: str) -> dict[str, Any]:
+        own = timings[name]
         return {
-            "batch_size": count,
-            "latency_ms": 1e3 * timing.median,
-            "latency_p95_ms": 1e3 * timing.p95,
-            "latency_unreduced_ms": 1e3 * timings["unreduced"].median,
-            "examples_per_second": timing.examples_per_second,
-        }
+            "batch_size": count, "latency_ms": own.latency_ms,
+            "latency_p95_ms": own.latency_p95_ms,
+            "latency_unreduced_ms": timings["unreduced"].latency_ms,
+            "examples_per_second": own.examples_per_second,
+        }  # fmt: skip
 
-    return [store.get(key, partial(summary, name)) for key, name in zip(keys, names, strict=True)]
+    return [known.get(key, partial(values, name)) for name, key in keys.items()]
 
 
 def choose_batch(meter: Meter, task: Task) -> int:
     """Return the number of examples to time inference at: 1, 2, 4, ... 256.
 
     The first at which a pass without reduction takes 50 ms. With less work, a fast device mostly
-    launches operators, and hides what a method saves. Call inside `inference`.
+    launches operators, and hides what a method saves. Call without reduction inside `inference`.
     """
     count = 1
-    with meter.reduction_disabled():
-        while count < _MOST_EXAMPLES:
-            run = partial(task.infer, meter, _batch(meter, task, count))
-            run()  # warm-up
-            if time_once(run, meter.device) >= _ENOUGH_SECONDS:
-                break
-            count *= 2
+    while count < _MOST_EXAMPLES:
+        run = partial(task.infer, meter, _batch(meter, task, count))
+        run()  # warm-up
+        if time_once(run, meter.device) >= _ENOUGH_SECONDS:
+            break
+        count *= 2
     return count
 
 
@@ -213,15 +208,14 @@ def _batch(meter: Meter, task: Task, count: int) -> Batch:
     return random_batch(meter, count, task).to(meter.device)
 
 
-def _shared_facts(meter: Meter, task: Task, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+def _facts(meter: Meter, task: Task, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return all that the cost depends on."""
+    reducer = meter.reducer
     return {
         "sizes": asdict(meter.sizes), "task": _options(task), "facts": dict(facts or {}),
-        "code": _code_hash(type(task).__module__, type(meter.reducer).__module__),
+        "reducer": _options(reducer), "tokens": meter.plan.tokens_per_block,
+        "code": _code_hash(type(task).__module__, type(reducer).__module__),
     }  # fmt: skip
-
-
-def _own_facts(meter: Meter) -> dict[str, Any]:
-    return {"reducer": _options(meter.reducer), "tokens": meter.plan.tokens_per_block}
 
 
 class _Store:
@@ -276,14 +270,11 @@ def _options(module: nn.Module) -> dict[str, Any]:
 def _code_hash(*modules: str) -> str:
     """Hash the source code that determines a cost, so that a change means a new measurement."""
     root = Path(elip.__file__).parent
-    files = {*root.glob("model/*.py"), *root.glob("tasks/*.py"), *root.glob("cost/*.py")}
-    files |= {root / "schedule.py", *Path(reducers.__file__).parent.glob("*.py")}
+    folders = (root / "model", root / "tasks", root / "cost", Path(reducers.__file__).parent)
+    files = {root / "schedule.py", *(file for folder in folders for file in folder.glob("*.py"))}
     named = (getattr(sys.modules[name], "__file__", None) for name in modules)
     files |= {Path(file) for file in named if file}
-    total = hashlib.sha256()
-    for file in sorted(files):
-        total.update(file.read_bytes())
-    return total.hexdigest()[:16]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
 
 
 def _device_name(device: torch.device) -> str:

@@ -11,8 +11,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from elip.cost.timing import inference, undisturbed
 from elip.data.batch import Batch, TextBatch
 from elip.model.meter import Meter
 from elip.record import Gflops
@@ -134,8 +134,7 @@ def count_parts(
 
         return count
 
-    with torch.no_grad(), _undisturbed(traced):
-        traced.eval()
+    with inference(traced, eager=True):
         analysis = JitModelAnalysis(traced, ())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle(**{name: booked(each) for name, each in _FORMULAS.items()})
@@ -263,7 +262,7 @@ def count_training_step(meter: Meter, task: Task, batch: Batch) -> float:
     they run, the optimiser's element-wise update does not count.
     """
     both = nn.ModuleList([meter, task])
-    with _undisturbed(both):
+    with undisturbed(both, eager=True):
         both.train()
         return count_backward(both, lambda: task.loss(meter, batch).total) / len(batch) / GIGA
 
@@ -302,22 +301,6 @@ _TORCH_FORMULAS: dict[Any, Callable[..., int]] = {
 }
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restore modes and random states afterwards, and run compiled modules uncompiled."""
-    states = [(part, part.training, part._compiled_call_impl) for part in model.modules()]
-    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
-    try:
-        with torch.random.fork_rng(devices=[device.index for device in devices]):
-            for part, _, _ in states:
-                part._compiled_call_impl = None
-            yield
-    finally:
-        for part, mode, compiled in states:
-            part.training = mode
-            part._compiled_call_impl = compiled
-
-
 # --- both counters, and operators
 
 
@@ -328,9 +311,7 @@ def check_count(meter: Meter, task: Task, batch: Batch) -> Gflops:
         CostError: They disagree.
     """
     cost = count_forward(meter, task, batch)
-    both = nn.ModuleList([meter, task])
-    with torch.no_grad(), _undisturbed(both):
-        both.eval()
+    with inference(meter, task, eager=True):
         other = count_run(lambda: task.infer(meter, batch))
     total = round((cost.total or 0) * len(batch) * GIGA)
     if total != other:
@@ -354,9 +335,7 @@ class _Launches(TorchDispatchMode):
 
 def count_operators(meter: Meter, task: Task, batch: Batch) -> int:
     """Count the operators of one forward pass, without views."""
-    both = nn.ModuleList([meter, task])
-    with torch.no_grad(), _undisturbed(both), _Launches() as launches:
-        both.eval()
+    with inference(meter, task, eager=True), _Launches() as launches:
         task.infer(meter, batch)
     count: int = launches.count
     return count

@@ -6,58 +6,27 @@ when the device is idle. The first runs are dropped.
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 Run = Callable[[], object]
-HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Lightning's names of mixed precision; every other one runs in float32."""
+
+_HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Times of one candidate.
+class Timing(NamedTuple):
+    """The times of one candidate."""
 
-    Attributes:
-        seconds: Times of the counted runs, in order.
-        examples: Examples in one run.
-    """
-
-    seconds: tuple[float, ...]
-    examples: int = 1
-
-    @property
-    def median(self) -> float:
-        """Median time of a run, seconds."""
-        return self._quantile(0.5)
-
-    @property
-    def p95(self) -> float:
-        """95th percentile of the time of a run, seconds."""
-        return self._quantile(0.95)
-
-    @property
-    def spread(self) -> float:
-        """Distance between the quartiles, as a share of the median."""
-        return (self._quantile(0.75) - self._quantile(0.25)) / self.median
-
-    @property
-    def examples_per_second(self) -> float:
-        """Throughput at the median."""
-        return self.examples / self.median
-
-    def _quantile(self, share: float) -> float:
-        return float(np.quantile(self.seconds, share))
+    latency_ms: float  # median of a run
+    latency_p95_ms: float  # 95th percentile
+    latency_spread: float  # distance between the quartiles, as a share of the median
+    examples_per_second: float  # at the median
 
 
 def time_interleaved(
@@ -70,7 +39,7 @@ def time_interleaved(
     """Time candidates against each other.
 
     Each round runs every candidate once, in an order that rotates from round to round. The times
-    of the first ``warm_up`` rounds are dropped.
+    of the first ``warm_up`` rounds are dropped. ``examples`` is the number in one run.
     """
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -78,40 +47,61 @@ def time_interleaved(
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             times[name].append(time_once(candidates[name], device))
-    return {name: Timing(tuple(seconds[warm_up:]), examples) for name, seconds in times.items()}
+    found = {}
+    for name, seconds in times.items():
+        points = np.quantile(seconds[warm_up:], [0.25, 0.5, 0.75, 0.95])
+        low, median, high, p95 = points.tolist()
+        found[name] = Timing(1e3 * median, 1e3 * p95, (high - low) / median, examples / median)
+    return found
 
 
 def time_once(run: Run, device: torch.device | str = "cpu") -> float:
     """Return the seconds of one run, from an idle device to an idle device."""
-    _wait(device)
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     run()
-    _wait(device)
+    if cuda:
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
 @contextmanager
-def inference(*modules: nn.Module, precision: str | None = None) -> Iterator[None]:
-    """Evaluate without gradient in a precision, then restore the modes.
+def undisturbed(*modules: nn.Module, eager: bool = False) -> Iterator[None]:
+    """Restore modes and random states afterwards; ``eager`` runs compiled modules uncompiled."""
+    states = [(part, part.training, part._compiled_call_impl)
+              for module in modules for part in module.modules()]  # fmt: skip
+    devices = {tensor.device.index for part in modules for tensor in part.parameters()
+               if tensor.is_cuda}  # fmt: skip
+    try:
+        with torch.random.fork_rng(devices):
+            for part, _, compiled in states:
+                part._compiled_call_impl = None if eager else compiled
+            yield
+    finally:
+        for part, mode, compiled in states:
+            part.training, part._compiled_call_impl = mode, compiled
+
+
+@contextmanager
+def inference(
+    *modules: nn.Module, precision: str | None = None, eager: bool = False
+) -> Iterator[None]:
+    """Evaluate without gradient, `undisturbed`.
 
     Time all runs inside *one* such context. Autocast caches the weights that it has cast until its
     context ends, so a context per run would cast all weights in every run.
 
-    ``precision`` is Lightning's name, such as ``32-true`` or ``bf16-mixed``.
+    ``precision`` is Lightning's name. ``bf16-mixed`` and ``16-mixed`` cast, the others do not.
     """
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    half = HALF.get(precision or "")
     casting: AbstractContextManager[object] = nullcontext()
-    if half is not None:
-        casting = torch.autocast(next(modules[0].parameters()).device.type, half)
-    try:
+    if precision in _HALF:
+        casting = torch.autocast(next(modules[0].parameters()).device.type, _HALF[precision])
+    with undisturbed(*modules, eager=eager), torch.no_grad(), casting:
         for module in modules:
             module.eval()
-        with torch.no_grad(), casting:
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+        yield
 
 
 def peak_memory(run: Run, device: torch.device) -> int | None:
@@ -127,27 +117,3 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
     run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
-
-
-def _wait(device: torch.device | str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def machine() -> dict[str, object]:
-    """Describe the machine that a benchmark ran on."""
-    count = torch.cuda.device_count()
-    return {
-        "processor": platform.machine(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(count)],
-        "torch": torch.__version__,
-    }
-
-
-def report(rows: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Print the rows of a benchmark, and save them as JSON with facts about the machine."""
-    print(pd.DataFrame(rows).to_string(index=False, float_format="%.3g"))  # noqa: T201
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1), encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from elip.cost.__main__ import NO_REDUCTION, main
+from elip.cost.__main__ import main
 
 EXPERIMENT = """
 model:
@@ -36,7 +36,7 @@ def test_tables_csv_and_figure(
     assert "efficiency" in shown
     assert (output / "cost.pdf").read_bytes().startswith(b"%PDF")
     rows = pd.read_csv(output / "cost.csv")
-    assert list(rows["reducer"]) == [NO_REDUCTION, "ELIP", "Random", "PuMer"] * 2
+    assert list(rows["reducer"]) == ["No reduction", "ELIP", "Random", "PuMer"] * 2
     full, elip, random, pumer = (row for _, row in rows[:4].iterrows())
     # ELIP has the experiment's options: its probe computes one row.
     assert 0 < elip["gflops_probe"] < 0.1 * elip["gflops_vision"]
