@@ -11,22 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from elip.data.batch import Batch, SampleSpec
-from elip.model.interface import EncodedImage, Fused, PreparedImage
+from elip.model.interface import EncodedImage, Fused, Reading
 from elip.model.meter import Meter
+from elip.tasks.scores import ExampleScores
 from reducers.contract import EncodedText
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A training loss.
+    """A training loss."""
 
-    Attributes:
-        total: Scalar to minimise.
-        parts: Named scalars for the log, detached.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    total: Tensor  # scalar to minimise
+    parts: dict[str, Tensor] = field(default_factory=dict)  # scalars for the log, detached
 
 
 class Evaluator(ABC):
@@ -35,11 +31,13 @@ class Evaluator(ABC):
     Attributes:
         keeps_predictions: Whether to fill ``predictions``.
         predictions: The rows of `Task.predict` for this process, if evaluation computes them.
+        examples: The main score of each example, if it has one.
     """
 
     def __init__(self) -> None:
         self.keeps_predictions = False
         self.predictions: list[dict[str, Any]] = []
+        self.examples = ExampleScores()
 
     @abstractmethod
     def update(self, meter: Meter, batch: Batch) -> None:
@@ -57,7 +55,6 @@ class Evaluator(ABC):
         scores best on this data. A score without a defined guess is left out.
         """
 
-    @abstractmethod
     def per_example_scores(self, meter: Meter) -> Tensor:
         """Return each example's share of the main score, over all processes; after `compute`.
 
@@ -65,6 +62,7 @@ class Evaluator(ABC):
             [N,3] float64: image number, example number and score, sorted by example, without
             repeats. The mean score is the main score. Empty if the main score is no such mean.
         """
+        return self.examples.over_processes(meter)
 
 
 class Task(nn.Module, ABC):
@@ -131,15 +129,16 @@ def encode_shared(meter: Meter, images: Tensor, training: bool) -> EncodedImage:
     return meter.encode_prefix(images, seeds)
 
 
-def prepare_pairs(
+def fuse_pairs(
     meter: Meter,
     images: EncodedImage,
     index: Tensor | slice,
     text: EncodedText,
     training: bool,
+    readings: Sequence[Reading] | None = None,
     image_type: int = 1,
-) -> PreparedImage:
-    """Return the image side of pairs.
+) -> list[Fused]:
+    """Fuse B texts with their images.
 
     Args:
         meter: The model.
@@ -147,11 +146,15 @@ def prepare_pairs(
         index: [B] int64, the image of each text.
         text: B encoded texts.
         training: Whether this is training; then each pair needs its own dropout.
+        readings: What heads read; None means the two CLS tokens of each pair.
         image_type: See `Meter.prepare_image`.
     """
     if meter.shares_prefix and not training:
-        return meter.prepare_image(images, image_type).rows(index)
-    return meter.prepare_image(meter.encode_suffix(images.rows(index), text), image_type)
+        image = meter.prepare_image(images, image_type).rows(index)
+    else:
+        image = meter.prepare_image(meter.encode_suffix(images.rows(index), text), image_type)
+    readings = readings or [Reading(len(text.tokens), "pooled")]
+    return meter.fuse_prepared(meter.prepare_text(text), image, readings)
 
 
 def with_reducer_loss(loss: Loss, *passes: Fused) -> Loss:
@@ -171,10 +174,9 @@ def prediction_rows(batch: Batch, **columns: Tensor) -> list[dict[str, Any]]:
         "key": list(batch.keys) or [""] * len(batch),
         "image_id": batch.image_id.tolist(),
         "text": list(batch.strings),
+        **{name: column.tolist() for name, column in columns.items()},
     }
-    named |= {name: column.tolist() for name, column in columns.items()}
-    rows = zip(*named.values(), strict=True)
-    return [dict(zip(named, values, strict=True)) for values in rows]
+    return [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
 
 
 def _checksums(images: Tensor) -> Tensor:

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from elip.data.batch import Batch
 from elip.model.initialise import initialise
-from elip.model.interface import Fused, Reading
+from elip.model.interface import Fused
 from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
     Loss,
     Task,
     encode_shared,
+    fuse_pairs,
     prediction_rows,
-    prepare_pairs,
     with_reducer_loss,
 )
-from elip.tasks.scores import ExampleScores, Sums
+from elip.tasks.scores import Sums
 
 
 class Classification(Task):
@@ -78,7 +78,7 @@ class Classification(Task):
         Raises:
             ValueError: The examples have a different number of images.
         """
-        count, images = batch.images.shape[:2]
+        images = batch.images.shape[1]
         if images != self.images:
             raise ValueError(
                 f"{type(self).__name__} needs {self.images} image(s) per example; the data has "
@@ -98,12 +98,8 @@ class Classification(Task):
         text = meter.encode_text(batch.text)
         passes = []
         for which in range(images):
-            rows = slice(which * len(shown), (which + 1) * len(shown))
-            image = prepare_pairs(
-                meter, begun.rows(rows), index, text, self.training, image_type=which + 1
-            )
-            words = meter.prepare_text(text)
-            passes += meter.fuse_prepared(words, image, [Reading(count, "pooled")])
+            rows = begun.rows(slice(which * len(shown), (which + 1) * len(shown)))
+            passes += fuse_pairs(meter, rows, index, text, self.training, image_type=which + 1)
         pooled = [fused.pooled for fused in passes if fused.pooled is not None]
         logits: Tensor = self.classifier(torch.cat(pooled, dim=-1))
         return logits.float(), passes
@@ -134,7 +130,6 @@ class _Evaluator(Evaluator):
     def __init__(self, task: Classification) -> None:
         super().__init__()
         self.task = task
-        self.examples = ExampleScores()
         # The total score of each constant answer; the last column counts the examples.
         self.constant = Sums(task.classes + 1)
 
@@ -158,6 +153,3 @@ class _Evaluator(Evaluator):
         if not sums[-1]:
             return {}
         return {self.task.main_metric: (sums[:-1].max() / sums[-1]).item()}
-
-    def per_example_scores(self, meter: Meter) -> Tensor:
-        return self.examples.over_processes(meter)

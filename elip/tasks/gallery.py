@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from elip.data.batch import Batch, TextBatch
@@ -72,7 +72,7 @@ class Gallery:
 
     def image_of_text(self, meter: Meter) -> Tensor:
         """Return the row of each column's image, [T] int64; all processes must call this."""
-        columns = sorted(set(_everywhere(self._names(meter))))
+        columns = sorted(set(self._names(meter)))
         row = {image: i for i, image in enumerate(dict.fromkeys(image for image, _ in columns))}
         return torch.tensor([row[image] for image, _ in columns], dtype=torch.int64,
                             device=meter.device)  # fmt: skip
@@ -105,10 +105,11 @@ class Gallery:
         order = torch.cat(gather(names)).argsort()
         return torch.cat(gather(block))[order]
 
-    def _names(self, meter: Meter) -> Tensor:
-        """Return image and example number of each text of this process, [T,2]."""
+    def _names(self, meter: Meter) -> list[tuple[int, int]]:
+        """Return image and example number of each text, over all processes."""
         names = [[image, example] for example, image in self._examples.items()]
-        return torch.tensor(names, dtype=torch.int64, device=meter.device).view(-1, 2)
+        own = torch.tensor(names, dtype=torch.int64, device=meter.device).view(-1, 2)
+        return [(image, example) for image, example in torch.cat(gather(own)).tolist()]
 
     def _all_texts(self, meter: Meter) -> EncodedText:
         """Return the texts of all processes, one a column."""
@@ -121,7 +122,7 @@ class Gallery:
         own = _stack_texts(self._texts or [empty])
         shards = zip(gather(own.tokens.contiguous()), gather(own.mask.long()), strict=True)
         text = _stack_texts([EncodedText(tokens, mask.bool()) for tokens, mask in shards])
-        column = {name: row for row, name in enumerate(_everywhere(self._names(meter)))}
+        column = {name: row for row, name in enumerate(self._names(meter))}
         if not column:
             return text
         order = torch.tensor([column[name] for name in sorted(column)], device=device)
@@ -156,7 +157,8 @@ def score_pairs(
     block = min(_BLOCK, pairs, len(rows))
     step = max(1, pairs // block)
     scores = torch.empty(len(rows), num_texts, device=device)
-    with _progress() as progress:
+    hidden = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+    with Progress(transient=True, disable=hidden) as progress:
         bar = progress.add_task("Scoring pairs", total=scores.numel())
         for first in range(0, len(rows), block):
             some = images.rows(rows[first : first + block])
@@ -180,18 +182,6 @@ def score_pairs(
                 scores[first : first + count, columns] = head(fused).view(len(columns), count).T
                 progress.advance(bar, len(image))
     return scores
-
-
-def _progress() -> Progress:
-    first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    return Progress(*columns, transient=True, disable=not first)
-
-
-def _everywhere(names: Tensor) -> list[tuple[int, int]]:
-    return [(image, example) for image, example in torch.cat(gather(names)).tolist()]
 
 
 def _stack_texts(texts: list[EncodedText]) -> EncodedText:

@@ -19,11 +19,11 @@ from elip.tasks.base import (
     Loss,
     Task,
     encode_shared,
+    fuse_pairs,
     prediction_rows,
-    prepare_pairs,
     with_reducer_loss,
 )
-from elip.tasks.scores import ExampleScores, Sums
+from elip.tasks.scores import Sums
 
 
 class MaskedLanguageHead(nn.Module):
@@ -43,22 +43,13 @@ class MaskedLanguageHead(nn.Module):
 
 @dataclass(frozen=True)
 class _Results:
-    """The results of both passes of a step.
+    """The results of both passes of a step; those of a pass that is off are None."""
 
-    Attributes:
-        words: [B,M,V] logits at M places of each masked text; None if that pass is off.
-        labels: [B,M] int64, the true ids there, -100 if no word is masked; None likewise.
-        matching: [B,2] logits of no match and match; None if that pass is off.
-        matches: [B] int64, 1 if the pair is a true one.
-        order: [B] int64, the example whose text is in each row of ``matching``.
-        fused: The outputs of the fusion.
-    """
-
-    words: Tensor | None
-    labels: Tensor | None
-    matching: Tensor | None
-    matches: Tensor
-    order: Tensor
+    words: Tensor | None  # [B,M,V] logits at M places of each masked text
+    labels: Tensor | None  # [B,M] int64, the true ids there, -100 if no word is masked
+    matching: Tensor | None  # [B,2] logits of no match and match
+    matches: Tensor  # [B] int64, 1 if the pair is a true one
+    order: Tensor  # [B] int64, the example whose text is in each row of ``matching``
     fused: list[Fused]
 
 
@@ -138,11 +129,11 @@ class Pretraining(Task):
         text = meter.encode_text(batch.text)
         image = meter.encode_suffix(prefix, text)
         logits: Tensor
-        if self.itm is not None:
-            logits = self.itm(meter.fuse(text, image, "pooled").pooled)
-        else:
+        if self.itm is None:
             assert self.mlm is not None
             logits = self.mlm(meter.fuse(text, image, "text").text)
+        else:
+            logits = self.itm(meter.fuse(text, image, "pooled").pooled)
         return logits
 
     def predict(self, meter: Meter, batch: Batch) -> list[dict[str, Any]]:
@@ -181,8 +172,7 @@ class Pretraining(Task):
             readings.append(Reading(count, "pooled"))
         prefix = encode_shared(meter, torch.cat(distinct), self.training)
         text = meter.encode_text(_join(texts))
-        image = prepare_pairs(meter, prefix, torch.cat(beside), text, self.training)
-        fused = meter.fuse_prepared(meter.prepare_text(text), image, readings)
+        fused = fuse_pairs(meter, prefix, torch.cat(beside), text, self.training, readings)
         return _Results(
             words=None if self.mlm is None else self.mlm(fused[0].text),
             labels=labels,
@@ -210,7 +200,6 @@ class _Evaluator(Evaluator):
         self.task = task
         self.words = Sums(3)  # correct places, losses, number of places
         self.targets: Sums | None = None
-        self.examples = ExampleScores()
 
     def update(self, meter: Meter, batch: Batch) -> None:
         found = self.task._run(meter, batch)
@@ -246,9 +235,6 @@ class _Evaluator(Evaluator):
             counts = self._counts(meter).over_processes(meter)
             guesses["mlm_accuracy"] = (counts.max() / counts.sum()).item()
         return guesses
-
-    def per_example_scores(self, meter: Meter) -> Tensor:
-        return self.examples.over_processes(meter)
 
     def _counts(self, meter: Meter) -> Sums:
         if self.targets is None:

@@ -1,6 +1,7 @@
 """Recall at k from a matrix of scores, and the recall of guessing.
 
-Shape legend: I images, T texts.
+Shape legend: I images, T texts. ``scores`` is [I,T] float, and ``image_of_text`` [T] int64 the row
+of each text's image.
 """
 
 from __future__ import annotations
@@ -14,16 +15,9 @@ CUTOFFS = (1, 5, 10)
 
 
 def ranks(scores: Tensor, image_of_text: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rank of each text's image and of each image's best own text, from 0.
+    """Return the ranks, from 0, of each text's image [T] and of each image's best own text [I].
 
     Among equal scores the lower row or column comes first.
-
-    Args:
-        scores: [I,T] float.
-        image_of_text: [T] int64, the row of each text's image.
-
-    Returns:
-        [T] and [I] int64.
     """
     num_images, num_texts = scores.shape
     rows = torch.arange(num_images, device=scores.device)[:, None]
@@ -45,10 +39,6 @@ def recalls(scores: Tensor, image_of_text: Tensor) -> dict[str, float]:
     images with at least one own text among the k best texts; ``r1`` is the mean of both at k = 1.
     `ranks` breaks ties. With fewer than k candidates all are among the k best.
 
-    Args:
-        scores: [I,T] float.
-        image_of_text: [T] int64, the row of each text's image.
-
     Returns:
         Shares in [0, 1]; NaN if there is nothing to rank or a score is not finite.
     """
@@ -66,10 +56,6 @@ def first_hits(scores: Tensor, image_of_text: Tensor) -> Tensor:
 
     With I images and T texts it is half of: 1 if an own text ranks first, plus I / T times the
     number of own texts that find the image. Empty if the order is undefined.
-
-    Args:
-        scores: [I,T] float.
-        image_of_text: [T] int64, the row of each text's image.
     """
     if not _ranked(scores):
         return torch.zeros(0, dtype=torch.float64, device=scores.device)
@@ -87,9 +73,6 @@ def guesses(image_of_text: Tensor) -> dict[str, float]:
 
     For I images, T texts and c texts of an image: ``ir_rk = min(k, I) / I`` and
     ``tr_rk = mean(1 - C(T - c, k) / C(T, k))``.
-
-    Args:
-        image_of_text: [T] int64, the row of each text's image.
     """
     texts = image_of_text.bincount().tolist()
     total = sum(texts)

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from elip.data.batch import Batch, SampleSpec, TextBatch
 from elip.model.initialise import initialise
-from elip.model.interface import Fused, Reading
+from elip.model.interface import Fused
 from elip.model.meter import Meter
 from elip.tasks.base import (
     Evaluator,
     Loss,
     Task,
     encode_shared,
+    fuse_pairs,
     prediction_rows,
-    prepare_pairs,
     with_reducer_loss,
 )
 from elip.tasks.gallery import Gallery
@@ -69,9 +69,7 @@ class Retrieval(Task):
         text = meter.encode_text(TextBatch(ids.flatten(0, 1), mask.flatten(0, 1)))
         prefix = encode_shared(meter, batch.images[:, 0], self.training)
         rows = torch.arange(count, device=ids.device).repeat_interleave(texts)
-        image = prepare_pairs(meter, prefix, rows, text, self.training)
-        reading = Reading(len(rows), "pooled")
-        fused = meter.fuse_prepared(meter.prepare_text(text), image, [reading])[0]
+        (fused,) = fuse_pairs(meter, prefix, rows, text, self.training)
         true = torch.zeros(count, dtype=torch.int64, device=ids.device)
         loss = F.cross_entropy(self.score(fused).view(count, texts), true)
         return with_reducer_loss(Loss(loss), fused)
