@@ -73,7 +73,7 @@ def card(method: type[Reducer]) -> str:
     except TypeError:  # options without defaults
         needs = "depends on the options"
     options = [
-        f"\n    {option.name}: {option.annotation}"
+        f"\n    {option.name}: {_written(option.annotation)}"
         + ("" if option.default is option.empty else f" = {option.default!r}")
         for option in inspect.signature(method).parameters.values()
         if option.kind is option.POSITIONAL_OR_KEYWORD or option.kind is option.KEYWORD_ONLY
@@ -90,6 +90,11 @@ def card(method: type[Reducer]) -> str:
     lines = "\n".join(f"{key:10} {value}" for key, value in properties.items())
     doc = inspect.cleandoc(method.__doc__ or "")
     return f"{signature}\n\n{lines}\n\n{doc}"
+
+
+def _written(annotation: object) -> str:
+    """Return a type as the source states it; a module without postponed annotations has classes."""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _source(method: type[Reducer]) -> str:

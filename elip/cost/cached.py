@@ -37,27 +37,16 @@ _UNKNOWN = Gflops()
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run's model costs; None where it was not measured.
+    """What a run's model costs, under the names of `Record`; None where it was not measured."""
 
-    Attributes:
-        gflops: G multiply-adds an example, texts at full length.
-        gflops_unreduced: The same model without reduction.
-        batch_size: Examples in a timed batch (`choose_batch`).
-        latency_ms: Median inference time of a batch.
-        latency_p95_ms: 95th percentile of it.
-        latency_unreduced_ms: Median without reduction, timed in the same rounds.
-        examples_per_second: Throughput at the median.
-        notes: Why something was not measured.
-    """
-
-    gflops: Gflops = _UNKNOWN
-    gflops_unreduced: Gflops = _UNKNOWN
-    batch_size: int | None = None
-    latency_ms: float | None = None
+    gflops: Gflops = _UNKNOWN  # an example, texts at full length
+    gflops_unreduced: Gflops = _UNKNOWN  # the same model without reduction
+    batch_size: int | None = None  # examples in a timed batch (`choose_batch`)
+    latency_ms: float | None = None  # median inference time of a batch
     latency_p95_ms: float | None = None
-    latency_unreduced_ms: float | None = None
-    examples_per_second: float | None = None
-    notes: tuple[str, ...] = ()
+    latency_unreduced_ms: float | None = None  # median without reduction, in the same rounds
+    examples_per_second: float | None = None  # at the median
+    notes: tuple[str, ...] = ()  # why something was not measured
 
 
 def cached_cost(

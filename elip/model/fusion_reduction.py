@@ -6,7 +6,6 @@ Shape legend: B batch, L text length, N patch tokens, K kept, W width, H heads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from elip.model.guard import check, reduce
 from elip.model.interface import EncodedImage
 from elip.schedule import Plan
-from reducers.contract import EncodedText, Reduced, Reducer
+from reducers.contract import EncodedText, Reduced, Reducer, Signal
 
 SIGNALS = {"keys", "text", "sizes", "positions", "cross_attention"}
 
@@ -67,23 +66,9 @@ class FusionReduction(nn.Module):
             query: [B,H,L,W/H], the queries (text) of the cross-attention.
             key: [B,H,1+N,W/H], its keys (image, CLS first).
         """
-        whole = self.reducer.includes_cls
-        requested = self._requested(image, words, mask, query, key, 0 if whole else 1)
-        num_keep = self.plan.keep[level] + whole
-        reduced = reduce(self.reducer, image, num_keep, level, self.grid, requested)
-        cls = image.tokens[:, :1]
-        if whole:
-            # The first token becomes CLS; patches merged into it are no patch tokens any more.
-            cls = reduced.tokens[:, :1]
-            assignment = (reduced.assignment[:, 1:] - 1).clamp(min=-1)
-            real = None if reduced.mask is None else reduced.mask[:, 1:]
-            reduced = Reduced(reduced.tokens[:, 1:], assignment, real, reduced.loss)
-        return image.reduce(level, cls, reduced)
+        whole = int(self.reducer.includes_cls)
+        start, num_keep = 1 - whole, self.plan.keep[level] + whole
 
-    def _requested(
-        self, image: EncodedImage, words: Tensor, mask: Tensor | None, query: Tensor, key: Tensor,
-        start: int,
-    ) -> dict[str, Any]:  # fmt: skip
         def cross_attention() -> Tensor:
             logits: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             if image.mask is not None:
@@ -95,14 +80,23 @@ class FusionReduction(nn.Module):
             real = torch.ones_like(words[..., 0], dtype=torch.bool) if mask is None else mask
             return EncodedText(words, real)
 
-        compute: dict[str, Callable[[], object]] = {
+        compute: dict[Signal, Callable[[], object]] = {
             "cross_attention": cross_attention,
             "keys": lambda: key[:, :, start:],
-            "sizes": lambda: F.pad(image.sizes, (1 - start, 0), value=1.0),
-            "positions": lambda: F.pad(image.positions(self.grid), (0, 0, 1 - start, 0)),
+            "sizes": lambda: F.pad(image.sizes, (whole, 0), value=1.0),
+            "positions": lambda: F.pad(image.positions(self.grid), (0, 0, whole, 0)),
             "text": text,
         }
-        return {name: compute[name]() for name in sorted(self.reducer.needs)}
+        requested = {name: compute[name]() for name in sorted(self.reducer.needs)}
+        reduced = reduce(self.reducer, image, num_keep, level, self.grid, requested)
+        cls = image.tokens[:, :1]
+        if whole:
+            # The first token becomes CLS; patches merged into it are no patch tokens any more.
+            cls = reduced.tokens[:, :1]
+            assignment = (reduced.assignment[:, 1:] - 1).clamp(min=-1)
+            real = None if reduced.mask is None else reduced.mask[:, 1:]
+            reduced = Reduced(reduced.tokens[:, 1:], assignment, real, reduced.loss)
+        return image.reduce(level, cls, reduced)
 
     def reduce_text(
         self, words: Tensor, mask: Tensor | None, key: Tensor

@@ -39,7 +39,7 @@ def declared(reducer: Reducer) -> None:
     Raises:
         ContractError: A declaration is not allowed.
     """
-    name, places, signals = type(reducer).__name__, get_args(Placement), SIGNALS
+    name, places = type(reducer).__name__, get_args(Placement)
     refuse_namesake(type(reducer), shelf())
     if not hasattr(reducer, "_forward_hooks"):
         raise ContractError(f"Reducer {name}: its __init__ must call super().__init__() first.")
@@ -53,9 +53,9 @@ def declared(reducer: Reducer) -> None:
         raise ContractError(
             f"Reducer {name}: placement is {reducer.placement!r}; it may be {', '.join(places)}."
         )
-    if not isinstance(reducer.needs, frozenset) or not reducer.needs <= set(signals):
+    if not isinstance(reducer.needs, frozenset) or not reducer.needs <= set(SIGNALS):
         raise ContractError(
-            f"Reducer {name} needs {reducer.needs!r}; give a frozenset of {', '.join(signals)}."
+            f"Reducer {name} needs {reducer.needs!r}; give a frozenset of {', '.join(SIGNALS)}."
         )
 
 
@@ -67,15 +67,10 @@ def reduce(
     grid: tuple[int, int],
     requested: Mapping[Signal, Any],
 ) -> Reduced:
-    """Let a reducer reduce an image to ``num_keep`` tokens, and check the result.
+    """Let a reducer reduce an image to ``num_keep`` tokens at a layer, and check the result.
 
-    Args:
-        reducer: The method.
-        image: The image; its CLS stays with the host unless the method includes it.
-        num_keep: How many tokens to keep.
-        layer: The reduction layer.
-        grid: Rows and columns of the patch grid.
-        requested: The signals that the method needs.
+    CLS stays with the host unless the method includes it. ``requested`` are the signals that the
+    method needs.
     """
     start = 0 if reducer.includes_cls and reducer.placement == "fusion" else 1
     patches, padded = image.tokens[:, start:], image.mask is not None
@@ -95,14 +90,9 @@ def reduce(
 
 
 def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int, padded: bool) -> None:
-    """Check the types and shapes of a reducer's result.
+    """Check the types and shapes of a reducer's result for the input ``patches`` [B,N,D].
 
-    Args:
-        reducer: The method.
-        reduced: Its result.
-        patches: [B,N,D], its input.
-        num_keep: K, the number of tokens that it must return.
-        padded: Whether the input contains padding.
+    ``padded`` says whether the input contains padding.
 
     Raises:
         ContractError: A type or shape is wrong, or there is a mask although ``fixed_count`` is set.
@@ -136,13 +126,7 @@ def check(reducer: Reducer, reduced: Reduced, patches: Tensor, num_keep: int, pa
 
 @torch.no_grad()
 def examine(reducer: Reducer, reduced: Reduced, patches: Tensor, layer: int) -> None:
-    """Check the values of a reducer's result; the host waits for the device once.
-
-    Args:
-        reducer: The method.
-        reduced: Its result; the shapes must be right.
-        patches: [B,N,D], its input.
-        layer: The reduction layer.
+    """Check the values of a result whose shapes are right; the host waits for the device once.
 
     Raises:
         ContractError: Tokens are not finite although the input is, the assignment points outside

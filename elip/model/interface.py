@@ -37,44 +37,26 @@ layer computes only these."""
 
 @dataclass(frozen=True)
 class ReductionStage:
-    """The result of one reduction layer.
+    """The result of one reduction layer."""
 
-    Attributes:
-        layer: The block (or fusion layer), 0-based.
-        assignment: [B,N] int64, old token -> new token, or -1 if dropped.
-        patch_to_token: [B,P] int64, original patch -> current token, or -1.
-    """
-
-    layer: int
-    assignment: Tensor
-    patch_to_token: Tensor
+    layer: int  # the block or fusion layer, 0-based
+    assignment: Tensor  # [B,N] int64, old token -> new token, or -1 if dropped
+    patch_to_token: Tensor  # [B,P] int64, original patch -> current token, or -1
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """Image tokens in the encoder or after it.
+    """Image tokens in the encoder or after it."""
 
-    Attributes:
-        tokens: [B,1+N,D] float, CLS first.
-        block: The next block.
-        sizes: [B,N] float, number of original patches per token.
-        patch_to_token: [B,P] int64, the token of each original patch, or -1.
-        seeds: [B] int64, one seed per example, for random reducers.
-        mask: [B,1+N] bool, True at real tokens; None if all are real.
-        stages: The reductions so far.
-        tokens_per_block: Patch tokens that entered each block so far.
-        loss: Auxiliary loss of the reducer, if any.
-    """
-
-    tokens: Tensor
-    block: int
-    sizes: Tensor
-    patch_to_token: Tensor
-    seeds: Tensor
-    mask: Tensor | None = None
-    stages: tuple[ReductionStage, ...] = ()
-    tokens_per_block: tuple[int, ...] = ()
-    loss: Tensor | None = None
+    tokens: Tensor  # [B,1+N,D] float, CLS first
+    block: int  # the next block
+    sizes: Tensor  # [B,N] float, number of original patches per token
+    patch_to_token: Tensor  # [B,P] int64, the token of each original patch, or -1
+    seeds: Tensor  # [B] int64, one seed per example, for random reducers
+    mask: Tensor | None = None  # [B,1+N] bool, True at real tokens; None if all are real
+    stages: tuple[ReductionStage, ...] = ()  # the reductions so far
+    tokens_per_block: tuple[int, ...] = ()  # patch tokens that entered each block so far
+    loss: Tensor | None = None  # auxiliary loss of the reducer, if any
 
     def rows(self, index: Tensor | slice) -> EncodedImage:
         """Return the images at ``index``; an index may repeat."""
@@ -126,17 +108,11 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class OneSided:
-    """The part of the first fusion layer that depends on one side alone.
+    """The part of the first fusion layer that depends on one side alone."""
 
-    Attributes:
-        hidden: [B,N,W], after this side's self-attention.
-        query: [B,H,N,W/H], to attend to the other side.
-        key_value: [B,N,2W], for the other side to attend to.
-    """
-
-    hidden: Tensor
-    query: Tensor
-    key_value: Tensor
+    hidden: Tensor  # [B,N,W], after this side's self-attention
+    query: Tensor  # [B,H,N,W/H], to attend to the other side
+    key_value: Tensor  # [B,N,2W], for the other side to attend to
 
     def rows(self, index: Tensor | slice) -> OneSided:
         """Return the rows at ``index``; an index may repeat."""
@@ -145,17 +121,11 @@ class OneSided:
 
 @dataclass(frozen=True)
 class PreparedText:
-    """A text, ready to be fused.
+    """A text, ready to be fused."""
 
-    Attributes:
-        tokens: [B,L,W], the input of the first layer.
-        mask: [B,L] bool, True at real tokens; None if all are real.
-        first: The text-only part of the first layer; None if it cannot be shared.
-    """
-
-    tokens: Tensor
-    mask: Tensor | None
-    first: OneSided | None
+    tokens: Tensor  # [B,L,W], the input of the first layer
+    mask: Tensor | None  # [B,L] bool, True at real tokens; None if all are real
+    first: OneSided | None  # its part of the first layer; None if that cannot be shared
 
     def rows(self, index: Tensor | slice) -> PreparedText:
         """Return the texts at ``index``; an index may repeat."""
@@ -168,15 +138,10 @@ class PreparedText:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image, ready to be fused.
+    """An image, ready to be fused."""
 
-    Attributes:
-        image: The image, with the tokens [B,1+N,W] that enter the first layer.
-        first: The image-only part of the first layer; None if it cannot be shared.
-    """
-
-    image: EncodedImage
-    first: OneSided | None
+    image: EncodedImage  # with the tokens [B,1+N,W] that enter the first layer
+    first: OneSided | None  # its part of the first layer; None if that cannot be shared
 
     def rows(self, index: Tensor | slice) -> PreparedImage:
         """Return the images at ``index``; an index may repeat."""
@@ -186,36 +151,22 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a head reads from the next ``rows`` rows of a fused batch.
-
-    Attributes:
-        rows: Number of rows.
-        read: Which tokens.
-        places: [rows,M] int64, which text tokens if ``read`` is "text"; None reads all.
-    """
+    """What a head reads from the next ``rows`` rows of a fused batch."""
 
     rows: int
     read: Read
-    places: Tensor | None = None
+    places: Tensor | None = None  # [rows,M] int64, the text tokens to read; None reads all
 
 
 @dataclass(frozen=True)
 class Fused:
-    """The output of the fusion.
+    """The output of the fusion."""
 
-    Attributes:
-        text: [B,L,W]; [B,1,W] if only CLS is read, [B,M,W] if M places are read.
-        image: [B,1+N,W]; [B,1,W] if only CLS is read; None if only text is read.
-        pooled: [B,2W], pooled text CLS, then pooled image CLS; None if only text is read.
-        stages: The reductions of the image tokens, in the encoder or in the fusion.
-        loss: Auxiliary loss of the reducer, if any.
-    """
-
-    text: Tensor
-    image: Tensor | None
-    pooled: Tensor | None
-    stages: tuple[ReductionStage, ...] = ()
-    loss: Tensor | None = None
+    text: Tensor  # [B,L,W]; [B,1,W] if only CLS is read, [B,M,W] if M places are read
+    image: Tensor | None  # [B,1+N,W]; [B,1,W] if only CLS is read; None if only text is read
+    pooled: Tensor | None  # [B,2W], text CLS, then image CLS; None if only text is read
+    stages: tuple[ReductionStage, ...] = ()  # of the image, in the encoder or in the fusion
+    loss: Tensor | None = None  # auxiliary loss of the reducer, if any
 
 
 Group = Literal["image", "text", "cross_modal", "token_types"]

@@ -270,22 +270,19 @@ class Meter(nn.Module):
                 results += self.fuse_prepared(text.rows(part), image.rows(part), [reading])
                 start += reading.rows
             return results
-        fused = [
-            self._pool(words, seen, reading.read)
-            for reading, (words, seen) in zip(
-                readings, self.fusion(text, image, readings), strict=True
-            )
-        ]
+        fused = []
+        for reading, (words, seen) in zip(
+            readings, self.fusion(text, image, readings), strict=True
+        ):
+            tokens = pooled = None
+            if reading.read != "text":
+                tokens = seen.tokens
+                pooled = torch.cat([self.text_pooler(words), self.image_pooler(tokens)], dim=-1)
+            fused.append(Fused(words, tokens, pooled, seen.stages, seen.loss))
         for listener in self._listeners.values():
             for each in fused:
                 listener(each)
         return fused
-
-    def _pool(self, words: Tensor, image: EncodedImage, read: Read) -> Fused:
-        if read == "text":
-            return Fused(words, None, None, image.stages, image.loss)
-        pooled = torch.cat([self.text_pooler(words), self.image_pooler(image.tokens)], dim=-1)
-        return Fused(words, image.tokens, pooled, image.stages, image.loss)
 
     def fuse(
         self, text: EncodedText, image: EncodedImage, read: Read, image_type: int = 1

@@ -20,14 +20,10 @@ _TEXTS, _IMAGES = 4, 2
 
 @dataclass
 class Encodings:
-    """Caches the latest texts and images, compared by value because tasks rebuild batches.
-
-    Attributes:
-        texts: Texts with their encodings.
-        images: Pixels with the embedded images and the tokens that enter each block.
-    """
+    """Caches the latest texts and images, compared by value because tasks rebuild batches."""
 
     texts: list[tuple[TextBatch, EncodedText]] = field(default_factory=list)
+    # Pixels, the embedded images, and the tokens that enter each block.
     images: list[tuple[Tensor, EncodedImage, dict[int, Tensor]]] = field(default_factory=list)
 
     def text(self, text: TextBatch, encoder: TextEncoder) -> EncodedText:
