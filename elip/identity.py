@@ -215,6 +215,11 @@ def checkpoint_path(run: Path, name: str) -> Path:
     return run / FOLDER / f"{name}.ckpt"
 
 
+def weights_id(run_id: str, checkpoint: str | None) -> str:
+    """Return the identity of a run's checkpoint ``best`` or ``last``, as the parent of another."""
+    return f"{run_id}/last" if checkpoint == LAST else run_id
+
+
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is complete: the directory of a zip archive is written last."""
     return path.is_file() and zipfile.is_zipfile(path)

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from elip.files import UniqueKeyLoader
+from elip.identity import checkpoint_path, weights_id
 
 ALIASES = {
     "reducer": "model.reducer",
@@ -67,9 +68,8 @@ class Stage(_Part):
     command: Literal["fit", "validate", "test", "predict"]  # by default the name
     axes: tuple[str, ...] | None = None  # None: all
     after: str | None = None  # the earlier stage whose checkpoints it uses
-    start: Literal["weights", "ckpt_path"] | None = (
-        None  # train from them (default for fit) or score
-    )
+    # Train from them (the default for fit) or score them.
+    start: Literal["weights", "ckpt_path"] | None = None
     checkpoint: Literal["best", "last"] = "best"
     base: Files = ()  # files that override the grid's
     set: dict[str, Any] = {}  # options that override those files
@@ -144,8 +144,9 @@ class Draft:
     @property
     def parent_id(self) -> str | None:
         """Identity of the initial weights, which may not exist yet; see `elip.identity.run_id`."""
-        last = "/last" if self.stage.checkpoint == "last" else ""
-        return None if self.parent is None else self.parent.run_id + last
+        if self.parent is None:
+            return None
+        return weights_id(self.parent.run_id, self.stage.checkpoint)
 
     def cell(self, root: Path, labels: dict[str, str], args: Iterable[str], parsed: Any) -> Cell:
         """Return the run with its directory in the grid's folder and its parent's checkpoint.
@@ -154,12 +155,12 @@ class Draft:
             root: The grid's folder.
             labels: Its labels, without those that have no effect.
             args: Its options.
-            parsed: A `elip.training.parse.ParsedRun`, which this module does not import.
+            parsed: An `elip.training.parse.ParsedRun`, which this module does not import.
         """
         folder = root / self.stage.name / f"{run_name(labels)}-{parsed.run_id}"
         args = [self.stage.command, *args, f"--trainer.default_root_dir={folder}"]
         if self.parent is not None:
-            checkpoint = self.parent.folder / "checkpoints" / f"{self.stage.checkpoint}.ckpt"
+            checkpoint = checkpoint_path(self.parent.folder, self.stage.checkpoint)
             args.append(f"--{self.stage.weights_option}={checkpoint}")
         return Cell(
             self.stage, labels, tuple(args), parsed.run_id, folder, parsed.stated, parsed.config,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from elip.files import set_aside
-from elip.identity import METHOD_OPTIONS, without
+from elip.identity import METHOD_OPTIONS, checkpoint_path, without
 from elip.record import RECORD_NAME, Record, RecordError, read_record, write_record
 from experiments.grid import Cell
 
@@ -103,7 +103,7 @@ def start_arguments(cell: Cell, leads: bool = True) -> list[str]:
     if leads:
         set_aside(cell.folder / RECORD_NAME)
     args = list(cell.args)
-    if cell.stage.command == "fit" and (cell.folder / "checkpoints" / "last.ckpt").is_file():
+    if cell.stage.command == "fit" and checkpoint_path(cell.folder, "last").is_file():
         args.append("--ckpt_path=last")
     return args
 

@@ -225,8 +225,10 @@ def measure(
 
     ``gflops`` (G multiply-adds per example) covers the timed phase and ``gflops_*`` the parts.
     """
+    # A reducer in the fusion does its work there.
+    choosing = counts["gflops_reducer"].where(counts["fusion_keep_ratio"].isna(), 0)
     gflops = {
-        "encoder": counts["gflops_vision"] + counts["gflops_probe"] + counts["gflops_reducer"],
+        "encoder": counts["gflops_vision"] + counts["gflops_probe"] + choosing,
         "inference": counts["gflops_total"],
         "training": counts["gflops_training_step"],
     }[phase]

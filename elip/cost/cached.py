@@ -54,7 +54,6 @@ def cached_cost(
     task: Task,
     store: Path | None = None,
     training: bool = False,
-    timed: bool = True,
     precision: str = "32-true",
     facts: Mapping[str, Any] | None = None,
 ) -> RunCost:
@@ -68,7 +67,6 @@ def cached_cost(
         task: Its task.
         store: A JSON-lines file, which processes may share; None stores nothing.
         training: Whether to count the training step too.
-        timed: Whether to time inference.
         precision: Lightning's name of the precision for timing.
         facts: Other facts that change a cost, such as ``{"compile": True}``.
     """
@@ -97,11 +95,10 @@ def cached_cost(
             parts["gflops_unreduced"] = gflops()
     except Exception as error:  # noqa: BLE001
         notes.append(f"No GFLOPs: {error}")
-    if timed:
-        try:
-            parts |= _times(known, meter, task, [meter.reduction], precision, facts)[0]
-        except Exception as error:  # noqa: BLE001
-            notes.append(f"No times: {error}")
+    try:
+        parts |= _times(known, meter, task, [meter.reduction], precision, facts)[0]
+    except Exception as error:  # noqa: BLE001
+        notes.append(f"No times: {error}")
     return RunCost(**parts, notes=tuple(notes))
 
 

@@ -46,6 +46,7 @@ from elip.identity import (
     method_name,
     read_checkpoint_info,
     run_id,
+    weights_id,
 )
 from elip.model.config import MeterConfig
 from elip.record import Command, RunHeader
@@ -340,7 +341,7 @@ def _origin(path: Path) -> _Origin:
     if (info := read_checkpoint_info(path)) is None:
         return _content_id(str(path)), ()
     made = info.lineage[0]
-    return f"{made.run_id}/last" if made.checkpoint == LAST else made.run_id, info.lineage
+    return weights_id(made.run_id, made.checkpoint), info.lineage
 
 
 def _content_id(name: str | None) -> str | None:

@@ -45,9 +45,11 @@ def test_measured_values(store: Path) -> None:
 def test_once_for_each_model_reducer_counts_and_task(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cached, "_times", lambda *_: [{}])
+
     def measured(name: str = "Random", task: str = "Pretraining", **options: object) -> int:
         before = len(entries(store)) if store.exists() else 0
-        cached_cost(*build(shelf()[name](**options), task), store, timed=False)
+        cached_cost(*build(shelf()[name](**options), task), store)
         return len(entries(store)) - before
 
     assert measured() == 2  # with and without reduction
@@ -58,7 +60,7 @@ def test_once_for_each_model_reducer_counts_and_task(
     assert measured("ELIP", "VQA") == 2
     meter, task = build(shelf()["Random"]())
     meter.set_reduction(meter.reducer, Schedule(layers=(1, 2), counts=(10, 6)))
-    cached_cost(meter, task, store, timed=False)
+    cached_cost(meter, task, store)
     assert len(entries(store)) == 7
     # Changed code is measured again.
     monkeypatch.setattr(cached, "_code_hash", lambda *classes: "other")
@@ -90,11 +92,12 @@ def test_times_of_a_sweep_share_their_rounds(store: Path, monkeypatch: pytest.Mo
     assert {each.latency_unreduced_ms for each in found} == {found[1].latency_ms}
 
 
-def test_a_damaged_store_is_measured_again(store: Path) -> None:
+def test_a_damaged_store_is_measured_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "_times", lambda *_: [{}])
     model = build(shelf()["Random"]())
-    found = cached_cost(*model, store, timed=False)
+    found = cached_cost(*model, store)
     store.write_bytes(b'{"key": "half a li\n[]\n\xff\n' + store.read_bytes()[:-20])
-    assert cached_cost(*model, store, timed=False) == found
+    assert cached_cost(*model, store) == found
 
 
 def test_failed_measurements_become_notes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,15 @@ def test_count_only(experiment: Path, tmp_path: Path) -> None:
     assert rows["keep_ratio"][1] == pytest.approx(0.9, abs=0.05)
 
 
+def test_a_reducer_in_the_fusion_costs_the_encoder_nothing(
+    experiment: Path, tmp_path: Path
+) -> None:
+    main(["--config", str(experiment), "--reducers", "PuMer", "--keep_ratios", "0.7", "--rounds",
+          "0", "--phases", "encoder", "--output", str(tmp_path)])  # fmt: skip
+    full, pumer = pd.read_csv(tmp_path / "cost.csv")["gflops"]
+    assert pumer == full
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
